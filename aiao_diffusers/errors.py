@@ -1,0 +1,73 @@
+"""Every error class of the library, each with the builtin base that a caller may already catch.
+
+Misuse and broken files raise. A sound question without an answer is a value: `verify` turns `NotTestableError`, and no
+other class, into the verdict `not_testable` with the message as its reason.
+"""
+
+
+class AIAOError(Exception):
+    """Base of all errors of `aiao_diffusers`; the message names the offending value and the fix."""
+
+
+class KeyFileError(AIAOError, ValueError):
+    """A key file is missing, truncated, altered or would be overwritten."""
+
+
+class KeyMismatchError(AIAOError, ValueError):
+    """The record given belongs to another key."""
+
+
+class RecordError(AIAOError, ValueError):
+    """A record is missing, altered, of another scheme version or of another architecture."""
+
+
+class OutputExistsError(AIAOError, FileExistsError):
+    """An output path exists already and is not overwritten."""
+
+
+class ConfigError(AIAOError, ValueError):
+    """An argument or configuration field is out of its range."""
+
+
+class SiteError(AIAOError, ValueError):
+    """A denoiser has no usable attention sites, or its processors were replaced."""
+
+
+class ShapeError(AIAOError, ValueError):
+    """Two tensors that must agree in shape do not."""
+
+
+class DataError(AIAOError, ValueError):
+    """Training images or captions are missing, unreadable or of the wrong size."""
+
+
+class TrainingError(AIAOError, RuntimeError):
+    """Embedding stopped: a loss or weight is not finite, or a checkpoint is of another run."""
+
+
+class AlreadyMarkedError(AIAOError, ValueError):
+    """The model carries a record already."""
+
+
+class UnsafeFileError(AIAOError, ValueError):
+    """A file is not safetensors, or its header is hostile; it was not read."""
+
+
+class SuspectError(AIAOError, ValueError):
+    """A suspect cannot be found or is of no known kind."""
+
+
+class WrongBaseError(SuspectError):
+    """A suspect's weights do not fit the base they are applied to."""
+
+
+class HubError(AIAOError, OSError):
+    """A Hub request failed in a way the user can mend."""
+
+
+class NotTestableError(AIAOError, ValueError):
+    """The question is sound but this suspect cannot answer it."""
+
+
+class LoraNotLoadedError(NotTestableError):
+    """A LoRA file changed nothing in the denoiser: a verdict would describe the base alone."""
