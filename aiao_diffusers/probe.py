@@ -1,0 +1,169 @@
+"""Wrap a denoiser's sites, run it clean and triggered, read the out-sites; then everything is put back.
+
+    with probe(denoiser, names) as wired:        # AIAO processors installed, unarmed: output bit-identical
+        with wired.armed(masks, amplitude): ...  # triggered mode
+        readings = wired.read(...)               # one stacked clean+triggered forward, stopped after the last out-site
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import SiteError
+from .key import WatermarkKey
+from .processor import AIAOAttnProcessor
+from .sites import attention_modules, unwrap
+from .subpath import SubPath
+from .trigger import difference
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one out-site answered: `d` is the response, `(C,)`, float32, CPU."""
+
+    site: str
+    d: torch.Tensor
+
+
+class _Stop(Exception):
+    """Ends a forward after the last wanted site; never leaves this file."""
+
+
+class Wired:
+    """A denoiser whose sites are wrapped; made by `probe`."""
+
+    def __init__(self, denoiser: nn.Module, processors: Mapping[str, AIAOAttnProcessor]) -> None:
+        self.denoiser = denoiser
+        self.processors = processors
+
+    @contextmanager
+    def armed(
+        self, masks: Mapping[str, torch.Tensor], amplitude: torch.Tensor | float
+    ) -> Iterator[None]:
+        """Triggered mode at the sites of `masks`: `(C,)` or `(B, C)` each; `amplitude` a number or `(B,)`."""
+        try:
+            for name, mask in masks.items():
+                self.processors[name].mask, self.processors[name].amplitude = mask, amplitude
+            yield
+        finally:
+            for name in masks:
+                self.processors[name].disarm()
+
+    @contextmanager
+    def reading(self, names: Sequence[str]) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
+        """Keep the hidden states that enter these sites; the yielded function returns them by site name.
+
+        Raises (from that function):
+            SiteError: a site was never reached by a forward inside the block.
+        """
+
+        def collect() -> dict[str, torch.Tensor]:
+            missing = [name for name in names if self.processors[name].entered is None]
+            if missing:
+                raise SiteError(f"no forward reached the sites {missing}: were processors or blocks replaced?")
+            return {name: self.processors[name].entered for name in names}  # type: ignore[misc]
+
+        try:
+            for name in names:
+                self.processors[name].reading = True
+            yield collect
+        finally:
+            for name in names:
+                self.processors[name].reading, self.processors[name].entered = False, None
+
+    def activations(self, names: Sequence[str], forward: Callable[[], object]) -> dict[str, torch.Tensor]:
+        """Hidden states entering `names` in one call of `forward`, which ends when the last of them was entered."""
+        modules = attention_modules(self.denoiser)
+        pending = set(names)
+
+        def stopper(name: str) -> Callable[..., None]:
+            # The processor, not the module, keeps the states; this hook runs before it, so stop at the next layer.
+            def hook(module: nn.Module, args: tuple, output: object) -> None:
+                pending.discard(name)
+                if not pending:
+                    raise _Stop
+
+            return hook
+
+        with ExitStack() as stack, self.reading(names) as collect:
+            for name in names:
+                stack.callback(modules[name].register_forward_hook(stopper(name)).remove)
+            try:
+                forward()
+            except _Stop:
+                pass
+            return collect()
+
+    @torch.no_grad()
+    def read(
+        self,
+        key: WatermarkKey,
+        subpath: SubPath,
+        kappa: float,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: Mapping[str, Any],
+    ) -> list[Reading]:
+        """One stacked forward, clean half and triggered half; the response of every out-site of `subpath`.
+
+        Args:
+            kappa (`float`): trigger amplitude in units of the in-site's rms.
+            sample (`torch.Tensor`): noised latents, `(B, ...)`; timestep: `(B,)`; conditioning: keyword tensors `(B, ...)`.
+        """
+        batch = sample.shape[0]
+        amplitude = torch.cat([torch.zeros(batch), torch.full((batch,), float(kappa))]).to(sample.device)
+        masks = {
+            site.name: torch.from_numpy(key.trigger_mask(site.name, site.width_out)).to(sample.device)
+            for site in subpath.in_sites
+        }
+        doubled = {name: double(value) for name, value in conditioning.items()}
+        stacked, times = torch.cat([sample, sample]), torch.cat([timestep, timestep])
+        names = [site.name for site in subpath.out_sites]
+        with self.armed(masks, amplitude):
+            entered = self.activations(names, lambda: self.denoiser(stacked, times, **doubled))
+        return [
+            Reading(name, difference(entered[name][batch:], entered[name][:batch])) for name in names
+        ]
+
+
+def double(value: Any) -> Any:
+    """Conditioning for the stacked batch: tensors twice along the first axis, dictionaries item by item."""
+    if isinstance(value, torch.Tensor):
+        return torch.cat([value, value])
+    if isinstance(value, Mapping):
+        return {name: double(item) for name, item in value.items()}
+    return value
+
+
+@contextmanager
+def probe(denoiser: nn.Module, names: Sequence[str]) -> Iterator[Wired]:
+    """Install `AIAOAttnProcessor` at the sites `names`; the very processors found are put back at the end.
+
+    Raises:
+        SiteError: a site is missing, is wrapped already, or did not keep the wrapper.
+    """
+    denoiser = unwrap(denoiser)
+    modules = attention_modules(denoiser)
+    missing = [name for name in names if name not in modules]
+    if missing:
+        raise SiteError(f"{type(denoiser).__name__} has no sites {missing}; it has {list(modules)[:4]} and so on.")
+    installed = {name: modules[name].processor for name in names}
+    nested = [name for name, inner in installed.items() if isinstance(inner, AIAOAttnProcessor)]
+    if nested:
+        raise SiteError(f"sites {nested} are wrapped already: leave the outer `probe` block first.")
+    with ExitStack() as stack:
+        processors = {}
+        for name, inner in installed.items():
+            processors[name] = AIAOAttnProcessor(inner)
+            # `set_processor` would be the public way in, but it logs and drops a processor that is a module (IP-Adapter):
+            # going through it both ways restores those too.
+            stack.callback(modules[name].set_processor, inner)
+            modules[name].set_processor(processors[name])
+        lost = [name for name in names if modules[name].processor is not processors[name]]
+        if lost:
+            raise SiteError(f"sites {lost} did not keep the AIAO processor: their attention class fixes its own.")
+        yield Wired(denoiser, processors)

@@ -1,0 +1,138 @@
+"""The attention sites of a denoiser, in order of execution, and which of them a key uses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+
+from .errors import ConfigError, SiteError
+from .key import WatermarkKey
+from .trigger import channel_axis
+
+
+# In-sites come from the first, out-sites from the last part of the sites in order of execution (shares of their number).
+# Early out-sites die under invariance fine-tuning, so the response is read late (DESIGN section 9).
+IN_SPAN = (0.0, 0.41)
+OUT_SPAN = (0.63, 1.0)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention-processor slot.
+
+    Args:
+        name (`str`): diffusers' name of the attention module, without `.processor`.
+        order (`int`): place in order of execution, from 0.
+        width_in (`int`): channels of the hidden states that enter the processor (a response is read there).
+        width_out (`int`): channels of what the processor returns (a trigger is applied there).
+    """
+
+    name: str
+    order: int
+    width_in: int
+    width_out: int
+
+
+def unwrap(denoiser: nn.Module) -> nn.Module:
+    """The plain module behind `torch.compile` and data-parallel wrappers; weights are shared."""
+    return extract_model_from_parallel(denoiser, keep_fp32_wrapper=False)
+
+
+def attention_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Modules that hold an attention processor, by name.
+
+    Raises:
+        SiteError: the denoiser has none.
+    """
+    names = [name.removesuffix(".processor") for name in getattr(denoiser, "attn_processors", {})]
+    if not names:
+        raise SiteError(
+            f"{type(denoiser).__name__} has no attention sites (no `attn_processors`): AIAO marks denoisers with "
+            "attention, such as UNet2DConditionModel or SD3Transformer2DModel."
+        )
+    modules = dict(denoiser.named_modules())
+    return {name: modules[name] for name in names}
+
+
+def first_tensor(value: object) -> torch.Tensor:
+    """A processor's main hidden states: joint-attention processors return them first in a tuple."""
+    if isinstance(value, tuple):
+        value = value[0]
+    if not isinstance(value, torch.Tensor):
+        raise SiteError(f"an attention processor returned {type(value).__name__}, expected a tensor.")
+    return value
+
+
+def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
+    """All sites in order of execution, with their widths, observed during one call of `forward`.
+
+    Args:
+        denoiser (`nn.Module`): a diffusers denoiser.
+        forward: runs the denoiser once, on any valid input.
+    Raises:
+        SiteError: no sites, or a site that runs more than once (its response would be ambiguous).
+    Names alone do not give the order: diffusers lists a U-Net's middle block last.
+    """
+    seen: list[Site] = []
+    widths: dict[str, int] = {}
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            widths[name] = hidden.shape[channel_axis(hidden)]
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
+            hidden = first_tensor(output)
+            seen.append(Site(name, len(seen), widths[name], hidden.shape[channel_axis(hidden)]))
+
+        return hook
+
+    handles = []
+    try:
+        for name, module in attention_modules(denoiser).items():
+            handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(leave(name)))
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in reversed(handles):
+            handle.remove()
+    names = [site.name for site in seen]
+    if len(set(names)) != len(names):
+        raise SiteError(f"sites run more than once in a forward: {sorted({n for n in names if names.count(n) > 1})}.")
+    return seen
+
+
+def span(sites: list[Site], share: tuple[float, float]) -> list[Site]:
+    """The sites whose order lies in this part of the denoiser."""
+    return sites[round(share[0] * len(sites)) : round(share[1] * len(sites))]
+
+
+def choose(
+    sites: list[Site], key: WatermarkKey, in_count: int, out_count: int
+) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    """The in-sites and out-sites that `key` selects, each in order of execution.
+
+    Args:
+        sites (`list[Site]`): all sites of the denoiser, from `trace`.
+        in_count (`int`), out_count (`int`): how many of each; the record says so in public, the key says which.
+    Raises:
+        ConfigError: the denoiser has too few sites for these counts.
+    Source: our choice (DESIGN section 9).
+    """
+    result = []
+    for label, share, count in (("in", IN_SPAN, in_count), ("out", OUT_SPAN, out_count)):
+        candidates = span(sites, share)
+        if not 1 <= count <= len(candidates):
+            raise ConfigError(
+                f"{count} {label}-sites asked for, this denoiser offers 1 to {len(candidates)} "
+                f"({len(sites)} sites): lower `{label}_sites`."
+            )
+        chosen = key.shuffled(f"schedule/{label}", [site.name for site in candidates])[:count]
+        result.append(tuple(site for site in candidates if site.name in chosen))
+    return result[0], result[1]
