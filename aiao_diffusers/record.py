@@ -1,0 +1,139 @@
+"""The public record of a watermark: what a verifier needs beside the key. It reveals no mask and no site."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from .data import LatentData
+from .errors import RecordError
+from .key import SCHEME, WatermarkKey
+
+
+FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
+
+
+@dataclass(frozen=True)
+class WatermarkRecord:
+    """Scheme version, commitment, amplitudes, number of sites and the probe bank.
+
+    Args:
+        owner (`str`), commitment (`str`): of the key.
+        denoiser (`str`): class name of the marked denoiser; sites (`int`): how many it has.
+        in_sites (`int`), out_sites (`int`): how many the key selects.
+        kappa (`float`): trigger amplitude, in units of the in-site's rms.
+        response (`float`): alpha of DESIGN section 3, target response in units of the out-site's rms.
+        scheduler (`dict`): the noise schedule, as diffusers' config.
+        bank (`LatentData`): a few in-distribution latents with conditioning; random ones do not work as probes.
+        marked_sha256 (`str`, *optional*): hash of the marked denoiser's weights.
+    Raises:
+        RecordError: scheme unknown, or a number out of range.
+    """
+
+    owner: str
+    commitment: str
+    denoiser: str
+    sites: int
+    in_sites: int
+    out_sites: int
+    kappa: float
+    response: float
+    scheduler: dict[str, Any]
+    bank: LatentData
+    marked_sha256: str | None = None
+    scheme: str = SCHEME
+
+    def __post_init__(self) -> None:
+        if self.scheme != SCHEME:
+            raise RecordError(f"record of scheme {self.scheme!r}; this version reads {SCHEME!r}: install its version.")
+        if min(self.sites, self.in_sites, self.out_sites) < 1 or not self.kappa > 0 or not self.response > 0:
+            raise RecordError("a record's site counts and amplitudes are positive: it was altered or cut.")
+
+    def belongs_to(self, key: WatermarkKey) -> bool:
+        """Whether this record commits to `key`."""
+        return self.commitment == key.commitment
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """`latents` at `timestep` `(B,)` of the record's noise schedule."""
+        return noise_schedule(self.scheduler).add_noise(latents, noise, timestep)
+
+    @property
+    def timesteps(self) -> int:
+        """Number of training timesteps of the schedule."""
+        return int(self.scheduler.get("num_train_timesteps", 1000))
+
+    def check_fits(self, denoiser: nn.Module) -> None:
+        """Raises RecordError when `denoiser` is of another class than the record's."""
+        if type(denoiser).__name__ != self.denoiser:
+            raise RecordError(f"the record is of a {self.denoiser}, the suspect is a {type(denoiser).__name__}.")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `folder/aiao/`: the bank first, then the document that names its hash; each under a temporary name."""
+        target = Path(folder) / FOLDER
+        target.mkdir(parents=True, exist_ok=True)
+        partial = target / f".{BANK}.partial"
+        self.bank.save(partial, torch.float32)
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+        os.replace(partial, target / BANK)
+        document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "bank"}
+        document = {"scheme": document.pop("scheme"), **document, "probe": {"file": BANK, "sha256": digest}}
+        partial = target / f".{DOCUMENT}.partial"
+        partial.write_text(json.dumps(document, indent=2) + "\n")
+        os.replace(partial, target / DOCUMENT)
+        return target
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "WatermarkRecord":
+        """Read the record of a model folder (or of its `aiao` folder).
+
+        Raises:
+            RecordError: missing, cut, altered (the bank's hash differs), or of another scheme version.
+        """
+        folder = Path(folder)
+        source = folder if (folder / DOCUMENT).is_file() else folder / FOLDER
+        try:
+            document = json.loads((source / DOCUMENT).read_text())
+            bank = (source / BANK).read_bytes()
+        except FileNotFoundError as error:
+            raise RecordError(f"no watermark record in '{folder}' ({FOLDER}/{DOCUMENT}): pass record=FOLDER.") from error
+        except (OSError, ValueError) as error:
+            raise RecordError(f"the record in '{folder}' cannot be read ({error}): restore it.") from error
+        if not isinstance(document, dict) or document.get("scheme") != SCHEME:
+            found = document.get("scheme") if isinstance(document, dict) else type(document).__name__
+            raise RecordError(f"the record in '{folder}' is of scheme {found!r}, this version reads {SCHEME!r}.")
+        stated = (document.pop("probe", None) or {}).get("sha256")
+        if hashlib.sha256(bank).hexdigest() != stated:
+            raise RecordError(f"the probe bank in '{source}' does not match the record's hash: it was altered.")
+        try:
+            return cls(**document, bank=LatentData.load(source / BANK))
+        except TypeError as error:
+            raise RecordError(f"the record in '{folder}' has missing or unknown fields ({error}).") from error
+
+
+def has_record(folder: str | Path) -> bool:
+    """Whether a model folder carries a record."""
+    return (Path(folder) / FOLDER / DOCUMENT).is_file()
+
+
+def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:
+    """The forward process of a scheduler's config; only its betas count here."""
+    return DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of a module's weights, in order of name.
+
+    Values, not bytes of a file: fp16 storage loaded as float32 hashes like the same numbers stored as float32.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
