@@ -1,0 +1,277 @@
+"""Files that may be hostile: safetensors headers, JSON and names in a folder, checked before anything is used.
+
+Nothing is ever unpickled. A file that fails a step is not read further, so a hostile one costs at most its header.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from .errors import NotTestableError, SuspectError, UnsafeFileError
+
+MAX_HEADER_BYTES = 32 * 2**20
+"""A 12B model's header is about .2 MiB; kohya adds a few MiB of training tags."""
+MAX_JSON_BYTES = 16 * 2**20
+MAX_TENSOR_BYTES = 128 * 2**30
+MAX_TENSORS = 100_000
+MAX_RANK = 8
+
+ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One header entry: safetensors dtype name, shape, and the byte span within the data section."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked safetensors header: every tensor's place is known and the file holds nothing else."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    file_bytes: int
+
+
+def short(value: object, limit: int = 120) -> str:
+    """`repr` cut to `limit` characters: a hostile key of a megabyte must not become the error message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise UnsafeFileError where the suffix is that of a pickle; loading one runs whatever code it holds."""
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise UnsafeFileError(
+            f"{path.name!r} is a pickle: reading it would run code that its author chose. Ask for the same weights as "
+            f".safetensors (the author: safetensors.torch.save_file, or the Space safetensors/convert on the Hub)."
+        )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise UnsafeFileError(f"duplicate key {short(next(n for n in names if names.count(n) > 1))} in JSON")
+    return result
+
+
+def _reject_constant(name: str) -> Any:
+    raise UnsafeFileError(f"{name} is not a JSON number")
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, Any]:
+    """JSON object from bytes; duplicate keys, NaN, bad UTF-8 and deep nesting raise UnsafeFileError."""
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_reject_constant)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UnsafeFileError(f"{where} is not valid JSON: {short(str(error))}") from None
+    if not isinstance(value, dict):
+        raise UnsafeFileError(f"{where} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of at most `MAX_JSON_BYTES`; SuspectError if absent, UnsafeFileError if hostile."""
+    if not path.is_file():
+        raise SuspectError(f"{path} does not exist")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise UnsafeFileError(f"{path.name!r} has {path.stat().st_size} bytes; a config has at most {MAX_JSON_BYTES}")
+    return parse_json(path.read_bytes(), path.name)
+
+
+def _entry(name: str, entry: object, where: str) -> TensorInfo:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise UnsafeFileError(f"{where}: tensor {short(name)} needs exactly dtype, shape and data_offsets")
+    dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise UnsafeFileError(f"{where}: tensor {short(name)} has unknown dtype {short(dtype)}")
+    # bool is an int in Python, hence `type(...) is int`.
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(type(n) is int and n >= 0 for n in shape):
+        raise UnsafeFileError(f"{where}: tensor {short(name)} has bad shape {short(shape)}")
+    if not isinstance(span, list) or len(span) != 2 or not all(type(n) is int and n >= 0 for n in span):
+        raise UnsafeFileError(f"{where}: tensor {short(name)} has bad data_offsets {short(span)}")
+    # Python integers do not wrap, so shapes that multiply past 2^64 are simply unequal here.
+    if math.prod(shape) * ITEM_BYTES[dtype] != span[1] - span[0]:
+        raise UnsafeFileError(
+            f"{where}: tensor {short(name)} of {dtype} {short(shape)} does not fill its span {short(span)}"
+        )
+    return TensorInfo(dtype, tuple(shape), span[0], span[1])
+
+
+def read_header(path: str | Path, *, max_bytes: int = MAX_TENSOR_BYTES) -> Header:
+    """Read and check a safetensors header; no tensor byte is touched.
+
+    Args:
+        path: a `.safetensors` file.
+        max_bytes: largest data section accepted, default 128 GiB.
+    Returns:
+        `Header` in file order. The spans tile the data section exactly: no gap, no overlap, no trailing bytes.
+    Raises:
+        SuspectError: no such file. UnsafeFileError: a pickle, another suffix, or any flaw of the header.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SuspectError(f"{path} is not a file")
+    refuse_pickle(path)
+    where = path.name
+    if path.suffix.lower() != ".safetensors":
+        raise UnsafeFileError(f"{where!r} is not a .safetensors file; only these are read")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and size > 8:
+            (length,) = struct.unpack("<Q", prefix)
+            if length > size - 8:
+                raise UnsafeFileError(f"{where!r} is a zip or pickle named .safetensors; it was not read")
+        if len(prefix) < 8:
+            raise UnsafeFileError(f"{where!r} has {size} bytes; a safetensors file has at least 10")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > size - 8:
+            raise UnsafeFileError(f"{where!r}: header of {length} bytes runs past the end ({size} bytes); truncated?")
+        if length > MAX_HEADER_BYTES:
+            raise UnsafeFileError(f"{where!r}: header of {length} bytes, at most {MAX_HEADER_BYTES} are accepted")
+        raw = file.read(length)
+    if not raw.startswith(b"{"):
+        raise UnsafeFileError(f"{where!r}: the header does not start with an opening brace")
+    table = parse_json(raw, where)
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise UnsafeFileError(f"{where!r}: __metadata__ must map text to text")
+    if len(table) > MAX_TENSORS:
+        raise UnsafeFileError(f"{where!r} lists {len(table)} tensors, at most {MAX_TENSORS} are accepted")
+    tensors = {}
+    for name, entry in table.items():
+        if not name.isprintable():
+            raise UnsafeFileError(f"{where!r}: tensor name {short(name)} is not printable text")
+        tensors[name] = _entry(name, entry, where)
+    position = 0
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if info.start != position:
+            flaw = "overlaps the tensor before it" if info.start < position else "leaves a gap before it"
+            raise UnsafeFileError(f"{where!r}: tensor {short(name)} {flaw} (starts at {info.start}, not {position})")
+        position = info.end
+    if position != size - 8 - length:
+        raise UnsafeFileError(f"{where!r}: tensors span {position} bytes, the file holds {size - 8 - length}")
+    if position > max_bytes:
+        raise UnsafeFileError(f"{where!r} holds {position} bytes of tensors, at most {max_bytes} are accepted")
+    return Header(path, tensors, metadata, size)
+
+
+def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file on the CPU, in their stored dtype, after `read_header` has passed.
+
+    Raises:
+        SuspectError, UnsafeFileError: as `read_header`; also where safetensors itself refuses the file.
+    """
+    header = read_header(path)
+    try:
+        return load_file(header.path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UnsafeFileError(f"{header.path.name!r} could not be read: {short(str(error))}") from error
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], what: str = "the weights") -> None:
+    """Raise NotTestableError naming the keys that hold NaN or Inf; integers and booleans pass.
+
+    Denormals are finite and pass: they are exact numbers that some hardware flushes, not a flaw of the file.
+    """
+    bad = []
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() or tensor.is_complex():
+            # float8 has no isfinite kernel.
+            values = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+            if not bool(torch.isfinite(values).all()):
+                bad.append(name)
+    if bad:
+        shown = ", ".join(short(name) for name in bad[:3])
+        raise NotTestableError(f"{what}: {len(bad)} of {len(tensors)} tensors hold NaN or Inf, first {shown}")
+
+
+def tensor_sha256(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of a denoiser's state: independent of insertion order, device and file layout, not of dtype.
+
+    Hashed per tensor, names in code-point order: byte length of the UTF-8 name, name, dtype, shape, little-endian bytes.
+    Every field is length-prefixed, so no two states share an encoding.
+
+    Raises:
+        NotTestableError: a tensor has no data (meta device).
+    """
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    digest = hashlib.sha256(b"aiao-tensors-v1\0")
+    for name in sorted(state):
+        tensor = state[name].detach()
+        if tensor.is_meta:
+            raise NotTestableError(f"{short(name)} has no data: it is on the meta device")
+        for field in (name, str(tensor.dtype), ",".join(map(str, tensor.shape))):
+            raw = field.encode()
+            digest.update(struct.pack("<Q", len(raw)) + raw)
+        flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(struct.pack("<Q", flat.numel()))
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`, refused where it leads out of it.
+
+    A plain file name is required. Links may point within the folder, or, in a Hub cache
+    (`models--x--y/snapshots/<commit>/…`), to the `blobs` of the same repository, where the Hub client keeps the bytes.
+
+    Raises:
+        UnsafeFileError: a path trick. SuspectError: the file is missing.
+    """
+    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name or Path(name).is_absolute():
+        raise UnsafeFileError(f"{short(name)} is not a plain file name; it could lead out of {folder.name!r}")
+    path = folder / name
+    if not path.is_file():
+        raise SuspectError(f"{folder} names the file {short(name)}, which is missing")
+    roots = [folder.resolve()]
+    for parent in (folder.absolute(), *folder.absolute().parents):
+        if parent.parent.name == "snapshots" and parent.parent.parent.name.startswith("models--"):
+            roots.append((parent.parent.parent / "blobs").resolve())
+    if not any(path.resolve().is_relative_to(root) for root in roots):
+        raise UnsafeFileError(f"{short(name)} in {folder.name!r} is a link out of its folder")
+    return path
+
+
+def list_weight_files(folder: str | Path) -> tuple[Path, ...]:
+    """The `.safetensors` files directly in a folder, sorted by name; links out of the folder raise UnsafeFileError.
+
+    Raises:
+        UnsafeFileError: the folder holds pickles only. SuspectError: it holds no weights at all.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SuspectError(f"{folder} is not a folder")
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() or p.is_symlink())
+    files = tuple(inside(folder, n) for n in names if n.lower().endswith(".safetensors"))
+    if not files:
+        for name in names:
+            refuse_pickle(Path(name))
+        raise SuspectError(f"{folder} holds no .safetensors file")
+    return files

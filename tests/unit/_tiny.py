@@ -1,0 +1,136 @@
+"""A miniature conditional U-Net and writers of one low-rank change in every adapter spelling."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import nn
+
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0"
+LINEAR = (
+    f"{ATTENTION}.attn1.to_q",
+    f"{ATTENTION}.attn1.to_out.0",
+    f"{ATTENTION}.attn2.to_k",
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_v",
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_v",
+)
+CONV = ("down_blocks.0.resnets.0.conv1", "up_blocks.0.resnets.1.conv_shortcut", "down_blocks.0.downsamplers.0.conv")
+OTHER = ("mid_block.resnets.1.time_emb_proj", "up_blocks.0.upsamplers.0.conv", "conv_in", "time_embedding.linear_1")
+
+
+def tiny_unet(seed: int = 0, cross: int = 12) -> UNet2DConditionModel:
+    """About 50k parameters, two levels, so that every kind of block name of SD occurs."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=cross,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    ).eval()
+
+
+def run(unet: nn.Module) -> torch.Tensor:
+    """One forward on fixed inputs, shape `(2, 4, 8, 8)`."""
+    parameter = next(unet.parameters())
+    generator = torch.Generator().manual_seed(7)
+    sample = torch.randn(2, 4, 8, 8, generator=generator).to(parameter.dtype)
+    text = torch.randn(2, 5, 12, generator=generator).to(parameter.dtype)
+    with torch.no_grad():
+        return unet(sample, torch.tensor([10, 500]), text).sample
+
+
+def factors(unet: nn.Module, modules: tuple[str, ...], rank: int, seed: int = 1) -> dict[str, tuple]:
+    """Module -> (down, up), random; for convolutions down carries the kernel."""
+    generator = torch.Generator().manual_seed(seed)
+    result = {}
+    for name in modules:
+        out, inner, *kernel = unet.get_submodule(name).weight.shape
+        down = torch.randn(rank, inner, *kernel, generator=generator) * 0.3
+        up = torch.randn(out, rank, *[1] * len(kernel), generator=generator) * 0.3
+        result[name] = (down, up)
+    return result
+
+
+def patch(unet: nn.Module, made: dict[str, tuple], factor: float) -> None:
+    """The oracle: add `factor * up @ down` to the weights by hand."""
+    for name, (down, up) in made.items():
+        weight = unet.get_submodule(name).weight.data
+        delta = torch.einsum("or,ri->oi", up.flatten(1).double(), down.flatten(1).double()).reshape(weight.shape)
+        weight.copy_((weight.double() + factor * delta).to(weight.dtype))
+
+
+def _kohya(made: dict[str, tuple], alpha: float, rename: Callable[[str], str] = str) -> dict[str, torch.Tensor]:
+    state = {}
+    for name, (down, up) in made.items():
+        stem = "lora_unet_" + rename(name).replace(".", "_")
+        state |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(alpha)}
+    return state
+
+
+LDM_NAMES = {
+    "down_blocks.0.resnets.0.conv1": "input_blocks.1.0.in_layers.2",
+    "down_blocks.0.attentions.0": "input_blocks.1.1",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1.time_emb_proj": "middle_block.2.emb_layers.1",
+    "up_blocks.0.resnets.1.conv_shortcut": "output_blocks.1.0.skip_connection",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+    "up_blocks.1.attentions.1": "output_blocks.3.1",
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+}
+
+
+def ldm(name: str) -> str:
+    """LDM name of a module of `tiny_unet`, from a table written by hand."""
+    start = max((k for k in LDM_NAMES if name.startswith(k)), key=len)
+    return LDM_NAMES[start] + name[len(start) :]
+
+
+def write(path: Path, fmt: str, made: dict[str, tuple], alpha: float, dtype: torch.dtype = torch.float32) -> Path:
+    """The factors as one file or folder of format `fmt`; returns what a user would pass."""
+    rank = next(iter(made.values()))[0].shape[0]
+    path.mkdir(parents=True, exist_ok=True)
+    file, metadata = path / f"{fmt}.safetensors", {"format": "pt"}
+    state: dict[str, torch.Tensor] = {}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha}
+    if fmt in ("kohya", "kohya-ldm"):
+        state = _kohya(made, alpha, ldm if fmt == "kohya-ldm" else str)
+        state["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"] = torch.ones(2, 2)
+    else:
+        for name, (down, up) in made.items():
+            if fmt == "peft":
+                stem, a, b = f"base_model.model.{name}", ".lora_A.weight", ".lora_B.weight"
+            elif fmt == "diffusers-metadata":
+                stem, a, b = f"unet.{name}", ".lora_A.weight", ".lora_B.weight"
+            elif fmt == "diffusers-down-up":
+                stem, a, b = f"unet.{name}", ".lora.down.weight", ".lora.up.weight"
+                state[f"{stem}.alpha"] = torch.tensor(alpha)
+            elif fmt == "diffusers-lora-down":
+                stem, a, b = f"unet.{name}", ".lora_down.weight", ".lora_up.weight"
+                state[f"{stem}.alpha"] = torch.tensor(alpha)
+            elif fmt == "diffusers-old":
+                head, _, tail = name.rpartition(".to_")
+                stem = f"unet.{head}.processor.to_{tail.removesuffix('.0')}"
+                a, b = "_lora.down.weight", "_lora.up.weight"
+                up = up * (alpha / rank)  # this layout had no alpha
+            elif fmt == "comfy-ldm":
+                stem, a, b = f"diffusion_model.{ldm(name)}", ".lora_A.weight", ".lora_B.weight"
+                state[f"{stem}.alpha"] = torch.tensor(alpha)
+            else:
+                raise ValueError(fmt)
+            state |= {stem + a: down, stem + b: up}
+    if fmt == "peft":
+        file = path / "adapter_model.safetensors"
+        (path / "adapter_config.json").write_text(json.dumps(config))
+    if fmt == "diffusers-metadata":
+        metadata["lora_adapter_metadata"] = json.dumps({f"unet.{k}": v for k, v in config.items()})
+    save_file({k: v.to(dtype).contiguous().clone() for k, v in state.items()}, file, metadata)
+    return path if fmt == "peft" else file

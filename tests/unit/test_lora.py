@@ -1,0 +1,468 @@
+"""One mathematical change in every adapter format must act as the hand-patched weights do, and leave no trace."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from _tiny import ATTENTION, CONV, LINEAR, OTHER, factors, patch, run, tiny_unet, write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from aiao_diffusers.checkpoint import tensor_sha256
+from aiao_diffusers.errors import (
+    LoraNotLoadedError,
+    NotTestableError,
+    SuspectError,
+    UnsafeFileError,
+    WrongBaseError,
+)
+from aiao_diffusers.lora import applied
+
+FORMATS = (
+    "kohya",
+    "kohya-ldm",
+    "peft",
+    "diffusers-metadata",
+    "diffusers-down-up",
+    "diffusers-lora-down",
+    "comfy-ldm",
+)
+QUERY = f"{ATTENTION}.attn1.to_q"
+BOTH = (QUERY, CONV[0])
+
+
+@pytest.fixture
+def unet() -> nn.Module:
+    return tiny_unet()
+
+
+def patched(made: dict, factor: float, seed: int = 0) -> torch.Tensor:
+    reference = tiny_unet(seed)
+    patch(reference, made, factor)
+    return run(reference)
+
+
+def save(tmp_path: Path, state: dict[str, torch.Tensor], name: str = "x.safetensors") -> Path:
+    save_file({k: v.contiguous().clone() for k, v in state.items()}, tmp_path / name)
+    return tmp_path / name
+
+
+def randomised(model: nn.Module, seed: int = 3) -> nn.Module:
+    """peft starts B at zero; a test needs an adapter that does something."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if any(mark in name for mark in ("lora_A", "lora_B", "hada_", "lokr_")):
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+        elif "magnitude" in name:
+            parameter.data *= 1 + 0.3 * torch.rand(parameter.shape, generator=generator)
+    return model.eval()
+
+
+class TestOracle:
+    @pytest.mark.parametrize("fmt", FORMATS)
+    def test_equals_patched_weights(self, unet, tmp_path, fmt):
+        made = factors(unet, LINEAR + CONV + OTHER, rank=3)
+        bare, expected = run(unet), patched(made, 2 / 3)
+        with applied(unet, write(tmp_path, fmt, made, alpha=2.0)) as loaded:
+            torch.testing.assert_close(run(unet), expected, rtol=0, atol=1e-5)
+        assert (expected - bare).abs().max() > 0.1
+        assert loaded.modules == len(made) and not loaded.unused_keys and not loaded.warnings
+        assert loaded.kind == fmt.split("-")[0].replace("comfy", "diffusers")
+        assert loaded.text_encoder_keys == (1 if fmt.startswith("kohya") else 0)
+
+    def test_old_attention_processor_keys(self, unet, tmp_path):
+        made = factors(unet, LINEAR, rank=2)
+        with applied(unet, write(tmp_path, "diffusers-old", made, alpha=1.0)) as loaded:
+            torch.testing.assert_close(run(unet), patched(made, 0.5), rtol=0, atol=1e-5)
+        assert (loaded.kind, loaded.modules) == ("diffusers-old", len(LINEAR))
+
+    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        fmt=st.sampled_from(FORMATS),
+        rank=st.integers(1, 9),
+        alpha=st.floats(0.125, 16, width=16),
+        scale=st.floats(-2, 2, width=16).filter(lambda s: abs(s) > 0.01),
+        dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    )
+    def test_weights_for_any_rank_alpha_scale_and_dtype(self, tmp_path, fmt, rank, alpha, scale, dtype):
+        unet = tiny_unet()
+        made = factors(unet, BOTH, rank)
+        rounded = {k: tuple(t.to(dtype).float() for t in pair) for k, pair in made.items()}
+        reference = tiny_unet()
+        patch(reference, rounded, scale * float(torch.tensor(alpha).to(dtype)) / rank if fmt != "peft" else 0)
+        if fmt in ("peft", "diffusers-metadata"):
+            reference = tiny_unet()
+            patch(reference, rounded, scale * alpha / rank)
+        before = tensor_sha256(unet)
+        with applied(unet, write(tmp_path, fmt, made, alpha, dtype), scale) as loaded:
+            for name in BOTH:
+                mine, theirs = unet.get_submodule(name).weight, reference.get_submodule(name).weight
+                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+        assert tensor_sha256(unet) == before
+        delta = sum(
+            float((reference.get_submodule(n).weight - unet.get_submodule(n).weight).double().square().sum()) for n in BOTH
+        )
+        assert loaded.delta_norm == pytest.approx(delta**0.5, rel=1e-3)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_denoiser_of_another_precision(self, tmp_path, dtype):
+        unet = tiny_unet().to(dtype)
+        made = factors(unet, BOTH, rank=2)
+        reference = tiny_unet().to(dtype)
+        patch(reference, made, 1.0)
+        with applied(unet, write(tmp_path, "kohya", made, alpha=2.0)):
+            for name in BOTH:
+                mine, theirs = unet.get_submodule(name).weight, reference.get_submodule(name).weight
+                torch.testing.assert_close(mine, theirs, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+    def test_float8_storage(self, unet, tmp_path):
+        made = {k: tuple(t.to(torch.float8_e4m3fn) for t in v) for k, v in factors(unet, BOTH, 2).items()}
+        exact = {k: tuple(t.float() for t in v) for k, v in made.items()}
+        with applied(unet, write(tmp_path, "comfy-ldm", made, 2.0, torch.float8_e4m3fn)):
+            torch.testing.assert_close(run(unet), patched(exact, 1.0), rtol=0, atol=1e-5)
+
+    def test_rank_varies_by_module(self, unet, tmp_path):
+        made = factors(unet, BOTH[:1], 2) | factors(unet, BOTH[1:], 5)
+        state = {}
+        for name, (down, up) in made.items():
+            state |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+        with applied(unet, save(tmp_path, state)):
+            torch.testing.assert_close(run(unet), patched(made, 1.0), rtol=0, atol=1e-5)
+
+    def test_bare_keys_without_a_prefix(self, unet, tmp_path):
+        down, up = factors(unet, BOTH[:1], 2)[QUERY]
+        state = {f"{QUERY}.lora_A.weight": down, f"{QUERY}.lora_B.weight": up}
+        with applied(unet, save(tmp_path, state)) as loaded:
+            assert loaded.modules == 1
+
+    def test_locon_in_cp_form(self, unet, tmp_path):
+        weight = unet.get_submodule(CONV[0]).weight
+        out, inner, kh, kw = weight.shape
+        down, up, mid = torch.randn(3, inner, 1, 1), torch.randn(out, 3, 1, 1), torch.randn(3, 3, kh, kw)
+        # Independent reference: the three convolutions that the trainer runs one after the other.
+        chain = nn.Sequential(
+            nn.Conv2d(inner, 3, 1, bias=False), nn.Conv2d(3, 3, (kh, kw), padding=1, bias=False), nn.Conv2d(3, out, 1, bias=False)
+        )
+        for layer, value in zip(chain, (down, mid, up), strict=True):
+            layer.weight.data = value
+        stem = "lora_unet_" + CONV[0].replace(".", "_")
+        state = {
+            f"{stem}.lora_down.weight": down,
+            f"{stem}.lora_up.weight": up,
+            f"{stem}.lora_mid.weight": mid,
+            f"{stem}.alpha": torch.tensor(1.5),
+        }
+        x, conv = torch.randn(1, inner, 6, 6), unet.get_submodule(CONV[0])
+        with torch.no_grad():
+            expected = conv(x) + 0.5 * chain(x)
+            with applied(unet, save(tmp_path, state)) as loaded:
+                torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+        assert loaded.kind == "kohya"
+
+
+class TestAgainstTheTrainers:
+    """Files as peft and diffusers write them, and the output that peft itself computes."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"r": 4, "lora_alpha": 3},
+            {"r": 4, "lora_alpha": 3, "use_rslora": True},
+            {"r": 4, "lora_alpha": 3, "use_dora": True},
+            {"r": 4, "lora_alpha": 3, "rank_pattern": {"to_q": 2}, "alpha_pattern": {"attn1.to_q": 7, "conv1": 2}},
+            {"r": 2, "rank_pattern": {f"^{QUERY}": 5}, "alpha_pattern": {r".*attn1\.to_q": 9}},
+        ],
+        ids=["plain", "rslora", "dora", "patterns", "regex patterns"],
+    )
+    @pytest.mark.parametrize("scale", [1.0, 0.5])
+    def test_native_peft_folder(self, unet, tmp_path, options, scale):
+        config = LoraConfig(target_modules=["to_q", "to_v", "conv1"], **options)
+        wrapped = randomised(get_peft_model(tiny_unet(), config))
+        wrapped.save_pretrained(tmp_path)
+        if scale != 1.0:
+            for module in wrapped.modules():
+                if hasattr(module, "set_scale"):
+                    module.set_scale("default", scale)
+        with applied(unet, tmp_path, scale) as loaded:
+            torch.testing.assert_close(run(unet), run(wrapped), rtol=0, atol=1e-5)
+        assert loaded.kind == ("dora" if options.get("use_dora") else "peft")
+        assert not loaded.unused_keys
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            LoHaConfig(r=3, alpha=2, target_modules=["to_q", "conv1"], use_effective_conv2d=True),
+            LoHaConfig(r=3, alpha=2, target_modules=["to_q", "conv1"]),
+            LoKrConfig(r=2, alpha=3, target_modules=["to_q", "conv1"], decompose_both=True, decompose_factor=2),
+            LoKrConfig(r=2, alpha=3, target_modules=["to_q", "conv1"], use_effective_conv2d=True),
+            LoKrConfig(r=64, alpha=3, target_modules=["to_q", "conv1"]),
+        ],
+        ids=["loha cp", "loha", "lokr both", "lokr cp", "lokr full"],
+    )
+    def test_native_peft_lycoris(self, unet, tmp_path, config):
+        wrapped = randomised(get_peft_model(tiny_unet(), config))
+        wrapped.save_pretrained(tmp_path)
+        expected = run(wrapped)
+        assert (expected - run(unet)).abs().max() > 1e-3
+        with applied(unet, tmp_path) as loaded:
+            torch.testing.assert_close(run(unet), expected, rtol=0, atol=1e-5)
+        assert loaded.kind == config.peft_type.value.lower()
+
+    def test_file_that_diffusers_saves(self, unet, tmp_path):
+        trained = tiny_unet()
+        trained.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k"], use_dora=True))
+        randomised(trained)
+        trained.save_lora_adapter(tmp_path)
+        with applied(unet, tmp_path) as loaded:
+            torch.testing.assert_close(run(unet), run(trained), rtol=0, atol=1e-5)
+        assert loaded.kind == "dora"
+
+    def test_on_top_of_an_adapter_that_peft_holds(self, tmp_path):
+        live = randomised(inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), tiny_unet()))
+        made = factors(tiny_unet(), BOTH, 2)
+        merged = copy.deepcopy(live)
+        for name in BOTH:
+            layer = merged.get_submodule(name)
+            weight = getattr(layer, "base_layer", layer).weight
+            down, up = made[name]
+            weight.data += (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+        with applied(live, write(tmp_path, "kohya", made, 2.0)) as loaded:
+            torch.testing.assert_close(run(live), run(merged), rtol=0, atol=1e-5)
+        assert loaded.modules == 2
+
+
+class TestKohyaVariants:
+    STEM = "lora_unet_" + QUERY.replace(".", "_")
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    @pytest.mark.parametrize("scale", [1.0, 0.5])
+    def test_dora_scale_by_row_and_column(self, unet, tmp_path, axis, scale):
+        weight = unet.get_submodule(QUERY).weight.data.clone()
+        down, up = factors(unet, BOTH[:1], 2)[QUERY]
+        value = weight + 0.5 * up @ down
+        magnitude = 1 + torch.rand((weight.shape[0], 1) if axis == 0 else (1, weight.shape[1]))
+        full = magnitude * value / value.norm(dim=1 - axis, keepdim=True)
+        state = {
+            f"{self.STEM}.lora_down.weight": down,
+            f"{self.STEM}.lora_up.weight": up,
+            f"{self.STEM}.alpha": torch.tensor(1.0),
+            f"{self.STEM}.dora_scale": magnitude,
+        }
+        with applied(unet, save(tmp_path, state), scale) as loaded:
+            torch.testing.assert_close(
+                unet.get_submodule(QUERY).weight.data, weight + scale * (full - weight), rtol=1e-5, atol=1e-6
+            )
+        assert loaded.kind == "dora"
+
+    def test_alpha_zero_means_rank(self, unet, tmp_path):
+        made = factors(unet, BOTH, 2)
+        with applied(unet, write(tmp_path, "kohya", made, 0.0)):
+            torch.testing.assert_close(run(unet), patched(made, 1.0), rtol=0, atol=1e-5)
+
+    def test_full_difference_with_bias(self, unet, tmp_path):
+        name = "mid_block.attentions.0.norm"
+        module = unet.get_submodule(name)
+        weight, bias = module.weight.data.clone(), module.bias.data.clone()
+        stem = "lora_unet_" + name.replace(".", "_")
+        state = {f"{stem}.diff": torch.ones_like(weight), f"{stem}.diff_b": 2 * torch.ones_like(bias)}
+        with applied(unet, save(tmp_path, state), 0.5) as loaded:
+            assert torch.equal(module.weight, weight + 0.5) and torch.equal(module.bias, bias + 1)
+        assert (loaded.kind, loaded.modules) == ("diff", 1)
+
+
+class TestRestoration:
+    def test_bit_for_bit_after_an_exception(self, unet, tmp_path):
+        source, before = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0), tensor_sha256(unet)
+        parameters = dict(unet.named_parameters())
+        with pytest.raises(ZeroDivisionError), applied(unet, source):
+            assert tensor_sha256(unet) != before
+            1 / 0  # noqa: B018
+        assert tensor_sha256(unet) == before
+        assert all(parameters[name] is p for name, p in unet.named_parameters())
+
+    def test_a_body_that_overwrites_weights(self, unet, tmp_path):
+        source, before = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0), tensor_sha256(unet)
+        with applied(unet, source):
+            for name in BOTH:
+                unet.get_submodule(name).weight.data.zero_()
+        assert tensor_sha256(unet) == before
+
+    def test_nested_at_several_scales_is_the_sum(self, unet, tmp_path):
+        first, second = factors(unet, LINEAR, 2, seed=1), factors(unet, BOTH, 3, seed=2)
+        one, two = write(tmp_path / "a", "kohya", first, 2.0), write(tmp_path / "b", "peft", second, 3.0)
+        before, reference = tensor_sha256(unet), tiny_unet()
+        patch(reference, first, 0.7)
+        middle = run(reference)
+        patch(reference, second, -0.4)
+        with applied(unet, one, 0.7):
+            with applied(unet, two, -0.4):
+                torch.testing.assert_close(run(unet), run(reference), rtol=0, atol=1e-5)
+            torch.testing.assert_close(run(unet), middle, rtol=0, atol=1e-5)
+        assert tensor_sha256(unet) == before
+
+    def test_under_inference_mode(self, unet, tmp_path):
+        source, bare = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0), run(unet)
+        with torch.inference_mode(), applied(unet, source):
+            pass
+        assert torch.equal(run(unet), bare)
+
+    def test_refusal_leaves_the_denoiser_alone(self, unet, tmp_path):
+        made = factors(unet, BOTH, 2)
+        made[CONV[0]] = (made[CONV[0]][0][:, :-1], made[CONV[0]][1])
+        before = tensor_sha256(unet)
+        with pytest.raises(WrongBaseError), applied(unet, write(tmp_path, "kohya", made, 2.0)):
+            pass
+        assert tensor_sha256(unet) == before
+
+
+class TestNeverAFalseSuccess:
+    @pytest.mark.parametrize("fmt", FORMATS)
+    def test_zero_delta(self, unet, tmp_path, fmt):
+        made = {k: (down, torch.zeros_like(up)) for k, (down, up) in factors(unet, BOTH, 2).items()}
+        with pytest.raises(LoraNotLoadedError, match="changed 0 modules"), applied(unet, write(tmp_path, fmt, made, 2.0)):
+            pass
+
+    def test_zero_scale_and_delta_lost_in_rounding(self, tmp_path):
+        unet = tiny_unet()
+        source = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0)
+        with pytest.raises(LoraNotLoadedError), applied(unet, source, scale=0.0):
+            pass
+        with pytest.raises(LoraNotLoadedError), applied(unet.to(torch.bfloat16), source, scale=1e-9):
+            pass
+
+    def test_half_zero_is_counted_and_said(self, unet, tmp_path):
+        made = factors(unet, BOTH, 2)
+        made[QUERY] = (made[QUERY][0], torch.zeros_like(made[QUERY][1]))
+        with applied(unet, write(tmp_path, "kohya", made, 2.0)) as loaded:
+            assert loaded.modules == 1
+        assert "1 of 2 modules did not change" in loaded.warnings[0]
+
+    def test_unknown_modules(self, unet, tmp_path):
+        state = {"unet.elsewhere.lora_A.weight": torch.ones(2, 8), "unet.elsewhere.lora_B.weight": torch.ones(8, 2)}
+        source = save(tmp_path, state)
+        with pytest.raises(LoraNotLoadedError) as caught, applied(unet, source):
+            pass
+        text = str(caught.value)
+        assert "2 of 2 keys unused" in text and "unet.elsewhere.lora_A.weight" in text and "lora_unet_" in text
+
+    def test_some_unknown_modules_are_a_warning(self, unet, tmp_path):
+        state = load_file(write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0))
+        state["lora_unet_nowhere.lora_up.weight"] = torch.ones(2, 2)
+        with applied(unet, save(tmp_path, state)) as loaded:
+            assert loaded.unused_keys == ("lora_unet_nowhere.lora_up.weight",)
+        assert "found no module" in loaded.warnings[0]
+
+    @pytest.mark.parametrize(
+        ("key", "shape", "kind"),
+        [
+            ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", (2, 2), "text_encoder_only"),
+            ("<toy>", (1, 12), "textual_inversion"),
+            ("image_proj.proj.weight", (4, 4), "ip_adapter"),
+            ("control_model.input_hint_block.0.weight", (4, 4), "controlnet"),
+        ],
+    )
+    def test_other_kinds(self, unet, tmp_path, key, shape, kind):
+        source = save(tmp_path, {key: torch.ones(shape)})
+        with pytest.raises(LoraNotLoadedError, match=kind), applied(unet, source):
+            pass
+
+    @pytest.mark.parametrize("algorithm", ["oft_blocks", "ia3_l"])
+    def test_algebra_that_is_not_known_here(self, unet, tmp_path, algorithm):
+        source = save(tmp_path, {f"{TestKohyaVariants.STEM}.{algorithm}": torch.ones(2, 2)})
+        with pytest.raises(LoraNotLoadedError), applied(unet, source):
+            pass
+
+    def test_fused_projections_would_ignore_the_change(self, unet, tmp_path):
+        source = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0)
+        unet.fuse_qkv_projections()
+        with pytest.raises(SuspectError, match="unfuse"), applied(unet, source):
+            pass
+
+
+class TestBadInput:
+    def test_wrong_base_names_both_shapes_and_the_likely_base(self, unet, tmp_path):
+        name = f"{ATTENTION}.attn2.to_k"
+        state = {f"unet.{name}.lora_A.weight": torch.ones(2, 768), f"unet.{name}.lora_B.weight": torch.ones(8, 2)}
+        with pytest.raises(WrongBaseError, match=r"\[2, 768\].*\[8, 12\].*Stable Diffusion 1"):
+            with applied(unet, save(tmp_path, state)):
+                pass
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_not_finite(self, unet, tmp_path, value):
+        made = factors(unet, BOTH, 2)
+        made[QUERY][0][0, 0] = value
+        with pytest.raises(NotTestableError, match="NaN or Inf"), applied(unet, write(tmp_path, "kohya", made, 2.0)):
+            pass
+
+    def test_overflow_in_half_precision(self, tmp_path):
+        unet = tiny_unet().half()
+        source = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0)
+        with pytest.raises(NotTestableError, match="overflow"), applied(unet, source, scale=1e7):
+            pass
+
+    @pytest.mark.parametrize("role", ["lora_up.weight", "lora_down.weight"])
+    def test_half_a_pair(self, unet, tmp_path, role):
+        state = load_file(write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0))
+        del state[f"{TestKohyaVariants.STEM}.{role}"]
+        with pytest.raises(SuspectError, match="incomplete"), applied(unet, save(tmp_path, state)):
+            pass
+
+    def test_one_module_twice(self, unet, tmp_path):
+        state = load_file(write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0))
+        state[f"unet.{QUERY}.lora_A.weight"] = torch.ones(2, 8)
+        with pytest.raises(SuspectError, match="both give"), applied(unet, save(tmp_path, state)):
+            pass
+
+    @pytest.mark.parametrize(
+        ("change", "error"),
+        [
+            ({"peft_type": "IA3"}, NotTestableError),
+            ({"layer_replication": [[0, 1]]}, NotTestableError),
+            ({"init_lora_weights": "pissa_niter_4"}, NotTestableError),
+            ({"alpha_pattern": {"(a+)+$": 3}}, NotTestableError),
+            ({"r": 77}, SuspectError),
+            ({"lora_alpha": "import os"}, SuspectError),
+            ({"rank_pattern": [1]}, SuspectError),
+        ],
+        ids=str,
+    )
+    def test_adapter_config(self, unet, tmp_path, change, error):
+        source = write(tmp_path, "peft", factors(unet, BOTH, 2), 2.0)
+        path = source / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(error), applied(unet, source):
+            pass
+
+    def test_native_peft_without_its_config_says_so(self, unet, tmp_path):
+        source = write(tmp_path, "peft", factors(unet, BOTH, 2), 2.0)
+        (source / "adapter_config.json").unlink()
+        with applied(unet, source) as loaded:
+            assert "alpha is unknown" in loaded.warnings[0]
+
+    def test_several_files_need_a_name(self, unet, tmp_path):
+        made = factors(unet, BOTH, 2)
+        write(tmp_path, "kohya", made, 2.0)
+        write(tmp_path, "comfy-ldm", made, 2.0)
+        with pytest.raises(SuspectError, match=r"comfy-ldm.safetensors, kohya.safetensors"), applied(unet, tmp_path):
+            pass
+        with applied(unet, tmp_path, weight_name="kohya.safetensors") as loaded:
+            assert loaded.kind == "kohya"
+        with pytest.raises(UnsafeFileError), applied(unet, tmp_path, weight_name="../kohya.safetensors"):
+            pass
+
+    def test_an_embedding_beside_the_adapter_is_no_candidate(self, unet, tmp_path):
+        write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0)
+        save(tmp_path, {"<toy>": torch.ones(1, 12)}, "embedding.safetensors")
+        with applied(unet, tmp_path) as loaded:
+            assert loaded.modules == 2
+
+    def test_pickle(self, unet, tmp_path):
+        (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"\x80\x04.")
+        for source in (tmp_path, tmp_path / "pytorch_lora_weights.bin"):
+            with pytest.raises(UnsafeFileError, match="pickle"), applied(unet, source):
+                pass
