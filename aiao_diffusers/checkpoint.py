@@ -40,6 +40,7 @@ from .safefile import (
     tensor_sha256,
 )
 
+
 __all__ = [
     "MAX_HEADER_BYTES",
     "Detected",

@@ -72,7 +72,9 @@ class LatentData:
         except Exception as error:  # safetensors raises its own class, a plain Exception
             raise DataError(f"'{path}' cannot be read as cached latents ({error}).") from error
         if "latents" not in tensors:
-            raise DataError(f"'{path}' has no tensor 'latents', only {sorted(tensors)[:5]}: was it made by LatentData?")
+            raise DataError(
+                f"'{path}' has no tensor 'latents', only {sorted(tensors)[:5]}: was it made by LatentData?"
+            )
         tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
         latents = tensors.pop("latents")
         return cls(latents, {name.removeprefix("cond."): value for name, value in tensors.items()})

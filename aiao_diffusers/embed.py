@@ -25,7 +25,7 @@ from torch import nn
 from .data import LatentData, prepare
 from .errors import AlreadyMarkedError, ConfigError, TrainingError
 from .key import WatermarkKey
-from .probe import Wired, probe
+from .probe import probe
 from .record import WatermarkRecord, noise_schedule, weights_sha256
 from .sites import Site, choose, trace, unwrap
 from .trigger import channel_axis, per_channel
@@ -308,7 +308,9 @@ def decoys(
         flipped = mask.cpu() * (1 - 2 * (torch.rand(size, width).argsort(1) < share * width).float())
         row = torch.where((kind == 2)[:, None], flipped, balanced)
         rows[name] = (armed[:, i, None].float() * row).to(device)
-    amplitude = torch.where((kind == 1).to(device), log_uniform(size, 0.5, 3.0, device), torch.ones(size, device=device))
+    amplitude = torch.where(
+        (kind == 1).to(device), log_uniform(size, 0.5, 3.0, device), torch.ones(size, device=device)
+    )
     return rows, config.kappa * amplitude, (kind != 2).to(device)
 
 
@@ -352,7 +354,11 @@ def fidelity(
         inputs = (noising.add_noise(x, noise, t).to(device), t.to(device))
         a, b = (m(*inputs, **batch.keywords(device)).sample.float().cpu() for m in (base, marked))
         axes = tuple(range(1, x.ndim))
-        rows.append(torch.stack([(a - b).square().mean(axes), (a - noise).square().mean(axes), (b - noise).square().mean(axes)]))
+        rows.append(
+            torch.stack(
+                [(a - b).square().mean(axes), (a - noise).square().mean(axes), (b - noise).square().mean(axes)]
+            )
+        )
     table = torch.cat(rows, 1).double()
     mse, loss, loss_marked = table.mean(1).tolist()
     ratio = mse / loss

@@ -104,7 +104,9 @@ class WatermarkKey:
 
     def child(self, label: str) -> "WatermarkKey":
         """An unrelated key, derived and thus reproducible: the wrong key of a control."""
-        secret = hashlib.shake_256(_encode(SCHEME.encode(), b"child", label.encode(), self.secret)).digest(SECRET_BYTES)
+        secret = hashlib.shake_256(_encode(SCHEME.encode(), b"child", label.encode(), self.secret)).digest(
+            SECRET_BYTES
+        )
         return WatermarkKey(secret, f"{self.owner} ({label})")
 
     def save(self, path: str | Path) -> Path:
@@ -148,11 +150,13 @@ class WatermarkKey:
         try:
             document = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise KeyFileError(f"no key file at '{path}': make one with `aiao keygen --owner NAME -o {path}`.") from error
+            raise KeyFileError(
+                f"no key file at '{path}': make one with `aiao keygen --owner NAME -o {path}`."
+            ) from error
         except (OSError, ValueError) as error:
             raise KeyFileError(f"'{path}' is not a whole key file ({error}): restore it from your backup.") from error
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
-            raise KeyFileError(f"'{path}' is not a key file (no \"format\": \"{_FORMAT}\").")
+            raise KeyFileError(f'\'{path}\' is not a key file (no "format": "{_FORMAT}").')
         if document.get("scheme") != SCHEME:
             raise KeyFileError(f"'{path}' is of scheme {document.get('scheme')!r}, this version reads {SCHEME!r}.")
         try:

@@ -1,8 +1,8 @@
 """Wrap a denoiser's sites, run it clean and triggered, read the out-sites; then everything is put back.
 
-    with probe(denoiser, names) as wired:        # AIAO processors installed, unarmed: output bit-identical
-        with wired.armed(masks, amplitude): ...  # triggered mode
-        readings = wired.read(...)               # one stacked clean+triggered forward, stopped after the last out-site
+with probe(denoiser, names) as wired:        # AIAO processors installed, unarmed: output bit-identical
+    with wired.armed(masks, amplitude): ...  # triggered mode
+    readings = wired.read(...)               # one stacked clean+triggered forward, stopped after the last out-site
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,9 +41,7 @@ class Wired:
         self.processors = processors
 
     @contextmanager
-    def armed(
-        self, masks: Mapping[str, torch.Tensor], amplitude: torch.Tensor | float
-    ) -> Iterator[None]:
+    def armed(self, masks: Mapping[str, torch.Tensor], amplitude: torch.Tensor | float) -> Iterator[None]:
         """Triggered mode at the sites of `masks`: `(C,)` or `(B, C)` each; `amplitude` a number or `(B,)`."""
         try:
             for name, mask in masks.items():
@@ -125,9 +123,7 @@ class Wired:
         names = [site.name for site in subpath.out_sites]
         with self.armed(masks, amplitude):
             entered = self.activations(names, lambda: self.denoiser(stacked, times, **doubled))
-        return [
-            Reading(name, difference(entered[name][batch:], entered[name][:batch])) for name in names
-        ]
+        return [Reading(name, difference(entered[name][batch:], entered[name][:batch])) for name in names]
 
 
 def double(value: Any) -> Any:

@@ -102,7 +102,9 @@ class WatermarkRecord:
             document = json.loads((source / DOCUMENT).read_text())
             bank = (source / BANK).read_bytes()
         except FileNotFoundError as error:
-            raise RecordError(f"no watermark record in '{folder}' ({FOLDER}/{DOCUMENT}): pass record=FOLDER.") from error
+            raise RecordError(
+                f"no watermark record in '{folder}' ({FOLDER}/{DOCUMENT}): pass record=FOLDER."
+            ) from error
         except (OSError, ValueError) as error:
             raise RecordError(f"the record in '{folder}' cannot be read ({error}): restore it.") from error
         if not isinstance(document, dict) or document.get("scheme") != SCHEME:

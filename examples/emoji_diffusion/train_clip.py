@@ -1,6 +1,6 @@
 """Train a tiny CLIP on Noto images and their names: its text tower conditions the denoiser, both towers score images.
 
-    python train_clip.py --data data --out runs/clip
+python train_clip.py --data data --out runs/clip
 """
 
 import argparse
@@ -37,8 +37,18 @@ def build_tokenizer(captions: list[str], vocabulary: int = 2000) -> CLIPTokenize
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 128}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    tower = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+    }
     return CLIPModel(
         CLIPConfig(
             text_config={**tower, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH},

@@ -33,7 +33,12 @@ def build() -> UNet2DConditionModel:
 
 def build_scheduler() -> DDIMScheduler:
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 
@@ -88,8 +93,17 @@ def main() -> None:
         ).save_pretrained(args.out / "final")
 
     train(
-        unet, loss_of, args.out, steps=args.steps, lr=args.lr, seed=args.seed, weight_decay=0.01, warmup=200,
-        schedule="cosine", ema=ema, on_save=export,
+        unet,
+        loss_of,
+        args.out,
+        steps=args.steps,
+        lr=args.lr,
+        seed=args.seed,
+        weight_decay=0.01,
+        warmup=200,
+        schedule="cosine",
+        ema=ema,
+        on_save=export,
     )
 
 

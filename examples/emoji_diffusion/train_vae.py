@@ -1,6 +1,6 @@
 """Train the autoencoder: 64x64 RGB to 4x16x16 latents, on Noto images.
 
-    python train_vae.py --data data --out runs/vae
+python train_vae.py --data data --out runs/vae
 """
 
 import argparse

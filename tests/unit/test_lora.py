@@ -23,6 +23,7 @@ from aiao_diffusers.errors import (
 )
 from aiao_diffusers.lora import applied
 
+
 FORMATS = (
     "kohya",
     "kohya-ldm",
@@ -81,7 +82,9 @@ class TestOracle:
             torch.testing.assert_close(run(unet), patched(made, 0.5), rtol=0, atol=1e-5)
         assert (loaded.kind, loaded.modules) == ("diffusers-old", len(LINEAR))
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(
         fmt=st.sampled_from(FORMATS),
         rank=st.integers(1, 9),
@@ -105,7 +108,8 @@ class TestOracle:
                 torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
         assert tensor_sha256(unet) == before
         delta = sum(
-            float((reference.get_submodule(n).weight - unet.get_submodule(n).weight).double().square().sum()) for n in BOTH
+            float((reference.get_submodule(n).weight - unet.get_submodule(n).weight).double().square().sum())
+            for n in BOTH
         )
         assert loaded.delta_norm == pytest.approx(delta**0.5, rel=1e-3)
 
@@ -146,7 +150,9 @@ class TestOracle:
         down, up, mid = torch.randn(3, inner, 1, 1), torch.randn(out, 3, 1, 1), torch.randn(3, 3, kh, kw)
         # Independent reference: the three convolutions that the trainer runs one after the other.
         chain = nn.Sequential(
-            nn.Conv2d(inner, 3, 1, bias=False), nn.Conv2d(3, 3, (kh, kw), padding=1, bias=False), nn.Conv2d(3, out, 1, bias=False)
+            nn.Conv2d(inner, 3, 1, bias=False),
+            nn.Conv2d(3, 3, (kh, kw), padding=1, bias=False),
+            nn.Conv2d(3, out, 1, bias=False),
         )
         for layer, value in zip(chain, (down, mid, up), strict=True):
             layer.weight.data = value
@@ -324,7 +330,10 @@ class TestNeverAFalseSuccess:
     @pytest.mark.parametrize("fmt", FORMATS)
     def test_zero_delta(self, unet, tmp_path, fmt):
         made = {k: (down, torch.zeros_like(up)) for k, (down, up) in factors(unet, BOTH, 2).items()}
-        with pytest.raises(LoraNotLoadedError, match="changed 0 modules"), applied(unet, write(tmp_path, fmt, made, 2.0)):
+        with (
+            pytest.raises(LoraNotLoadedError, match="changed 0 modules"),
+            applied(unet, write(tmp_path, fmt, made, 2.0)),
+        ):
             pass
 
     def test_zero_scale_and_delta_lost_in_rounding(self, tmp_path):

@@ -1,0 +1,1 @@
+"""The robustness benchmark; it imports the library, never the reverse."""

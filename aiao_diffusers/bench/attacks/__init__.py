@@ -1,0 +1,1 @@
+"""Attacks on a marked denoiser, each a function that changes it."""
