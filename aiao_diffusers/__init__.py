@@ -2,8 +2,25 @@
 
 from .data import LatentData
 from .embed import EmbedConfig, EmbedReport, embed
+from .errors import AIAOError
 from .key import WatermarkKey
+from .pipeline import WatermarkedStableDiffusionPipeline
 from .record import WatermarkRecord
+from .report import VerificationReport
+from .verify import verify
 
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AIAOError",
+    "EmbedConfig",
+    "EmbedReport",
+    "LatentData",
+    "VerificationReport",
+    "WatermarkKey",
+    "WatermarkRecord",
+    "WatermarkedStableDiffusionPipeline",
+    "embed",
+    "verify",
+]

@@ -1,0 +1,76 @@
+"""Stable Diffusion with a watermark: a thin face on `embed`, `verify` and the record."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+
+from .embed import EmbedConfig, EmbedReport, embed
+from .errors import OutputExistsError
+from .key import WatermarkKey
+from .record import WatermarkRecord
+from .report import VerificationReport
+from .suspect import find_record, local_path
+from .verify import verify
+
+
+class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
+    """`StableDiffusionPipeline` that knows its watermark record; generation is the parent's, unchanged.
+
+    Attributes:
+        record (`WatermarkRecord`, *optional*): set by `embed` or by loading a marked folder.
+    """
+
+    record: WatermarkRecord | None = None
+
+    @classmethod
+    def from_pretrained(cls, source: Any, **kwargs: Any) -> "WatermarkedStableDiffusionPipeline":
+        """As the parent's; a record in the folder or repository comes along."""
+        pipe = super().from_pretrained(source, **kwargs)
+        pipe.record = find_record(source if Path(source).exists() else local_path(source, kwargs.get("revision")))
+        return pipe  # type: ignore[no-any-return]
+
+    def embed(
+        self,
+        key: WatermarkKey,
+        data: Any = None,
+        config: EmbedConfig | None = None,
+        callback: Any = None,
+        **kwargs: Any,
+    ) -> EmbedReport:
+        """Mark the denoiser in place; see `aiao_diffusers.embed`."""
+        return embed(self, key, data, config, callback, **kwargs)
+
+    def verify(self, key: WatermarkKey, **kwargs: Any) -> VerificationReport:
+        """Read `key` out of this pipeline; see `aiao_diffusers.verify`."""
+        return verify(self, key, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """A folder that every stock class loads: it names `StableDiffusionPipeline`, the record lies in `aiao/`."""
+        StableDiffusionPipeline.from_pipe(self).save_pretrained(save_directory, **kwargs)
+        if self.record is not None:
+            self.record.save(Path(save_directory))
+
+
+def save_new(pipe: Any, folder: str | Path, **kwargs: Any) -> Path:
+    """Save a pipeline to a folder that does not exist yet, whole or not at all.
+
+    Raises:
+        OutputExistsError: something is there.
+    """
+    target = Path(folder)
+    if target.exists():
+        raise OutputExistsError(f"output '{target}' exists: choose another folder or remove it.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        pipe.save_pretrained(partial, **kwargs)
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
