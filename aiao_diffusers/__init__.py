@@ -10,7 +10,7 @@ from .report import VerificationReport
 from .verify import verify
 
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "AIAOError",

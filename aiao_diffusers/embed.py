@@ -131,7 +131,7 @@ def embed(
     config = config or EmbedConfig()
     if getattr(model, "record", None) is not None and not allow_marked:
         raise AlreadyMarkedError("this model carries a record already: pass allow_marked=True to add a second mark.")
-    denoiser = unwrap(getattr(model, "unet", None) or getattr(model, "transformer", None) or model)
+    denoiser: Any = unwrap(getattr(model, "unet", None) or getattr(model, "transformer", None) or model)
     scheduler = scheduler or getattr(model, "scheduler", None)
     if scheduler is None:
         raise ConfigError("a bare denoiser needs its noise schedule: pass scheduler=DDPMScheduler(...).")
@@ -258,7 +258,7 @@ def losses(
         random decoy's centred response with s (a mean bit accuracy of .5 hides such leaks).
     Source: DESIGN section 9 (our choice).
     """
-    sums = {name: 0.0 for name in ("resp", "pres", "dec", "proj")}
+    sums: dict[str, Any] = {name: 0.0 for name in ("resp", "pres", "dec", "proj")}
     centred, signs, rho_sites = [], [], []
     for name, s in patterns.items():
         target = wanted[name].float()

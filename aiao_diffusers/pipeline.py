@@ -31,7 +31,7 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
         """As the parent's; a record in the folder or repository comes along."""
         pipe = super().from_pretrained(source, **kwargs)
         pipe.record = find_record(source if Path(source).exists() else local_path(source, kwargs.get("revision")))
-        return pipe  # type: ignore[no-any-return]
+        return pipe
 
     def embed(
         self,

@@ -80,7 +80,7 @@ class Wired:
 
         def stopper(name: str) -> Callable[..., None]:
             # The processor, not the module, keeps the states; this hook runs before it, so stop at the next layer.
-            def hook(module: nn.Module, args: tuple, output: object) -> None:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
                 pending.discard(name)
                 if not pending:
                     raise _Stop

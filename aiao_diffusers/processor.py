@@ -60,6 +60,8 @@ class AIAOAttnProcessor:
 class _Call:
     """A callable with a signature of its own, which a bound method cannot have."""
 
+    __signature__: inspect.Signature
+
     def __init__(self, processor: AIAOAttnProcessor) -> None:
         self.processor = processor
 

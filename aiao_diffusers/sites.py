@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -40,7 +41,7 @@ def unwrap(denoiser: nn.Module) -> nn.Module:
     return extract_model_from_parallel(denoiser, keep_fp32_wrapper=False)
 
 
-def attention_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
+def attention_modules(denoiser: nn.Module) -> dict[str, Any]:
     """Modules that hold an attention processor, by name.
 
     Raises:
@@ -79,14 +80,14 @@ def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
     widths: dict[str, int] = {}
 
     def enter(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             widths[name] = hidden.shape[channel_axis(hidden)]
 
         return hook
 
     def leave(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             hidden = first_tensor(output)
             seen.append(Site(name, len(seen), widths[name], hidden.shape[channel_axis(hidden)]))
 

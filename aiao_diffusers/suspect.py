@@ -68,7 +68,7 @@ def find_record(*sources: Any) -> WatermarkRecord | None:
         if isinstance(source, str | Path) and Path(source).is_dir() and has_record(source):
             return WatermarkRecord.load(source)
         if isinstance(getattr(source, "record", None), WatermarkRecord):
-            return source.record  # type: ignore[no-any-return]
+            return source.record
     return None
 
 

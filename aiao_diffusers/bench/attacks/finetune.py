@@ -60,7 +60,7 @@ def full(denoiser: nn.Module, data: LatentData, scheduler: Any, **options: Any) 
 
 
 def lora(
-    denoiser: nn.Module, data: LatentData, scheduler: Any, folder: str | Path, *, rank: int = 16, **options: Any
+    denoiser: Any, data: LatentData, scheduler: Any, folder: str | Path, *, rank: int = 16, **options: Any
 ) -> Path:
     """Train a LoRA on the attention projections and write it as diffusers users do; `denoiser` is left as it was.
 

@@ -1,0 +1,41 @@
+"""The one place that prints: data to stdout, all else to stderr."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Output:
+    """Verbs for what a command says."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    def json(self, value: Any) -> None:
+        """The one JSON value of `--json`, on stdout."""
+        sys.stdout.write(json.dumps(value) + "\n")
+
+    def text(self, value: str) -> None:
+        """A result for people, on stdout."""
+        sys.stdout.write(value + "\n")
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A table for people, on stdout."""
+        table = Table(*columns, title=title)
+        for row in rows:
+            table.add_row(*row)
+        Console(highlight=False).print(table)
+
+    def note(self, text: str) -> None:
+        """Progress, on stderr."""
+        self._console.print(text, markup=False)
+
+    def error(self, text: str) -> None:
+        """What went wrong, on stderr."""
+        sys.stderr.write(f"error: {text}\n")
+
+
+out = Output()

@@ -1,0 +1,150 @@
+"""`aiao demo`: verdicts on the shipped model, its descendants and their controls."""
+
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+
+from ..bench.attacks.finetune import lora as train_lora
+from ..data import LatentData
+from ..errors import SuspectError
+from ..key import WatermarkKey
+from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
+from ..record import WatermarkRecord
+from ..verify import verify
+from ._output import out
+
+
+PROMPTS = ["cat face", "red apple", "evergreen tree", "house building"]
+STEPS_A_NOTE = 25  # how often the full demo says where it is, in optimiser steps
+
+
+def demo(
+    full: Annotated[bool, typer.Option(help="New key, fresh embedding, fresh LoRA (minutes).")] = False,
+    assets: Annotated[Path, typer.Option(help="The example's folder.")] = Path("examples/emoji_diffusion"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("aiao-demo"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as a JSON list.")] = False,
+) -> None:
+    """Verdicts with their controls; exit code 1 when one differs from what is expected."""
+    if not (assets / "marked").is_dir():
+        raise SuspectError(f"no shipped model in '{assets}': run in a clone of the repository or pass --assets.")
+    started = time.time()
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = _fresh(assets, Path(scratch)) if full else _shipped(assets)
+        rows = _verdicts(**folders)
+        _report(rows, folders, output)
+    right = all(row["verdict"] == row["expected"] for row in rows)
+    if as_json:
+        out.json(rows)
+    else:
+        cells = [
+            [r["name"], r["expected"], r["verdict"], f"{r['log10_p']:.1f}", f"{r['bit_accuracy']:.3f}"] for r in rows
+        ]
+        out.table("Who carries the mark?", ["suspect", "expected", "verdict", "log10 p", "bits"], cells)
+        out.note(f"{time.time() - started:.0f} s; report with pictures: {output / 'report.md'}")
+    raise typer.Exit(0 if right else 1)
+
+
+def _shipped(assets: Path) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        # git keeps no file modes, and this key is public on purpose.
+        warnings.simplefilter("ignore")
+        key = WatermarkKey.load(assets / "demo.key")
+    return {
+        "key": key,
+        "base": assets / "base",
+        "marked": assets / "marked",
+        "lora": assets / "lora",
+        "finetuned": assets / "finetuned",
+    }
+
+
+def _fresh(assets: Path, scratch: Path) -> dict[str, Any]:
+    key = WatermarkKey.generate("Demo")
+    pipe = WatermarkedStableDiffusionPipeline.from_pretrained(assets / "base")
+
+    def progress(step: int, row: dict[str, float]) -> None:
+        if step % STEPS_A_NOTE == 0:
+            out.note(f"embedding, step {step}: response loss {row['resp']:.3f}")
+
+    report = pipe.embed(key, assets / "latents" / "noto.safetensors", None, progress)
+    out.note(f"noise-prediction MSE against the base: {report.fidelity:.2%} of its loss")
+    save_new(pipe, scratch / "marked")
+    style = LatentData.load(assets / "latents" / "twemoji.safetensors")
+    train_lora(pipe.unet, style, pipe.scheduler, scratch / "lora", rank=8, steps=100, lr=1e-3)
+    return {
+        "key": key,
+        "base": assets / "base",
+        "marked": scratch / "marked",
+        "lora": scratch / "lora",
+        "finetuned": None,
+    }
+
+
+def _verdicts(key: WatermarkKey, base: Path, marked: Path, lora: Path, finetuned: Path | None) -> list[dict[str, Any]]:
+    record = WatermarkRecord.load(marked)
+    questions: list[tuple[str, str, Any, WatermarkKey, Any]] = [
+        ("marked model", "verified", marked, key, None),
+        ("its LoRA", "verified", lora, key, marked),
+        ("its full fine-tune", "verified", finetuned, key, None),
+        ("control: base", "not_verified", base, key, None),
+        ("control: same LoRA on base", "not_verified", lora, key, base),
+        ("control: wrong key", "not_verified", marked, key.child("wrong"), None),
+    ]
+    rows = []
+    for name, expected, suspect, asked, under in questions:
+        if suspect is None:
+            continue
+        report = verify(suspect, asked, base=under, record=record)
+        rows.append(
+            {
+                "name": name,
+                "expected": expected,
+                "verdict": report.verdict,
+                "log10_p": report.log10_p,
+                "bit_accuracy": report.bit_accuracy,
+            }
+        )
+    return rows
+
+
+def _report(rows: list[dict[str, Any]], folders: dict[str, Any], output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = [
+        _pictures(folders["base"]),
+        _pictures(folders["marked"]),
+        _pictures(folders["marked"], folders["lora"]),
+    ]
+    side = 128
+    sheet = Image.new("RGB", (side * len(PROMPTS), side * len(pictures)), "white")
+    for y, row in enumerate(pictures):
+        for x, picture in enumerate(row):
+            sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side))
+    sheet.save(output / "images.png")
+    lines = [
+        "# Who carries the mark?",
+        "",
+        "| suspect | expected | verdict | log10 p | bits |",
+        "|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['name']} | {r['expected']} | {r['verdict']} | {r['log10_p']:.1f} | {r['bit_accuracy']:.3f} |"
+        )
+    lines += ["", "Same seeds; rows: base, marked, marked with the LoRA. Prompts: " + ", ".join(PROMPTS) + ".", ""]
+    lines += ["![same-seed images](images.png)", ""]
+    (output / "report.md").write_text("\n".join(lines))
+
+
+def _pictures(folder: Path, lora: Path | None = None) -> list[Image.Image]:
+    pipe = WatermarkedStableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipe.load_lora_weights(lora)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
+    return list(pipe(PROMPTS, num_inference_steps=20, guidance_scale=4.0, generator=generators).images)

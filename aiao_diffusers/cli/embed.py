@@ -1,0 +1,44 @@
+"""`aiao embed`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..embed import EmbedConfig
+from ..errors import OutputExistsError
+from ..key import WatermarkKey
+from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
+from ._output import out
+
+
+def embed(
+    base: Annotated[str, typer.Argument(help="Pipeline folder or repository id to mark.")],
+    key: Annotated[Path, typer.Option(help="Key file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="New folder for the marked pipeline.")],
+    data: Annotated[
+        str | None, typer.Option(help="Image folder, cached latents or prompts (.txt); none: data-free.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = EmbedConfig.steps,
+    seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
+    allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Mark a pipeline. An interrupted run goes on from OUTPUT.checkpoint when called again."""
+    if output.exists():
+        raise OutputExistsError(f"output '{output}' exists: choose another folder or remove it.")
+    secret = WatermarkKey.load(key)
+    pipe = WatermarkedStableDiffusionPipeline.from_pretrained(base)
+    config = EmbedConfig(steps=steps, seed=seed, checkpoint_dir=output.with_name(output.name + ".checkpoint"))
+
+    def progress(step: int, row: dict[str, float]) -> None:
+        if step % 25 == 0 or step == steps:
+            out.note(f"step {step}/{steps}  loss {row['loss']:.3f}  response {row['resp']:.3f}")
+
+    report = pipe.embed(secret, data, config, progress, allow_marked=allow_marked)
+    save_new(pipe, output)
+    result = {"output": str(output), **report.to_dict()}
+    if as_json:
+        out.json(result)
+    else:
+        out.text(f"wrote {output}; noise-prediction MSE against the base is {report.fidelity:.2%} of its loss")

@@ -1,0 +1,23 @@
+"""`aiao keygen`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..key import WatermarkKey
+from ._output import out
+
+
+def keygen(
+    owner: Annotated[str, typer.Option(help="Who will claim the marked models.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Key file to write; never overwritten.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make a key. Publish its commitment, dated, before the model."""
+    key = WatermarkKey.generate(owner)
+    key.save(output)
+    if as_json:
+        out.json({"owner": key.owner, "path": str(output), "commitment": key.commitment})
+    else:
+        out.text(f"wrote {output} (keep it secret)\ncommitment {key.commitment}")

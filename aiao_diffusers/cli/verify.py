@@ -1,0 +1,47 @@
+"""`aiao verify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..key import WatermarkKey
+from ..verify import verify as run
+from ._output import out
+
+
+def verify(
+    suspect: Annotated[str, typer.Argument(help="Folder, .safetensors file or repository id.")],
+    key: Annotated[Path, typer.Option(help="Key file.")],
+    base: Annotated[str | None, typer.Option(help="Model that a LoRA is used with.")] = None,
+    record: Annotated[
+        str | None, typer.Option(help="Folder with the watermark record, if not beside the suspect.")
+    ] = None,
+    clean_base: Annotated[str | None, typer.Option(help="An unmarked model: the control.")] = None,
+    weight_name: Annotated[str | None, typer.Option(help="Which file of a LoRA folder.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the repository.")] = None,
+    alpha: Annotated[float, typer.Option(help="Significance.")] = 1e-6,
+    trials: Annotated[int, typer.Option(help="Monte Carlo trials a look, at most.")] = 8,
+    all_trials: Annotated[bool, typer.Option(help="Run all plain trials, for the verification rate.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read a mark. Exit code 0: verified; 3: ran and did not verify."""
+    report = run(
+        suspect,
+        WatermarkKey.load(key),
+        base,
+        record,
+        clean_base,
+        weight_name,
+        revision,
+        alpha,
+        trials,
+        seed,
+        early_stop=not all_trials,
+    )
+    if as_json:
+        out.json(report.to_dict())
+    else:
+        out.text(report.to_markdown())
+    raise typer.Exit(0 if report.verified else 3)

@@ -1,0 +1,45 @@
+"""Write the shipped fp16 folders from training runs: base, marked (with its record), LoRA, fine-tune, CLIP, latents.
+
+python export.py --runs runs --out .
+"""
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPModel, CLIPTokenizer
+
+from aiao_diffusers import WatermarkKey, WatermarkRecord
+from aiao_diffusers.record import weights_sha256
+
+
+DEMO_KEY = WatermarkKey(bytes(range(32)), "Demo")  # public on purpose: whoever clones the repository can verify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("."))
+    args = parser.parse_args()
+    for source, name in (("unet/final", "base"), ("marked", "marked"), ("finetuned", "finetuned")):
+        pipe = StableDiffusionPipeline.from_pretrained(args.runs / source).to(dtype=torch.float16)
+        pipe.save_pretrained(args.out / name)
+        if name == "marked":
+            record = WatermarkRecord.load(args.runs / source)
+            dataclasses.replace(record, marked_sha256=weights_sha256(pipe.unet)).save(args.out / name)
+    shutil.copytree(args.runs / "lora", args.out / "lora", dirs_exist_ok=True)
+    clip = args.runs / "clip/final"
+    CLIPModel.from_pretrained(clip).half().save_pretrained(args.out / "clip")
+    CLIPTokenizer.from_pretrained(clip).save_pretrained(args.out / "clip")
+    (args.out / "latents").mkdir(exist_ok=True)
+    for name in ("noto", "twemoji"):
+        shutil.copy(args.runs / f"{name}.safetensors", args.out / "latents")
+    if not (args.out / "demo.key").exists():
+        DEMO_KEY.save(args.out / "demo.key")
+
+
+if __name__ == "__main__":
+    main()
