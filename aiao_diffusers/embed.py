@@ -280,7 +280,7 @@ def losses(
     rho = F.cosine_similarity(every, torch.cat(signs).expand_as(every), dim=1).square()
     leak = rho + 0.3 * torch.stack(rho_sites).mean(0)
     terms["corr"] = (leak * random_kind).sum() / random_kind.sum().clamp(min=1)
-    return terms  # type: ignore[return-value]
+    return terms
 
 
 def triggers(masks: dict[str, torch.Tensor], config: EmbedConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -58,7 +58,7 @@ class VerificationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the fields of the public contract and some more."""
-        return json.loads(json.dumps({**asdict(self), "proves_in_words": PROVES[self.proves]}))  # type: ignore[no-any-return]
+        return json.loads(json.dumps({**asdict(self), "proves_in_words": PROVES[self.proves]}))
 
     def to_markdown(self) -> str:
         """The report for people."""

@@ -26,6 +26,8 @@ def main() -> None:
     args = parser.parse_args()
     for source, name in (("unet/final", "base"), ("marked", "marked"), ("finetuned", "finetuned")):
         pipe = StableDiffusionPipeline.from_pretrained(args.runs / source).to(dtype=torch.float16)
+        # transformers keeps the stored dtype where diffusers loads float32: a half text encoder would break the pair.
+        pipe.text_encoder.float()
         pipe.save_pretrained(args.out / name)
         if name == "marked":
             record = WatermarkRecord.load(args.runs / source)

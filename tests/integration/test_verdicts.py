@@ -1,0 +1,190 @@
+"""The shipped models: every verdict with its controls, by the library and by the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoPipelineForText2Image, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
+
+from aiao_diffusers import EmbedConfig, LatentData, WatermarkedStableDiffusionPipeline, WatermarkKey, embed, verify
+from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, KeyMismatchError, RecordError, SuspectError
+from aiao_diffusers.record import WatermarkRecord
+
+
+ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def record():
+    return WatermarkRecord.load(ASSETS / "marked")
+
+
+class TestVerdicts:
+    def test_marked(self):
+        report = verify(ASSETS / "marked", KEY, early_stop=False, trials=16)
+        assert report.verdict == "verified" and report.log10_p <= -30 and report.bit_accuracy >= 0.98
+        assert report.proves == "descent" and report.trials == 16
+        assert report.hashes["suspect"] == report.hashes["marked"]
+
+    def test_lora_on_marked(self):
+        report = verify(ASSETS / "lora", KEY, base=ASSETS / "marked", early_stop=False)
+        assert report.verdict == "verified" and report.log10_p <= -30
+        assert report.proves == "carries" and report.adapter["modules"] > 0
+
+    def test_finetuned(self, record):
+        report = verify(ASSETS / "finetuned", KEY, record=record, early_stop=False)
+        assert report.verdict == "verified" and report.log10_p <= -30
+
+    def test_base_is_not(self, record):
+        report = verify(ASSETS / "base", KEY, record=record)
+        assert report.verdict == "not_verified" and report.log10_p > -3 and report.proves == "nothing"
+
+    def test_lora_on_base_is_not(self, record):
+        report = verify(ASSETS / "lora", KEY, base=ASSETS / "base", record=record)
+        assert report.verdict == "not_verified" and report.log10_p > -3
+
+    @pytest.mark.parametrize("label", ["a", "b", "c", "d"])
+    def test_wrong_key_is_not(self, label):
+        report = verify(ASSETS / "marked", KEY.child(label))
+        assert report.verdict == "not_verified" and report.log10_p > -3
+        assert any("another key" in text for text in report.warnings)
+
+    def test_same_seed_same_report(self):
+        assert verify(ASSETS / "marked", KEY, seed=3).to_dict() == verify(ASSETS / "marked", KEY, seed=3).to_dict()
+
+    def test_clean_base_control(self):
+        report = verify(ASSETS / "marked", KEY, clean_base=ASSETS / "base")
+        assert report.controls["clean_base"]["verdict"] == "not_verified"
+
+
+class TestBadInput:
+    def test_misuse_raises(self, tmp_path):
+        with pytest.raises(RecordError, match="no watermark record"):
+            verify(ASSETS / "base", KEY)
+        with pytest.raises(KeyMismatchError):
+            verify(ASSETS / "marked", KEY.child("x"), record=ASSETS / "marked")
+        with pytest.raises(ConfigError, match="alpha"):
+            verify(ASSETS / "marked", KEY, alpha=2)
+        with pytest.raises(ConfigError, match="trials"):
+            verify(ASSETS / "marked", KEY, trials=0)
+        with pytest.raises(SuspectError, match="no file or folder"):
+            verify(tmp_path / "none", KEY)
+        with pytest.raises(SuspectError, match="base"):
+            verify(ASSETS / "lora", KEY)
+
+    def test_broken_weights_are_not_testable(self):
+        pipe = WatermarkedStableDiffusionPipeline.from_pretrained(ASSETS / "marked")
+        next(pipe.unet.parameters()).data.flatten()[0] = float("nan")
+        report = pipe.verify(KEY)
+        assert report.verdict == "not_testable" and "NaN" in report.reason
+
+    def test_marked_twice_needs_the_flag(self):
+        pipe = WatermarkedStableDiffusionPipeline.from_pretrained(ASSETS / "marked")
+        with pytest.raises(AlreadyMarkedError):
+            pipe.embed(KEY)
+
+
+class TestPipeline:
+    def test_stock_classes_make_the_same_images(self, tmp_path):
+        ours = WatermarkedStableDiffusionPipeline.from_pretrained(ASSETS / "marked")
+        ours.save_pretrained(tmp_path / "saved")
+        assert (
+            json.loads((tmp_path / "saved/model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+        )
+
+        def latents(pipe):
+            pipe.set_progress_bar_config(disable=True)
+            options = {
+                "num_inference_steps": 3,
+                "output_type": "latent",
+                "generator": torch.Generator().manual_seed(0),
+            }
+            return pipe("cat face", **options).images
+
+        wanted = latents(StableDiffusionPipeline.from_pretrained(ASSETS / "marked"))
+        assert torch.equal(latents(ours), wanted)
+        for stock in (StableDiffusionPipeline, DiffusionPipeline, AutoPipelineForText2Image):
+            pipe = stock.from_pretrained(tmp_path / "saved")
+            assert type(pipe) is StableDiffusionPipeline and torch.equal(latents(pipe), wanted)
+        assert verify(tmp_path / "saved", KEY).verified
+
+
+class TestEmbed:
+    def small(self):
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            layers_per_block=2,
+            norm_num_groups=8,
+            attention_head_dim=8,
+            down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "AttnUpBlock2D"),
+        )
+        return unet, LatentData(torch.randn(16, 3, 8, 8), {}), DDPMScheduler()
+
+    def test_unconditional_denoiser_learns_the_mark(self):
+        unet, data, scheduler = self.small()
+        config = EmbedConfig(steps=60, lr=2e-3, batch_size=4, in_sites=2, out_sites=3, eps=1.0, dec=2.0, bank_size=4)
+        record = embed(unet, KEY, data, config, scheduler=scheduler).record
+        assert verify(unet, KEY, record=record).log10_p < -6
+        assert verify(unet, KEY.child("wrong"), record=record).log10_p > -3
+        clean = self.small()[0]
+        assert verify(clean, KEY, record=record).log10_p > -3
+
+    def test_resumes_to_the_same_weights(self, tmp_path):
+        fields = {"steps": 6, "batch_size": 2, "in_sites": 1, "out_sites": 1, "checkpoint_every": 3, "bank_size": 2}
+        whole, data, scheduler = self.small()
+        embed(whole, KEY, data, EmbedConfig(**fields), scheduler=scheduler)
+        cut = self.small()[0]
+        before = [p.clone() for p in cut.parameters()]
+        config = EmbedConfig(**fields, checkpoint_dir=tmp_path / "state")
+
+        def stop(step, row):
+            if step == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            embed(cut, KEY, data, config, stop, scheduler=scheduler)
+        assert all(torch.equal(a, b) for a, b in zip(before, cut.parameters(), strict=True))  # nothing half-marked
+        embed(cut, KEY, data, config, scheduler=scheduler)
+        for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+        assert not (tmp_path / "state").exists()
+
+
+class TestCommandLine:
+    def aiao(self, *words):
+        program = "from aiao_diffusers.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, timeout=300
+        )
+
+    def test_keygen_and_exit_codes(self, tmp_path):
+        key = tmp_path / "a.key"
+        made = self.aiao("keygen", "--owner", "Acme", "-o", key, "--json")
+        assert made.returncode == 0 and json.loads(made.stdout)["commitment"] == WatermarkKey.load(key).commitment
+        again = self.aiao("keygen", "--owner", "Acme", "-o", key)
+        assert again.returncode == 1 and "KeyFileError" in again.stderr
+        wrong = self.aiao("verify", ASSETS / "marked", "--key", key, "--json")
+        assert wrong.returncode == 3 and json.loads(wrong.stdout)["verdict"] == "not_verified"
+        assert self.aiao("verify").returncode == 2
+
+    def test_verify_json(self):
+        done = self.aiao("verify", ASSETS / "marked", "--key", ASSETS / "demo.key", "--json")
+        fields = json.loads(done.stdout)
+        assert done.returncode == 0 and fields["verdict"] == "verified"
+        contract = "verdict log10_p alpha bit_accuracy verification_rate verification_rate_ci trials denoiser_evals"
+        assert set(contract.split()) | {"sites", "suspect", "base", "proves", "controls", "warnings"} <= set(fields)
+
+    def test_demo(self, tmp_path):
+        done = self.aiao("demo", "--assets", ASSETS, "-o", tmp_path / "report", "--json")
+        rows = json.loads(done.stdout)
+        assert done.returncode == 0, done.stderr
+        assert len(rows) == 6 and all(row["verdict"] == row["expected"] for row in rows)
+        assert (tmp_path / "report" / "report.md").exists()

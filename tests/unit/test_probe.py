@@ -1,0 +1,134 @@
+"""Sites, processors, probe: bit-exact when unarmed, and everything put back."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+
+from aiao_diffusers.errors import SiteError
+from aiao_diffusers.key import WatermarkKey
+from aiao_diffusers.probe import probe
+from aiao_diffusers.processor import AIAOAttnProcessor
+from aiao_diffusers.sites import attention_modules, trace
+from aiao_diffusers.subpath import sub_path
+from aiao_diffusers.trigger import apply_trigger, difference
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+
+
+def conditional():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
+    return unet, torch.randn(2, 4, 8, 8), {"encoder_hidden_states": torch.randn(2, 3, 8)}
+
+
+def unconditional():
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D"),
+    ).eval()
+    return unet, torch.randn(2, 3, 8, 8), {}
+
+
+@pytest.fixture(params=[conditional, unconditional], ids=["text", "unconditional"])
+def model(request):
+    return request.param()
+
+
+def run(unet, x, keywords):
+    with torch.no_grad():
+        return unet(x, torch.tensor([5, 500]), **keywords).sample
+
+
+class TestTrigger:
+    def test_by_hand(self):
+        y = torch.tensor([[[3.0, 4.0]]])  # rms = sqrt(12.5)
+        out = apply_trigger(y, torch.tensor([1.0, -1.0]), 2.0)
+        assert torch.allclose(out, y + 2 * 12.5**0.5 * torch.tensor([1.0, -1.0]))
+
+    def test_zero_amplitude_changes_no_bit(self):
+        y = torch.randn(2, 3, 4)
+        assert torch.equal(apply_trigger(y, torch.ones(4), torch.zeros(2)), y)
+
+    def test_difference_by_hand(self):
+        clean = torch.ones(1, 2, 2)
+        assert torch.allclose(difference(clean + torch.tensor([0.5, -1.0]), clean), torch.tensor([0.5, -1.0]))
+
+
+class TestSites:
+    def test_order_of_execution(self):
+        unet, x, keywords = conditional()
+        names = [site.name for site in trace(unet, lambda: run(unet, x, keywords))]
+        first = [name.split(".")[0] for name in names]
+        assert first == sorted(first, key=["down_blocks", "mid_block", "up_blocks"].index)
+        assert set(names) == set(attention_modules(unet)) and names != list(attention_modules(unet))
+
+    def test_no_sites(self):
+        with pytest.raises(SiteError, match="no attention sites"):
+            attention_modules(torch.nn.Linear(2, 2))
+        assert attention_modules(AutoencoderKL(norm_num_groups=8, block_out_channels=(8,)))  # has some
+
+
+class TestProbe:
+    def test_unarmed_is_bit_identical(self, model):
+        unet, x, keywords = model
+        before = run(unet, x, keywords)
+        with probe(unet, list(attention_modules(unet))):
+            assert all(isinstance(p, AIAOAttnProcessor) for p in unet.attn_processors.values())
+            assert torch.equal(run(unet, x, keywords), before)
+
+    def test_armed_changes_and_is_put_back_after_an_exception(self, model):
+        unet, x, keywords = model
+        before, installed, state = run(unet, x, keywords), dict(unet.attn_processors), list(unet.state_dict())
+        sites = trace(unet, lambda: run(unet, x, keywords))
+        mask = torch.from_numpy(KEY.trigger_mask(sites[0].name, sites[0].width_out))
+        with pytest.raises(RuntimeError, match="planted"):
+            with probe(unet, [sites[0].name]) as wired, wired.armed({sites[0].name: mask}, 1.0):
+                assert not torch.equal(run(unet, x, keywords), before)
+                raise RuntimeError("planted")
+        assert all(unet.attn_processors[name] is installed[name] for name in installed)
+        assert list(unet.state_dict()) == state and torch.equal(run(unet, x, keywords), before)
+
+    def test_read_answers_at_every_out_site(self, model):
+        unet, x, keywords = model
+        sites = trace(unet, lambda: run(unet, x, keywords))
+        path = sub_path(sites[:1], sites[-2:])
+        with probe(unet, [s.name for s in sites]) as wired:
+            readings = wired.read(KEY, path, 1.0, x, torch.tensor([5, 500]), keywords)
+            silent = wired.read(KEY, path, 0.0, x, torch.tensor([5, 500]), keywords)
+        assert [r.site for r in readings] == [s.name for s in sites[-2:]]
+        assert all(r.d.abs().max() > 1e-4 for r in readings)
+        assert all(r.d.abs().max() < 1e-4 for r in silent)  # control: no trigger, no response
+
+    def test_nested_is_refused(self, model):
+        unet = model[0]
+        names = list(attention_modules(unet))
+        with probe(unet, names), pytest.raises(SiteError, match="wrapped already"), probe(unet, names):
+            pass
+
+    def test_keywords_reach_the_inner_processor(self):
+        class Listening:
+            def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, word=None, **kw):
+                self.word = word
+                return hidden_states
+
+        unet, x, keywords = conditional()
+        inner = Listening()
+        unet.set_attn_processor(inner)
+        with probe(unet, list(attention_modules(unet))), torch.no_grad():
+            unet(x, 5, **keywords, cross_attention_kwargs={"word": "heard"})
+        assert inner.word == "heard"

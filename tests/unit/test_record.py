@@ -1,0 +1,61 @@
+"""Records and training data: round trips and refusals."""
+
+import json
+
+import pytest
+import torch
+
+from aiao_diffusers.data import LatentData
+from aiao_diffusers.embed import EmbedConfig
+from aiao_diffusers.errors import ConfigError, DataError, RecordError
+from aiao_diffusers.record import WatermarkRecord
+
+
+@pytest.fixture
+def record():
+    bank = LatentData(torch.randn(3, 4, 8, 8), {"added_cond_kwargs.text_embeds": torch.randn(3, 5)})
+    return WatermarkRecord("A", "00", "UNet2DConditionModel", 22, 5, 7, 1.0, 1.0, {"num_train_timesteps": 50}, bank)
+
+
+class TestRecord:
+    def test_round_trip(self, record, tmp_path):
+        record.save(tmp_path)
+        again = WatermarkRecord.load(tmp_path)
+        assert torch.equal(again.bank.latents, record.bank.latents) and again.scheduler == record.scheduler
+        assert set(again.bank.keywords()) == {"added_cond_kwargs"}
+
+    def test_altered_bank(self, record, tmp_path):
+        record.save(tmp_path)
+        path = tmp_path / "aiao" / "probe.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(RecordError, match="altered"):
+            WatermarkRecord.load(tmp_path)
+
+    @pytest.mark.parametrize("change", [{"scheme": "aiao-2"}, {"surprise": 1}, {"kappa": -1.0}])
+    def test_altered_document(self, record, tmp_path, change):
+        record.save(tmp_path)
+        path = tmp_path / "aiao" / "watermark.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(RecordError):
+            WatermarkRecord.load(tmp_path)
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(RecordError, match="no watermark record"):
+            WatermarkRecord.load(tmp_path)
+
+
+def test_data_refuses_what_it_cannot_use():
+    with pytest.raises(DataError, match="no samples"):
+        LatentData(torch.zeros(0, 4, 8, 8), {})
+    with pytest.raises(DataError, match="rows"):
+        LatentData(torch.zeros(2, 4, 8, 8), {"encoder_hidden_states": torch.zeros(3, 1, 1)})
+    with pytest.raises(DataError, match="NaN"):
+        LatentData(torch.full((2, 4, 8, 8), float("nan")), {})
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "lr", "kappa", "eps"])
+def test_config_names_the_bad_field(field):
+    with pytest.raises(ConfigError, match=field):
+        EmbedConfig(**{field: -1})
