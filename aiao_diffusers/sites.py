@@ -47,14 +47,16 @@ def attention_modules(denoiser: nn.Module) -> dict[str, Any]:
     Raises:
         SiteError: the denoiser has none.
     """
-    names = [name.removesuffix(".processor") for name in getattr(denoiser, "attn_processors", {})]
-    if not names:
+    # Not through `attn_processors`: UNet2DModel has attention, but not that property.
+    modules = {
+        name: m for name, m in denoiser.named_modules() if hasattr(m, "set_processor") and hasattr(m, "processor")
+    }
+    if not modules:
         raise SiteError(
-            f"{type(denoiser).__name__} has no attention sites (no `attn_processors`): AIAO marks denoisers with "
+            f"{type(denoiser).__name__} has no attention sites (no module with `set_processor`): AIAO marks denoisers with "
             "attention, such as UNet2DConditionModel or SD3Transformer2DModel."
         )
-    modules = dict(denoiser.named_modules())
-    return {name: modules[name] for name in names}
+    return modules
 
 
 def first_tensor(value: object) -> torch.Tensor:

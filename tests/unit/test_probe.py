@@ -88,19 +88,24 @@ class TestProbe:
         unet, x, keywords = model
         before = run(unet, x, keywords)
         with probe(unet, list(attention_modules(unet))):
-            assert all(isinstance(p, AIAOAttnProcessor) for p in unet.attn_processors.values())
+            assert all(isinstance(m.processor, AIAOAttnProcessor) for m in attention_modules(unet).values())
             assert torch.equal(run(unet, x, keywords), before)
 
     def test_armed_changes_and_is_put_back_after_an_exception(self, model):
         unet, x, keywords = model
-        before, installed, state = run(unet, x, keywords), dict(unet.attn_processors), list(unet.state_dict())
+        modules = attention_modules(unet)
+        before, installed, state = (
+            run(unet, x, keywords),
+            [m.processor for m in modules.values()],
+            list(unet.state_dict()),
+        )
         sites = trace(unet, lambda: run(unet, x, keywords))
         mask = torch.from_numpy(KEY.trigger_mask(sites[0].name, sites[0].width_out))
         with pytest.raises(RuntimeError, match="planted"):
             with probe(unet, [sites[0].name]) as wired, wired.armed({sites[0].name: mask}, 1.0):
                 assert not torch.equal(run(unet, x, keywords), before)
                 raise RuntimeError("planted")
-        assert all(unet.attn_processors[name] is installed[name] for name in installed)
+        assert all(m.processor is p for m, p in zip(modules.values(), installed, strict=True))
         assert list(unet.state_dict()) == state and torch.equal(run(unet, x, keywords), before)
 
     def test_read_answers_at_every_out_site(self, model):
