@@ -1,0 +1,72 @@
+"""Print the quality of the shipped base: VAE PSNR, and retrieval of the prompt from its generated image by the tiny CLIP.
+
+python evaluate.py --data data --prompts 200
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from data import load, to_unit
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from transformers import CLIPModel, CLIPTokenizer
+
+from aiao_diffusers.statistics import clopper_pearson
+
+
+@torch.no_grad()
+def hits(clip: CLIPModel, images: torch.Tensor, tokens: torch.Tensor, own: list[int], pools: list[list[int]]) -> int:
+    """How many of `images` (N, 3, 64, 64) in [-1, 1] are nearest to their own caption among the 100 of their pool."""
+    out = clip(input_ids=tokens, pixel_values=images)
+    score = out.logits_per_image
+    return sum(int(max(pool, key=lambda j: score[i, j].item()) == own[i]) for i, pool in enumerate(pools))
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent / "base")
+    parser.add_argument("--clip", type=Path, default=Path(__file__).parent / "clip")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"))
+    args = parser.parse_args()
+    pipe = StableDiffusionPipeline.from_pretrained(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    clip = CLIPModel.from_pretrained(args.clip, dtype=torch.float32)
+    for name in ("noto", "twemoji"):
+        x = to_unit(load(args.data / name)[0][:256])
+        y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+        psnr = 10 * torch.log10(4 / (x - y).square().mean((1, 2, 3)))
+        print(f"VAE PSNR {name}: {psnr.mean():.2f} dB, standard error {psnr.std() / len(x) ** 0.5:.2f} (n {len(x)})")
+    images, captions = load(args.data / "noto")
+    tokens = CLIPTokenizer.from_pretrained(args.clip)(
+        captions, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    draw = random.Random(args.seed)
+    own = draw.sample(range(len(captions)), args.prompts)
+    pools = [[i, *draw.sample([j for j in range(len(captions)) if j != i], 99)] for i in own]
+    made = []
+    for start in range(0, len(own), 20):
+        batch = own[start : start + 20]
+        generators = [torch.Generator().manual_seed(args.seed + i) for i in batch]
+        options = {"num_inference_steps": 20, "guidance_scale": args.guidance, "output_type": "pt"}
+        made.append(pipe([captions[i] for i in batch], generator=generators, **options).images * 2 - 1)
+    generated = torch.cat(made)
+    for name, pictures in (("real", to_unit(images[own])), ("generated", generated)):
+        count = hits(clip, pictures, tokens.input_ids, own, pools)
+        low, high = clopper_pearson(count, len(own))
+        print(f"top-1 of 100 captions, {name}: {count / len(own):.3f} (95% CI {low:.3f}-{high:.3f}, n {len(own)})")
+    sheet = Image.new("RGB", (64 * 8, 64 * 3))
+    for i, picture in enumerate(generated[:24]):
+        pixels = ((picture + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        sheet.paste(Image.fromarray(pixels), (i % 8 * 64, i // 8 * 64))
+    sheet.save(args.sheet)
+
+
+if __name__ == "__main__":
+    main()
