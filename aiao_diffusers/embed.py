@@ -61,7 +61,7 @@ class EmbedConfig:
     response: float = 1.0
     resp: float = 1.5
     pres: float = 2.0
-    eps: float = 50.0
+    eps: float = 70.0
     dec: float = 12.0
     proj: float = 5.0
     corr: float = 2.0
