@@ -330,11 +330,11 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         base.save_config(folder)
         try:
-            model = type(base).from_single_file(
+            model: Any = type(base).from_single_file(
                 str(path), config=folder, local_files_only=True, torch_dtype=reference.dtype, **options
             )
             if options:
-                model = model.dequantize()
+                model.dequantize()
         except _UPSTREAM_ERRORS as error:
             raise WrongBaseError(
                 f"{path.name!r} does not fit {type(base).__name__} of the base: {short(str(error), 300)}"

@@ -81,7 +81,9 @@ class TestOracle:
             torch.testing.assert_close(run(unet), patched(made, 0.5), rtol=0, atol=1e-5)
         assert (loaded.kind, loaded.modules) == ("diffusers-old", len(LINEAR))
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(
         fmt=st.sampled_from(FORMATS),
         rank=st.integers(1, 9),
@@ -105,7 +107,8 @@ class TestOracle:
                 torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
         assert tensor_sha256(unet) == before
         delta = sum(
-            float((reference.get_submodule(n).weight - unet.get_submodule(n).weight).double().square().sum()) for n in BOTH
+            float((reference.get_submodule(n).weight - unet.get_submodule(n).weight).detach().double().square().sum())
+            for n in BOTH
         )
         assert loaded.delta_norm == pytest.approx(delta**0.5, rel=1e-3)
 
@@ -146,7 +149,9 @@ class TestOracle:
         down, up, mid = torch.randn(3, inner, 1, 1), torch.randn(out, 3, 1, 1), torch.randn(3, 3, kh, kw)
         # Independent reference: the three convolutions that the trainer runs one after the other.
         chain = nn.Sequential(
-            nn.Conv2d(inner, 3, 1, bias=False), nn.Conv2d(3, 3, (kh, kw), padding=1, bias=False), nn.Conv2d(3, out, 1, bias=False)
+            nn.Conv2d(inner, 3, 1, bias=False),
+            nn.Conv2d(3, 3, (kh, kw), padding=1, bias=False),
+            nn.Conv2d(3, out, 1, bias=False),
         )
         for layer, value in zip(chain, (down, mid, up), strict=True):
             layer.weight.data = value
@@ -324,7 +329,10 @@ class TestNeverAFalseSuccess:
     @pytest.mark.parametrize("fmt", FORMATS)
     def test_zero_delta(self, unet, tmp_path, fmt):
         made = {k: (down, torch.zeros_like(up)) for k, (down, up) in factors(unet, BOTH, 2).items()}
-        with pytest.raises(LoraNotLoadedError, match="changed 0 modules"), applied(unet, write(tmp_path, fmt, made, 2.0)):
+        with (
+            pytest.raises(LoraNotLoadedError, match="changed 0 modules"),
+            applied(unet, write(tmp_path, fmt, made, 2.0)),
+        ):
             pass
 
     def test_zero_scale_and_delta_lost_in_rounding(self, tmp_path):
@@ -373,7 +381,8 @@ class TestNeverAFalseSuccess:
 
     @pytest.mark.parametrize("algorithm", ["oft_blocks", "ia3_l"])
     def test_algebra_that_is_not_known_here(self, unet, tmp_path, algorithm):
-        source = save(tmp_path, {f"{TestKohyaVariants.STEM}.{algorithm}": torch.ones(2, 2)})
+        stem = TestKohyaVariants.STEM
+        source = save(tmp_path, {f"{stem}.{algorithm}": torch.ones(2, 2), f"{stem}.alpha": torch.tensor(1.0)})
         with pytest.raises(LoraNotLoadedError), applied(unet, source):
             pass
 
@@ -388,9 +397,9 @@ class TestBadInput:
     def test_wrong_base_names_both_shapes_and_the_likely_base(self, unet, tmp_path):
         name = f"{ATTENTION}.attn2.to_k"
         state = {f"unet.{name}.lora_A.weight": torch.ones(2, 768), f"unet.{name}.lora_B.weight": torch.ones(8, 2)}
-        with pytest.raises(WrongBaseError, match=r"\[2, 768\].*\[8, 12\].*Stable Diffusion 1"):
-            with applied(unet, save(tmp_path, state)):
-                pass
+        match = r"\[2, 768\].*\[8, 12\].*Stable Diffusion 1"
+        with pytest.raises(WrongBaseError, match=match), applied(unet, save(tmp_path, state)):
+            pass
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_not_finite(self, unet, tmp_path, value):
