@@ -26,6 +26,7 @@ from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBas
 from .lora_formats import EXPECTED_PREFIXES, Group, Parsed, Scaling, new_weight, parse, scaling_of
 from .safefile import check_finite, inside, list_weight_files, load_tensors, parse_json, read_header, read_json, short
 
+
 __all__ = ["LoadedLora", "applied"]
 
 _METADATA_KEY = "lora_adapter_metadata"

@@ -18,6 +18,7 @@ from .checkpoint import TEXT_ENCODER_KEY
 from .errors import NotTestableError, SuspectError, WrongBaseError
 from .safefile import short
 
+
 EXPECTED_PREFIXES = ("unet.", "transformer.", "base_model.model.", "lora_unet_", "lycoris_", "diffusion_model.")
 _KOHYA = ("lora_unet_", "lora_transformer_", "lycoris_unet_", "lycoris_")
 _DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")

@@ -19,6 +19,7 @@ from torch import nn
 
 from .errors import NotTestableError, SuspectError, UnsafeFileError
 
+
 MAX_HEADER_BYTES = 32 * 2**20
 """A 12B model's header is about .2 MiB; kohya adds a few MiB of training tags."""
 MAX_JSON_BYTES = 16 * 2**20

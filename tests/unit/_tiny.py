@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 
+
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0"
 LINEAR = (
     f"{ATTENTION}.attn1.to_q",

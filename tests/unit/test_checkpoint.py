@@ -28,6 +28,7 @@ from aiao_diffusers.checkpoint import (
 from aiao_diffusers.errors import AIAOError, NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
 from aiao_diffusers.lora import applied
 
+
 FUZZ_ROUNDS = int(os.environ.get("AIAO_FUZZ_ROUNDS", "300"))
 GOOD = {
     "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},

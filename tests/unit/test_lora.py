@@ -23,6 +23,7 @@ from aiao_diffusers.errors import (
 )
 from aiao_diffusers.lora import applied
 
+
 FORMATS = (
     "kohya",
     "kohya-ldm",
