@@ -322,6 +322,7 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
     """Original-layout or GGUF checkpoint through diffusers' own converter, shaped by the base's config."""
     if not isinstance(base, ModelMixin) or not hasattr(type(base), "from_single_file"):
         raise SuspectError(f"{path.name!r} is an original-layout checkpoint, which {type(base).__name__} cannot read")
+    shaped: Any = base  # ModelMixin's config methods are untyped
     options: dict[str, Any] = {}
     if path.suffix.lower() == ".gguf":
         if importlib.util.find_spec("gguf") is None:
@@ -329,13 +330,13 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=torch.float32)
     reference = next(t for t in base.state_dict().values() if t.is_floating_point())
     with tempfile.TemporaryDirectory() as folder:
-        base.save_config(folder)
+        shaped.save_config(folder)
         try:
-            model = type(base).from_single_file(
+            model = type(shaped).from_single_file(
                 str(path), config=folder, local_files_only=True, torch_dtype=reference.dtype, **options
             )
             if options:
-                model = model.dequantize()
+                model.dequantize()
         except _UPSTREAM_ERRORS as error:
             raise WrongBaseError(
                 f"{path.name!r} does not fit {type(base).__name__} of the base: {short(str(error), 300)}"

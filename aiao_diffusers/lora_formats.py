@@ -231,9 +231,15 @@ def parse(state: Mapping[str, torch.Tensor], denoiser: nn.Module) -> Parsed:
             raise SuspectError(f"{short(key)} and {short(group.keys[role])} both give {role} of one module")
         group.factors[role] = tensor
         group.keys[role] = key
+    whole = []
     for group in groups.values():
+        if group.factors.keys() <= _MODIFIERS:
+            # An alpha without factors belongs to an algorithm unknown here, whose own keys are unused already.
+            unused += group.keys.values()
+            continue
         _check_complete(group)
-    return Parsed(list(groups.values()), unused, text_encoder)
+        whole.append(group)
+    return Parsed(whole, unused, text_encoder)
 
 
 def _check_complete(group: Group) -> None:

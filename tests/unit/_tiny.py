@@ -19,6 +19,7 @@ LINEAR = (
     "mid_block.attentions.0.transformer_blocks.0.attn1.to_v",
 )
 CONV = ("down_blocks.0.resnets.0.conv1", "up_blocks.0.resnets.1.conv_shortcut", "down_blocks.0.downsamplers.0.conv")
+BOTH_LEVELS = (LINEAR[0], CONV[0])
 OTHER = ("mid_block.resnets.1.time_emb_proj", "up_blocks.0.upsamplers.0.conv", "conv_in", "time_embedding.linear_1")
 
 
@@ -135,3 +136,44 @@ def write(path: Path, fmt: str, made: dict[str, tuple], alpha: float, dtype: tor
         metadata["lora_adapter_metadata"] = json.dumps({f"unet.{k}": v for k, v in config.items()})
     save_file({k: v.to(dtype).contiguous().clone() for k, v in state.items()}, file, metadata)
     return path if fmt == "peft" else file
+
+
+def ldm_state(unet: nn.Module) -> dict[str, torch.Tensor]:
+    """The whole U-Net in original LDM keys, renamed by the table and the resnets' inner names."""
+    inner = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
+    starts = {
+        "down_blocks.0.resnets.0": "input_blocks.1.0",
+        "down_blocks.0.attentions.0": "input_blocks.1.1",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+        "down_blocks.1.resnets.0": "input_blocks.3.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "up_blocks.0.resnets.0": "output_blocks.0.0",
+        "up_blocks.0.resnets.1": "output_blocks.1.0",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+        "up_blocks.1.resnets.0": "output_blocks.2.0",
+        "up_blocks.1.attentions.0": "output_blocks.2.1",
+        "up_blocks.1.resnets.1": "output_blocks.3.0",
+        "up_blocks.1.attentions.1": "output_blocks.3.1",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+    }
+    state = {}
+    for key, value in unet.state_dict().items():
+        start = next(s for s in starts if key.startswith(s + "."))
+        rest = key[len(start) + 1 :].split(".")
+        if ".resnets." in start or "resnets" in start:
+            rest[0] = inner[rest[0]]
+        state["model.diffusion_model." + ".".join([starts[start], *rest])] = value
+    return state
