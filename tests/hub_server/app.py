@@ -45,6 +45,22 @@ class Context:
         repo = self.repo()
         return repo, self.store.check_writable(repo.id, self.user)
 
+    def writable_ref(self, repo: Repo, revision: str) -> str:
+        """The ref that a commit to `revision` moves: a branch for writers, a pull request for its author too.
+
+        Raises:
+            HubError: 401 or 403 without the right, RevisionNotFound for tags, hashes and unknown names.
+        """
+        match = re.fullmatch(r"refs/pr/(\d+)", revision)
+        if match and int(match[1]) in repo.pulls:
+            if self.user is None or self.user.name != repo.pulls[int(match[1])].author:
+                self.store.check_writable(repo.id, self.user)
+            return f"pr/{match[1]}"
+        self.store.check_writable(repo.id, self.user)
+        if f"heads/{revision}" not in repo.refs:
+            raise errors.revision_not_found(revision)
+        return f"heads/{revision}"
+
     def revision(self) -> str:
         return self.parts.get("rev") or "main"
 

@@ -92,7 +92,7 @@ class Repo:
             if name in self.refs:
                 return self.commits[self.refs[name]]
         if re.fullmatch(r"[0-9a-f]{7,40}", revision):
-            for oid, commit in self.commits.items():
+            for oid, commit in list(self.commits.items()):
                 if oid.startswith(revision):
                     return commit
         raise errors.revision_not_found(revision)

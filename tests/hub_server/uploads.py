@@ -25,7 +25,7 @@ def preupload(context: Context) -> Response:
     if context.request.flag("create_pr"):
         signed_in(context)
     else:
-        context.store.check_writable(repo.id, context.user)
+        context.writable_ref(repo, context.revision())
     commit = context.commit(repo)
     payload = context.request.body.json()
     ignore = payload.get("gitIgnore")
@@ -71,7 +71,7 @@ def batch(context: Context) -> Response:
     repo = context.repo()
     payload = context.request.body.json()
     if "ref" in payload:
-        context.store.check_writable(repo.id, context.user)
+        context.writable_ref(repo, payload["ref"]["name"])
     else:
         signed_in(context)
     multipart = "multipart" in payload.get("transfers", [])

@@ -35,7 +35,9 @@ def repo_info(repo: Repo, commit: Commit, *, blobs: bool = False, security: bool
         "trendingScore": 0,
         "spaces": [],
         "siblings": [sibling(path, entry, blobs) for path, entry in sorted(commit.tree.items())],
-        "usedStorage": sum({e.etag: e.blob.size for c in repo.commits.values() for e in c.tree.values()}.values()),
+        "usedStorage": sum(
+            {e.etag: e.blob.size for c in list(repo.commits.values()) for e in c.tree.values()}.values()
+        ),
         "baseModels": base_models,
         **facts,
     }

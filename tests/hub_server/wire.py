@@ -141,20 +141,27 @@ def as_error(error: HubError) -> Response:
     return as_json({"error": error.message, **error.fields}, error.status, headers)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Logged:
-    """One request as it went: bytes are those of bodies; `status` is 0 when no answer was sent."""
+    """One request, logged as it arrives and filled in as it goes: before the client can see an answer, it is here.
+
+    `sent` counts body bytes handed to the socket, `received` those read; `status` is 0 when no answer was sent.
+    """
 
     method: str
     host: str
     path: str
     query: str
     range: str | None
-    status: int
-    sent: int
-    received: int
     token: str | None
     faults: tuple[str, ...]
+    body: Body = field(repr=False)
+    status: int = 0
+    sent: int = 0
+
+    @property
+    def received(self) -> int:
+        return self.body.received
 
 
 App = Callable[[Request], Response]
@@ -230,7 +237,10 @@ class Handler(BaseHTTPRequestHandler):
             body=Body(self, limit),
             endless=next((f for f in faults if isinstance(f, EndlessPages)), None),
         )
-        status = sent = 0
+        path, query = unquote(parts.path), unquote(parts.query)
+        names = tuple(type(fault).__name__ for fault in faults)
+        entry = Logged(request.method, request.host, path, query, range_header, request.token, names, request.body)
+        self.server.log.append(entry)
         try:
             if cut is not None and cut.side == "request":
                 request.body.drain()
@@ -239,28 +249,12 @@ class Handler(BaseHTTPRequestHandler):
             request.body.drain()
             if cut is not None and (cut.side == "silent" or self.command == "HEAD" or response.length == 0):
                 raise Dropped("fault: no answer")
-            status = response.status
-            for count in self._send(response, faults, cut):
-                sent = count
+            entry.status = response.status
+            self._send(response, entry, faults, cut)
             if cut is not None:
                 raise Dropped("fault: response cut")
         except (Dropped, ConnectionError, TimeoutError):
             self._drop(reset=cut is not None and cut.reset)
-        finally:
-            self.server.log.append(
-                Logged(
-                    self.command,
-                    self.server.host,
-                    unquote(parts.path),
-                    unquote(parts.query),
-                    range_header,
-                    status,
-                    sent,
-                    request.body.received,
-                    request.token,
-                    tuple(type(fault).__name__ for fault in faults),
-                )
-            )
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
@@ -282,36 +276,26 @@ class Handler(BaseHTTPRequestHandler):
             self.server.crashes.append(traceback.format_exc())
             return as_error(HubError(500, "bug in the local Hub: see server.crashes"))
 
-    def _send(self, response: Response, faults: list[Fault], cut: Cut | None) -> Iterator[int]:
-        """Send, yielding the number of body bytes sent so far."""
+    def _send(self, response: Response, entry: Logged, faults: list[Fault], cut: Cut | None) -> None:
         slow = next((f for f in faults if isinstance(f, Slow)), None)
         if slow is not None and self.server.stopping.wait(slow.delay):
             raise Dropped("stopping")
         self.send_response(response.status)
         for name, value in response.headers.items():
             self.send_header(name, value.encode("ascii", "replace").decode())
-        if response.status != 304 and "Content-Length" not in response.headers:
-            self.send_header("Content-Length", str(response.length))
+        self.send_header("Content-Length", str(response.length))
         self.end_headers()
         left = 0 if self.command == "HEAD" else response.length
         if cut is not None:
             left = min(left - 1, left // 2 if cut.after_bytes is None else cut.after_bytes)
-        total, start = 0, time.monotonic()
-        step = CHUNK if slow is None else max(1, min(CHUNK, int(slow.bytes_per_second / 20)))
-        for chunk in response.chunks() if left else ():
-            for at in range(0, len(chunk), step):
-                piece = chunk[at : at + min(step, left)]
-                self.wfile.write(piece)
-                total, left = total + len(piece), left - len(piece)
-                yield total
-                if left <= 0:
-                    break
-                if slow is not None:
-                    self.wfile.flush()
-                    if self.server.stopping.wait(max(0.0, start + total / slow.bytes_per_second - time.monotonic())):
-                        raise Dropped("stopping")
-            if left <= 0:
-                break
+        start = time.monotonic()
+        for piece in _pieces(response, left, CHUNK if slow is None else max(1, int(slow.bytes_per_second / 20))):
+            entry.sent += len(piece)
+            self.wfile.write(piece)
+            if slow is not None:
+                self.wfile.flush()
+                if self.server.stopping.wait(max(0.0, start + entry.sent / slow.bytes_per_second - time.monotonic())):
+                    raise Dropped("stopping")
         self.wfile.flush()
 
     def _drop(self, *, reset: bool) -> None:
@@ -328,3 +312,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent: the log is data."""
+
+
+def _pieces(response: Response, length: int, step: int) -> Iterator[bytes]:
+    """The first `length` bytes of the body, at most `step` at a time."""
+    if length <= 0:
+        return
+    for chunk in response.chunks():
+        chunk = chunk[:length]
+        for at in range(0, len(chunk), step):
+            yield chunk[at : at + step]
+        length -= len(chunk)
+        if length <= 0:
+            return

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import json
-import re
 from typing import Any
 
 from . import cards, errors
@@ -79,7 +78,7 @@ def commit(context: Context) -> Response:
     new_pull = context.request.flag("create_pr")
     if new_pull:
         signed_in(context)
-    ref = _writable_ref(context, repo) if not new_pull else ""
+    ref = context.writable_ref(repo, context.revision()) if not new_pull else ""
     lines = _lines(context.request.body.read())
     header = next((value for key, value in lines if key == "header"), {})
     if not header.get("summary"):
@@ -100,20 +99,6 @@ def commit(context: Context) -> Response:
     if new_pull:
         answer["pullRequestUrl"] = f"{context.url_of(repo)}/discussions/{pull.num}"
     return as_json({**answer, "hookOutput": ""})
-
-
-def _writable_ref(context: Context, repo: Repo) -> str:
-    """A branch for writers, a pull request for its author too; tags and hashes take no commits."""
-    revision = context.revision()
-    match = re.fullmatch(r"refs/pr/(\d+)", revision)
-    if match and int(match[1]) in repo.pulls:
-        if context.user is None or context.user.name != repo.pulls[int(match[1])].author:
-            context.store.check_writable(repo.id, context.user)
-        return f"pr/{match[1]}"
-    context.store.check_writable(repo.id, context.user)
-    if f"heads/{revision}" not in repo.refs:
-        raise errors.revision_not_found(revision)
-    return f"heads/{revision}"
 
 
 def _lines(body: bytes) -> list[tuple[str, dict[str, Any]]]:
