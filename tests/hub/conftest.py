@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 # read once, when huggingface_hub is imported; `hermetic` covers the case that another test imported it before

@@ -3,6 +3,7 @@
 import json
 import struct
 
+
 CARD = b"---\nlicense: mit\nbase_model: acme/sd\ntags: [text-to-image]\n---\n# Hello\n"
 
 

@@ -14,6 +14,7 @@ from huggingface_hub.utils import _http, get_session
 
 from tests.hub_server import Cut, EndlessPages, Fault, HubServer, RateLimit, ServerError, Slow
 
+
 WEIGHTS = bytes(range(256)) * 4_000
 
 

@@ -14,4 +14,5 @@ from .blobs import Hollow
 from .faults import Cut, EndlessPages, Fault, RateLimit, ServerError, Slow
 from .server import HubServer
 
+
 __all__ = ["Cut", "EndlessPages", "Fault", "Hollow", "HubServer", "RateLimit", "ServerError", "Slow"]

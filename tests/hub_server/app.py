@@ -13,6 +13,7 @@ from .faults import Faults
 from .store import Commit, HubStore, Kind, Repo, User
 from .wire import Request, Response
 
+
 KINDS: dict[str, Kind] = {"models": "model", "datasets": "dataset", "spaces": "space"}
 
 _KIND = r"/api/(?P<kind>models|datasets|spaces)"

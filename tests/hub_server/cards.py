@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
+
 MAX_BYTES = 100_000
 MAX_DEPTH = 20
 RELATIONS = ("adapter", "finetune", "merge", "quantized")

@@ -9,6 +9,7 @@ from .pages import page
 from .store import Entry, folders
 from .wire import Response, as_json
 
+
 SORTS = {"lastModified", "createdAt", "downloads", "likes", "trendingScore"}
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from . import errors
 from .blobs import Blob, BlobStore, Content, git_oid
 
+
 Kind = Literal["model", "dataset", "space"]
 Gated = Literal["auto", "manual", False]
 

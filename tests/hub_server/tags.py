@@ -9,6 +9,7 @@ from . import cards
 from .blobs import Blob
 from .store import Commit, Entry, Repo
 
+
 MAX_HEADER = 4 * 1024 * 1024
 MAX_JSON = 1024 * 1024
 

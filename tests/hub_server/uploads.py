@@ -15,6 +15,7 @@ from .blobs import Blob
 from .store import Entry, Repo, is_large
 from .wire import Response, as_json
 
+
 LFS_JSON = {"Content-Type": "application/vnd.git-lfs+json"}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from .store import Commit, Entry, PullRequest, Repo, folders
 from .tags import describe
 
+
 LISTED = ("_id", "id", "modelId", "likes", "trendingScore", "private", "downloads", "tags", "createdAt")
 
 

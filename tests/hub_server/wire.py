@@ -22,6 +22,7 @@ from .blobs import CHUNK, Blob
 from .errors import HubError
 from .faults import Cut, EndlessPages, Fault, Faults, RateLimit, ServerError, Slow
 
+
 MAX_BODY = 512 * 1024 * 1024
 
 
