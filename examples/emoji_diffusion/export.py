@@ -5,6 +5,7 @@ python export.py --runs runs --out .
 
 import argparse
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def main() -> None:
         if name == "marked":
             record = WatermarkRecord.load(args.runs / source)
             dataclasses.replace(record, marked_sha256=weights_sha256(pipe.unet)).save(args.out / name)
+        for path in (args.out / name).rglob("*.json"):
+            # diffusers notes the folder it loaded from; nobody else has that folder.
+            document = json.loads(path.read_text())
+            if isinstance(document, dict) and document.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(document, indent=2) + "\n")
     shutil.copytree(args.runs / "lora", args.out / "lora", dirs_exist_ok=True)
     clip = args.runs / "clip/final"
     CLIPModel.from_pretrained(clip).half().save_pretrained(args.out / "clip")
