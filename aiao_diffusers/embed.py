@@ -23,11 +23,13 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import nn
 
 from .data import LatentData, prepare
-from .errors import AlreadyMarkedError, ConfigError, TrainingError
+from .errors import AlreadyMarkedError, ConfigError, NotTestableError, TrainingError
 from .key import WatermarkKey
-from .probe import probe
+from .probe import probe, repeat
 from .record import WatermarkRecord, noise_schedule, weights_sha256
-from .sites import Site, choose, trace, unwrap
+from .safefile import check_finite
+from .sites import Site, choose, trace_on, unwrap
+from .suspect import denoiser_of
 from .trigger import channel_axis, per_channel
 
 
@@ -131,20 +133,22 @@ def embed(
     config = config or EmbedConfig()
     if getattr(model, "record", None) is not None and not allow_marked:
         raise AlreadyMarkedError("this model carries a record already: pass allow_marked=True to add a second mark.")
-    denoiser: Any = unwrap(getattr(model, "unet", None) or getattr(model, "transformer", None) or model)
+    module = denoiser_of(model)
+    if module is None:
+        raise ConfigError(f"{type(model).__name__} is neither a pipeline nor a denoiser: load it first.")
+    denoiser: Any = unwrap(module)
     scheduler = scheduler or getattr(model, "scheduler", None)
     if scheduler is None:
         raise ConfigError("a bare denoiser needs its noise schedule: pass scheduler=DDPMScheduler(...).")
-    broken = [name for name, p in denoiser.named_parameters() if not torch.isfinite(p).all()]
-    if broken:
-        raise TrainingError(f"weights of {broken[0]} (and {len(broken) - 1} others) are not finite: load them anew.")
+    try:
+        check_finite(dict(denoiser.named_parameters()), "the weights to mark")
+    except NotTestableError as error:
+        raise TrainingError(f"{error}: load them anew.") from error
     latents = prepare(model, data)
     started, training = time.time(), denoiser.training
     frozen = {name: p.requires_grad for name, p in denoiser.named_parameters()}
     teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
-    one = latents.take(torch.zeros(1, dtype=torch.long))
-    forward = lambda: denoiser(one.latents.to(denoiser.device), torch.zeros(1).long(), **one.keywords(denoiser.device))  # noqa: E731
-    sites = trace(denoiser, forward)
+    sites = trace_on(denoiser, latents)
     ins, outs = choose(sites, key, config.in_sites, config.out_sites)
     # The user's random state is not ours to spend.
     with torch.random.fork_rng():
@@ -216,7 +220,7 @@ def _train(
             true, true_amplitude = triggers(masks, config)
             stacked = {n: torch.cat([torch.zeros_like(true[n]), true[n], wrong[n]]) for n in masks}
             amplitudes = torch.cat([torch.zeros_like(amplitude), true_amplitude, amplitude])
-            thrice = {n: _repeat(v, 3) for n, v in conditioning.items()}
+            thrice = repeat(conditioning, 3)
             with wired.armed(stacked, amplitudes), wired.reading(reads) as collect:
                 eps = model(noised.repeat(3, 1, 1, 1), t.repeat(3), **thrice).sample
                 entered = collect()
@@ -323,12 +327,6 @@ def random_sets(items: int, count: int) -> torch.Tensor:
 def log_uniform(count: int, low: float, high: float, device: torch.device) -> torch.Tensor:
     """`(count,)` draws, uniform in the logarithm."""
     return torch.exp(torch.empty(count).uniform_(math.log(low), math.log(high))).to(device)
-
-
-def _repeat(value: Any, times: int) -> Any:
-    if isinstance(value, dict):
-        return {name: _repeat(item, times) for name, item in value.items()}
-    return value.repeat(times, *[1] * (value.ndim - 1))
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
     def from_pretrained(cls, source: Any, **kwargs: Any) -> "WatermarkedStableDiffusionPipeline":
         """As the parent's; a record in the folder or repository comes along."""
         pipe = super().from_pretrained(source, **kwargs)
-        pipe.record = find_record(source if Path(source).exists() else local_path(source, kwargs.get("revision")))
+        pipe.record = find_record(local_path(source, kwargs.get("revision"), ("aiao/*",)))
         return pipe
 
     def embed(

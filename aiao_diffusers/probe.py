@@ -74,12 +74,12 @@ class Wired:
                 self.processors[name].reading, self.processors[name].entered = False, None
 
     def activations(self, names: Sequence[str], forward: Callable[[], object]) -> dict[str, torch.Tensor]:
-        """Hidden states entering `names` in one call of `forward`, which ends when the last of them was entered."""
+        """Hidden states entering `names` in one call of `forward`, which ends behind the last of them."""
         modules = attention_modules(self.denoiser)
         pending = set(names)
 
         def stopper(name: str) -> Callable[..., None]:
-            # The processor, not the module, keeps the states; this hook runs before it, so stop at the next layer.
+            # The processor keeps the states; this hook runs behind it, so nothing wanted is cut off.
             def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
                 pending.discard(name)
                 if not pending:
@@ -118,7 +118,7 @@ class Wired:
             site.name: torch.from_numpy(key.trigger_mask(site.name, site.width_out)).to(sample.device)
             for site in subpath.in_sites
         }
-        doubled = {name: double(value) for name, value in conditioning.items()}
+        doubled = repeat(conditioning, 2)
         stacked, times = torch.cat([sample, sample]), torch.cat([timestep, timestep])
         names = [site.name for site in subpath.out_sites]
         with self.armed(masks, amplitude):
@@ -126,12 +126,12 @@ class Wired:
         return [Reading(name, difference(entered[name][batch:], entered[name][:batch])) for name in names]
 
 
-def double(value: Any) -> Any:
-    """Conditioning for the stacked batch: tensors twice along the first axis, dictionaries item by item."""
+def repeat(value: Any, times: int) -> Any:
+    """Conditioning for a stacked batch: tensors `times` over along the first axis, dictionaries item by item."""
     if isinstance(value, torch.Tensor):
-        return torch.cat([value, value])
+        return torch.cat([value] * times)
     if isinstance(value, Mapping):
-        return {name: double(item) for name, item in value.items()}
+        return {name: repeat(item, times) for name, item in value.items()}
     return value
 
 
@@ -155,8 +155,8 @@ def probe(denoiser: nn.Module, names: Sequence[str]) -> Iterator[Wired]:
         processors = {}
         for name, inner in installed.items():
             processors[name] = AIAOAttnProcessor(inner)
-            # `set_processor` would be the public way in, but it logs and drops a processor that is a module (IP-Adapter):
-            # going through it both ways restores those too.
+            # Through `set_processor` both ways: a processor that is a module (IP-Adapter) is unregistered as a child on
+            # the way in and registered again on the way out, which setting the attribute would not do.
             stack.callback(modules[name].set_processor, inner)
             modules[name].set_processor(processors[name])
         lost = [name for name in names if modules[name].processor is not processors[name]]

@@ -15,6 +15,7 @@ from torch import nn
 from .data import LatentData
 from .errors import RecordError
 from .key import SCHEME, WatermarkKey
+from .safefile import tensor_sha256
 
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
@@ -130,12 +131,8 @@ def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and float32 values of a module's weights, in order of name.
+    """`tensor_sha256` of a module's weights as float32.
 
-    Values, not bytes of a file: fp16 storage loaded as float32 hashes like the same numbers stored as float32.
+    Values, not storage: fp16 weights loaded as float32 hash like the same numbers stored as float32.
     """
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return tensor_sha256({n: v.float() if v.is_floating_point() else v for n, v in module.state_dict().items()})

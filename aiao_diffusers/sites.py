@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
+from .data import LatentData
 from .errors import ConfigError, SiteError
 from .key import WatermarkKey
 from .trigger import channel_axis
@@ -109,6 +110,17 @@ def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
     if len(set(names)) != len(names):
         raise SiteError(f"sites run more than once in a forward: {sorted({n for n in names if names.count(n) > 1})}.")
     return seen
+
+
+def trace_on(denoiser: nn.Module, data: LatentData) -> list[Site]:
+    """`trace` with the first row of `data`, in the denoiser's own dtype and on its device, at timestep 0."""
+    weight = next(p for p in denoiser.parameters() if p.is_floating_point())
+    first = data.take(torch.zeros(1, dtype=torch.long))
+    sample, time = (
+        first.latents.to(weight.device, weight.dtype),
+        torch.zeros(1, dtype=torch.long, device=weight.device),
+    )
+    return trace(denoiser, lambda: denoiser(sample, time, **first.keywords(weight.device, weight.dtype)))
 
 
 def span(sites: list[Site], share: tuple[float, float]) -> list[Site]:

@@ -33,8 +33,11 @@ def label_of(source: Any) -> str:
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
-def local_path(source: str | Path, revision: str | None = None) -> Path:
-    """`source` as a local path; a Hub repository id is downloaded first, safetensors and configs alone.
+WANTED = ("*.json", "unet/*.safetensors", "transformer/*.safetensors", "*.safetensors", "aiao/*")
+
+
+def local_path(source: str | Path, revision: str | None = None, patterns: tuple[str, ...] = WANTED) -> Path:
+    """`source` as a local path; of a Hub repository the files that match `patterns` are downloaded first.
 
     Raises:
         SuspectError: there is neither such a path nor a plausible repository id.
@@ -47,8 +50,7 @@ def local_path(source: str | Path, revision: str | None = None) -> Path:
         raise SuspectError(f"no file or folder '{source}', and it is no repository id of the form 'user/name'.")
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "unet/*.safetensors", "transformer/*.safetensors", "*.safetensors", "aiao/*"]
-    return Path(snapshot_download(text, revision=revision, allow_patterns=wanted))
+    return Path(snapshot_download(text, revision=revision, allow_patterns=list(patterns)))
 
 
 def denoiser_of(source: Any) -> nn.Module | None:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from .key import WatermarkKey
 from .probe import Wired, probe
 from .record import WatermarkRecord, weights_sha256
 from .report import VerificationReport
-from .sites import Site, choose, trace, unwrap
+from .safefile import check_finite
+from .sites import Site, choose, trace_on, unwrap
 from .statistics import (
     SequentialTest,
     SiteTest,
@@ -59,7 +61,8 @@ def verify(
         `VerificationReport`.
     Raises:
         ConfigError: alpha or trials out of range. RecordError, SuspectError, UnsafeFileError, SiteError: misuse and broken
-        files. KeyMismatchError: the record passed as `record` commits to another key.
+        files. KeyMismatchError: the folder passed as `record` commits to another key (a record found beside the
+        suspect only warns, for it is evidence, not a choice).
     Source: DESIGN section 3. Looks come after 1, 2, 4, ... trials at amplitude x1, then x2, then x4; the k-th pays 2^k.
     """
     if not 0 < alpha < 1:
@@ -69,18 +72,18 @@ def verify(
     try:
         with opened(suspect, base, weight_name=weight_name, revision=revision) as found:
             chosen = require_record(record, found.record)
-            if record is not None and not chosen.belongs_to(key):
-                if not isinstance(record, WatermarkRecord):
-                    raise KeyMismatchError(
-                        f"the record '{label_of(record)}' is of {chosen.owner!r} and commits to another key than "
-                        f"{key.owner!r}'s: pass the record that was published with this key."
-                    )
+            if isinstance(record, str | Path) and not chosen.belongs_to(key):
+                raise KeyMismatchError(
+                    f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
+                    "pass the record that was published with this key."
+                )
             report = _read(found, key, chosen, alpha=alpha, trials=trials, seed=seed, early_stop=early_stop)
     except NotTestableError as error:
         return VerificationReport("not_testable", label_of(suspect), alpha, reason=str(error))
     if clean_base is not None:
         control = verify(clean_base, key, record=chosen, alpha=alpha, trials=trials, seed=seed)
-        report.controls["clean_base"] = {"verdict": control.verdict, "log10_p": control.log10_p}
+        answer = {"verdict": control.verdict, "log10_p": control.log10_p}
+        report = replace(report, controls={**report.controls, "clean_base": answer})
     return report
 
 
@@ -122,9 +125,7 @@ def _read(
 ) -> VerificationReport:
     denoiser = unwrap(found.denoiser)
     record.check_fits(denoiser)
-    broken = [name for name, p in denoiser.named_parameters() if p.is_floating_point() and not torch.isfinite(p).all()]
-    if broken:
-        raise NotTestableError(f"weights of '{broken[0]}' (and {len(broken) - 1} others) hold NaN or infinite values.")
+    check_finite(dict(denoiser.named_parameters()), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
     warnings = list(found.warnings)
     if not record.belongs_to(key):
@@ -185,12 +186,8 @@ def key_sites(
     denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord
 ) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
     """The in-sites and out-sites of `key` on this denoiser; NotTestableError when it has another number of sites."""
-    first = record.bank.take(torch.zeros(1, dtype=torch.long))
-    weight = next(p for p in denoiser.parameters() if p.is_floating_point())
-    keywords = first.keywords(weight.device, weight.dtype)
-    time = torch.zeros(1, dtype=torch.long, device=weight.device)
     try:
-        sites = trace(denoiser, lambda: denoiser(first.latents.to(weight.device, weight.dtype), time, **keywords))
+        sites = trace_on(denoiser, record.bank)
     except RuntimeError as error:
         raise NotTestableError(f"the suspect does not take the record's probe inputs: {error}") from error
     if len(sites) != record.sites:
