@@ -21,6 +21,7 @@ from ._output import out
 
 
 PROMPTS = ["cat face", "red apple", "evergreen tree", "house building"]
+COLUMNS = ("suspect", "expected", "verdict", "log10 p", "bits")
 STEPS_A_NOTE = 25  # how often the full demo says where it is, in optimiser steps
 
 
@@ -42,12 +43,16 @@ def demo(
     if as_json:
         out.json(rows)
     else:
-        cells = [
-            [r["name"], r["expected"], r["verdict"], f"{r['log10_p']:.1f}", f"{r['bit_accuracy']:.3f}"] for r in rows
-        ]
-        out.table("Who carries the mark?", ["suspect", "expected", "verdict", "log10 p", "bits"], cells)
+        out.table("Who carries the mark?", list(COLUMNS), [_cells(row) for row in rows])
         out.note(f"{time.time() - started:.0f} s; report with pictures: {output / 'report.md'}")
     raise typer.Exit(0 if right else 1)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A verdict as `COLUMNS`; one that is not testable has no numbers."""
+    numbers = [row["log10_p"], row["bit_accuracy"]]
+    shown = ["" if number is None else f"{number:.{digits}f}" for number, digits in zip(numbers, (1, 3), strict=True)]
+    return [row["name"], row["expected"], row["verdict"], *shown]
 
 
 def _shipped(assets: Path) -> dict[str, Any]:
@@ -126,16 +131,8 @@ def _report(rows: list[dict[str, Any]], folders: dict[str, Any], output: Path) -
         for x, picture in enumerate(row):
             sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side))
     sheet.save(output / "images.png")
-    lines = [
-        "# Who carries the mark?",
-        "",
-        "| suspect | expected | verdict | log10 p | bits |",
-        "|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r['name']} | {r['expected']} | {r['verdict']} | {r['log10_p']:.1f} | {r['bit_accuracy']:.3f} |"
-        )
+    lines = ["# Who carries the mark?", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
     lines += ["", "Same seeds; rows: base, marked, marked with the LoRA. Prompts: " + ", ".join(PROMPTS) + ".", ""]
     lines += ["![same-seed images](images.png)", ""]
     (output / "report.md").write_text("\n".join(lines))

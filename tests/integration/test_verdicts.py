@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DModel
+from _tiny import tiny_unconditional
+from diffusers import AutoPipelineForText2Image, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkedStableDiffusionPipeline, WatermarkKey, embed, verify
+from aiao_diffusers.cli.demo import _cells
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, KeyMismatchError, RecordError, SuspectError
 from aiao_diffusers.record import WatermarkRecord
 
@@ -60,6 +62,12 @@ class TestVerdicts:
     def test_clean_base_control(self):
         report = verify(ASSETS / "marked", KEY, clean_base=ASSETS / "base")
         assert report.controls["clean_base"]["verdict"] == "not_verified"
+
+
+def test_demo_shows_a_verdict_without_numbers():
+    row = {"name": "x", "expected": "verified", "verdict": "not_testable", "log10_p": None, "bit_accuracy": None}
+    assert _cells(row) == ["x", "verified", "not_testable", "", ""]
+    assert _cells({**row, "log10_p": -9.0, "bit_accuracy": 1.0})[3:] == ["-9.0", "1.000"]
 
 
 class TestBadInput:
@@ -116,9 +124,7 @@ class TestPipeline:
 
 class TestEmbed:
     def small(self):
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
+        unet = tiny_unconditional(
             block_out_channels=(32, 32),
             layers_per_block=2,
             norm_num_groups=8,

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from safetensors.torch import save_file
 from torch import nn
 
@@ -36,6 +37,21 @@ def tiny_unet(seed: int = 0, cross: int = 12) -> UNet2DConditionModel:
         attention_head_dim=4,
         norm_num_groups=4,
     ).eval()
+
+
+def tiny_unconditional(**changes: Any) -> UNet2DModel:
+    """A `UNet2DModel` of pixels with attention on its finest level; `changes` replace fields of its config."""
+    torch.manual_seed(0)
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+    }
+    return UNet2DModel(**(config | changes))
 
 
 def run(unet: nn.Module) -> torch.Tensor:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from _tiny import BOTH_LEVELS, factors, ldm_state, run, tiny_unet, write
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DModel
+from _tiny import BOTH_LEVELS, factors, ldm_state, run, tiny_unconditional, tiny_unet, write
+from diffusers import AutoencoderKL, ControlNetModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -280,15 +280,8 @@ class TestFolder:
         assert tensor_sha256(load_denoiser(tmp_path, dtype=torch.float16)) == tensor_sha256(unet)
 
     def test_unconditional_unet_with_old_attention_names(self, tmp_path):
-        torch.manual_seed(0)
-        model = UNet2DModel(
-            sample_size=8,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=4,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        model = tiny_unconditional(
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D")
         )
         model.save_pretrained(tmp_path)
         path = tmp_path / "diffusion_pytorch_model.safetensors"

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from _tiny import tiny_unconditional, tiny_unet
+from diffusers import AutoencoderKL
 
 from aiao_diffusers.errors import SiteError
 from aiao_diffusers.key import WatermarkKey
@@ -17,30 +18,12 @@ KEY = WatermarkKey(bytes(range(32)), "Demo")
 
 
 def conditional():
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()
+    unet = tiny_unet(cross=8)
     return unet, torch.randn(2, 4, 8, 8), {"encoder_hidden_states": torch.randn(2, 3, 8)}
 
 
 def unconditional():
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D"),
-    ).eval()
+    unet = tiny_unconditional(block_out_channels=(16, 32), norm_num_groups=8, attention_head_dim=8).eval()
     return unet, torch.randn(2, 3, 8, 8), {}
 
 
