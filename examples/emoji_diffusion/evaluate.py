@@ -1,4 +1,4 @@
-"""Print the quality of the shipped base: VAE PSNR, and retrieval of the prompt from its generated image by the tiny CLIP.
+"""Print the figures of the shipped models: VAE PSNR, fidelity and verification rate of the mark, and retrieval of the prompt from its generated image by the tiny CLIP.
 
 python evaluate.py --data data --prompts 200
 """
@@ -13,6 +13,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
+from aiao_diffusers import LatentData, WatermarkKey, verify
+from aiao_diffusers.embed import fidelity
 from aiao_diffusers.statistics import clopper_pearson
 
 
@@ -29,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "base")
+    parser.add_argument("--marked", type=Path, default=Path(__file__).parent / "marked")
     parser.add_argument("--clip", type=Path, default=Path(__file__).parent / "clip")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -43,6 +46,19 @@ def main() -> None:
         y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         psnr = 10 * torch.log10(4 / (x - y).square().mean((1, 2, 3)))
         print(f"VAE PSNR {name}: {psnr.mean():.2f} dB, standard error {psnr.std() / len(x) ** 0.5:.2f} (n {len(x)})")
+    marked = StableDiffusionPipeline.from_pretrained(args.marked)
+    cached = LatentData.load(Path(__file__).parent / "latents" / "noto.safetensors")
+    price = fidelity(pipe.unet, marked.unet, cached, pipe.scheduler, samples=1024, seed=args.seed)
+    print(
+        f"noise-prediction MSE of marked against base: {price['ratio']:.4f} of the base's loss {price['loss']:.4f}, ",
+        end="",
+    )
+    print(f"95% CI +-{price['ratio_ci']:.4f} (n {price['samples']:.0f}, seed {args.seed})")
+    report = verify(args.marked, WatermarkKey(bytes(range(32)), "Demo"), trials=200, seed=args.seed, early_stop=False)
+    low, high = report.verification_rate_ci
+    print(f"verification rate over random sub-paths: {report.verification_rate:.3f}, ", end="")
+    print(f"95% CI {low:.3f}-{high:.3f} (n {report.trials}); bits {sum(s.channels for s in report.sites)}, ", end="")
+    print(f"bit accuracy {report.bit_accuracy:.3f}, log10 p {report.log10_p:.1f}")
     images, captions = load(args.data / "noto")
     tokens = CLIPTokenizer.from_pretrained(args.clip)(
         captions, padding="max_length", truncation=True, return_tensors="pt"

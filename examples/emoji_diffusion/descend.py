@@ -1,0 +1,52 @@
+"""From the trained base: mark it with the demo key, train a LoRA and a full fine-tune on Twemoji, cache latents.
+
+python descend.py --data data --runs runs
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from data import load
+from diffusers import StableDiffusionPipeline
+from export import DEMO_KEY
+from train_unet import encode_captions, encode_images
+
+from aiao_diffusers import LatentData, embed
+from aiao_diffusers.bench.attacks.finetune import full, lora
+
+
+def latents_of(pipe: StableDiffusionPipeline, folder: Path) -> LatentData:
+    images, captions = load(folder)
+    context = encode_captions(pipe.tokenizer, pipe.text_encoder, captions)
+    return LatentData(encode_images(pipe.vae, images), {"encoder_hidden_states": context})
+
+
+def cache(data: LatentData, count: int, seed: int, path: Path) -> None:
+    """A random subset for the full demo, which must not need the image folders."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    data.take(order[:count]).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    args = parser.parse_args()
+    pipe = StableDiffusionPipeline.from_pretrained(args.runs / "unet/final")
+    noto = latents_of(pipe, args.data / "noto")
+    report = embed(pipe, DEMO_KEY, noto, callback=lambda step, row: print(step, row) if step % 25 == 0 else None)
+    print(json.dumps(report.to_dict()))
+    pipe.save_pretrained(args.runs / "marked")
+    report.record.save(args.runs / "marked")
+    twemoji = latents_of(pipe, args.data / "twemoji")
+    lora(pipe.unet, twemoji, pipe.scheduler, args.runs / "lora", rank=8, steps=200, lr=1e-3)
+    full(pipe.unet, twemoji, pipe.scheduler, steps=400, lr=1e-4)
+    pipe.save_pretrained(args.runs / "finetuned")
+    cache(noto, 512, 0, args.runs / "noto.safetensors")
+    cache(twemoji, 256, 1, args.runs / "twemoji.safetensors")
+
+
+if __name__ == "__main__":
+    main()
