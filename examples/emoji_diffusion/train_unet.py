@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=Path("runs/vae/final"))
     parser.add_argument("--clip", type=Path, default=Path("runs/clip/final"))
     parser.add_argument("--out", type=Path, default=Path("runs/unet"))
+    parser.add_argument("--init", type=Path, help="go on from the U-Net of this pipeline, with a new optimiser")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32, help="per process")
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -75,6 +76,9 @@ def main() -> None:
     embeddings, empty = encode_captions(tokenizer, encoder, captions), encode_captions(tokenizer, encoder, [""])
     torch.manual_seed(args.seed)
     unet = build()
+    if args.init is not None:
+        start = UNet2DConditionModel.from_pretrained(args.init, subfolder="unet", dtype=torch.float32)
+        unet.load_state_dict(start.state_dict())
     ema = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
 
     def loss_of(model: torch.nn.Module, step: int) -> dict[str, torch.Tensor]:
