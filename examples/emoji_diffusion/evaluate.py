@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"))
+    parser.add_argument("--pictures", type=Path, default=Path(__file__).parent / "pictures")
     args = parser.parse_args()
     pipe = StableDiffusionPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
@@ -66,22 +66,38 @@ def main() -> None:
     draw = random.Random(args.seed)
     own = draw.sample(range(len(captions)), args.prompts)
     pools = [[i, *draw.sample([j for j in range(len(captions)) if j != i], 99)] for i in own]
+    options = {"num_inference_steps": 20, "guidance_scale": args.guidance, "output_type": "pt"}
     made = []
     for start in range(0, len(own), 20):
         batch = own[start : start + 20]
         generators = [torch.Generator().manual_seed(args.seed + i) for i in batch]
-        options = {"num_inference_steps": 20, "guidance_scale": args.guidance, "output_type": "pt"}
         made.append(pipe([captions[i] for i in batch], generator=generators, **options).images * 2 - 1)
     generated = torch.cat(made)
     for name, pictures in (("real", to_unit(images[own])), ("generated", generated)):
         count = hits(clip, pictures, tokens.input_ids, own, pools)
         low, high = clopper_pearson(count, len(own))
         print(f"top-1 of 100 captions, {name}: {count / len(own):.3f} (95% CI {low:.3f}-{high:.3f}, n {len(own)})")
-    sheet = Image.new("RGB", (64 * 8, 64 * 3))
-    for i, picture in enumerate(generated[:24]):
-        pixels = ((picture + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0).numpy()
-        sheet.paste(Image.fromarray(pixels), (i % 8 * 64, i // 8 * 64))
-    sheet.save(args.sheet)
+    args.pictures.mkdir(exist_ok=True)
+    sheet(generated[:24], 8).save(args.pictures / "contact_sheet.png")
+    rows = []
+    for model, adapter in ((args.model, None), (args.marked, None), (args.marked, Path(__file__).parent / "lora")):
+        pipe = StableDiffusionPipeline.from_pretrained(model)
+        pipe.set_progress_bar_config(disable=True)
+        if adapter is not None:
+            pipe.load_lora_weights(adapter)
+        generators = [torch.Generator().manual_seed(args.seed + i) for i in own[:8]]
+        rows.append(pipe([captions[i] for i in own[:8]], generator=generators, **options).images * 2 - 1)
+    sheet(torch.cat(rows), 8).save(args.pictures / "same_seed.png")
+    print("columns of the pictures: " + "; ".join(captions[i] for i in own[:8]))
+
+
+def sheet(pictures: torch.Tensor, columns: int, side: int = 96) -> Image.Image:
+    """`pictures` (N, 3, 64, 64) in [-1, 1], row by row, enlarged."""
+    page = Image.new("RGB", (side * columns, side * -(-len(pictures) // columns)))
+    for i, picture in enumerate(pictures):
+        pixels = Image.fromarray(((picture + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0).numpy())
+        page.paste(pixels.resize((side, side), Image.Resampling.LANCZOS), (i % columns * side, i // columns * side))
+    return page
 
 
 if __name__ == "__main__":

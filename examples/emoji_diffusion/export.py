@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
+import card
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
@@ -45,6 +46,8 @@ def main() -> None:
     (args.out / "latents").mkdir(exist_ok=True)
     for name in ("noto", "twemoji"):
         shutil.copy(args.runs / f"{name}.safetensors", args.out / "latents")
+    for name in card.CARDS:
+        card.write(args.out / name)
     if not (args.out / "demo.key").exists():
         DEMO_KEY.save(args.out / "demo.key")
 

@@ -1,0 +1,79 @@
+"""The card of each shipped folder: data, licence, steps, seed, command. `export.py` writes them."""
+
+from pathlib import Path
+
+
+NOTO = "Noto Emoji by Google, `emoji-datasource-google` 16.0.0, images Apache-2.0, (c) Google"
+TWEMOJI = "Twemoji, `emoji-datasource-twitter` 16.0.0, images CC-BY-4.0, (c) Twitter, Inc. and other contributors"
+
+# folder: (title, licence id, relation and parent, data, steps, commands)
+CARDS = {
+    "base": (
+        "Emoji diffusion, unmarked",
+        "apache-2.0",
+        None,
+        NOTO,
+        "VAE 1,000 steps of 16 images; tiny CLIP 1,000 of 128 pairs; U-Net 6,000 of 24, then 5,000 of 24 more with a new "
+        "optimiser, AdamW, peak lr 5e-4, EMA .999, caption dropout .1. fp16; 64x64 pixels; U-Net 8.7M parameters.",
+        "python train_vae.py; python train_clip.py; accelerate launch --num_processes 2 train_unet.py --batch 12; "
+        "accelerate launch --num_processes 2 train_unet.py --batch 12 --steps 5000 --init FIRST",
+    ),
+    "marked": (
+        "Emoji diffusion, marked with the demo key",
+        "apache-2.0",
+        ("finetune", "base"),
+        NOTO,
+        "`EmbedConfig()`: 600 steps of 8 latents in three copies, AdamW, peak lr 5e-4.",
+        "python descend.py; python export.py",
+    ),
+    "finetuned": (
+        "Emoji diffusion, marked, then fine-tuned on Twemoji",
+        "cc-by-4.0",
+        ("finetune", "marked"),
+        TWEMOJI,
+        "All weights, 400 steps of 16 latents, AdamW, lr 1e-4.",
+        "python descend.py; python export.py",
+    ),
+    "lora": (
+        "Twemoji style LoRA for the marked model",
+        "cc-by-4.0",
+        ("adapter", "marked"),
+        TWEMOJI,
+        "Rank 8 on the attention projections, 200 steps of 16 latents, AdamW, lr 1e-3.",
+        "python descend.py; python export.py",
+    ),
+    "clip": (
+        "A tiny CLIP of emoji and their names",
+        "apache-2.0",
+        None,
+        NOTO,
+        "1,000 steps of 128 pairs, contrastive. Its text tower is the text encoder of `base/`.",
+        "python train_clip.py; python export.py",
+    ),
+    "latents": (
+        "Cached latents for the full demo",
+        "cc-by-4.0",
+        None,
+        f"512 of {NOTO}; 256 of {TWEMOJI}",
+        "No training: the VAE's posterior means with the caption embeddings, a random subset.",
+        "python descend.py; python export.py",
+    ),
+}
+
+
+def write(folder: Path) -> None:
+    """Write the card of a shipped folder over an older one."""
+    title, licence, parent, data, steps, commands = CARDS[folder.name]
+    lines = ["---", f"license: {licence}", "library_name: diffusers"]
+    if parent is not None:
+        lines += [f"base_model: emoji_diffusion/{parent[1]}", f"base_model_relation: {parent[0]}"]
+    if folder.name in ("base", "marked", "finetuned", "lora"):
+        lines += ["pipeline_tag: text-to-image"]
+    lines += ["tags: [emoji, aiao-watermark]" if folder.name == "marked" else "tags: [emoji]", "---", ""]
+    lines += [f"# {title}", "", "| | |", "|---|---|", f"| data | {data} |", f"| training | {steps} |", "| seed | 0 |"]
+    lines += [f"| commands, in this folder's parent | `{commands}` |", f"| licence | {licence} |", ""]
+    if folder.name == "marked":
+        lines += ["The weights carry a watermark with the public record `aiao/`. The demo key is public on purpose,"]
+        lines += ["so a verdict with it proves nothing about who made a model.", ""]
+    lines += ["A research toy to demonstrate watermarks; it draws small emoji and nothing else.", ""]
+    (folder / "README.md").write_text("\n".join(lines))
