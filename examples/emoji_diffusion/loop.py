@@ -37,7 +37,11 @@ def train(
     set_seed(seed, device_specific=True)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay)
-    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    # accelerate steps a schedule once for each process.
+    ticks = accelerator.num_processes
+    scheduler = get_scheduler(
+        schedule, optimizer, num_warmup_steps=warmup * ticks, num_training_steps=steps * ticks
+    )
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     if ema is not None:
         accelerator.register_for_checkpointing(ema)

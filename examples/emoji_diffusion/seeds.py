@@ -43,7 +43,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
         "lora on base": verify(file, key, base=base.unet, record=record).log10_p,
         "wrong key": verify(pipe.unet, key.child("wrong"), record=record).log10_p,
     }
-    full(pipe.unet, style, pipe.scheduler, steps=400, lr=1e-4, seed=seed)
+    full(pipe.unet, style, pipe.scheduler, steps=300, lr=1e-4, seed=seed)
     p["finetuned"] = verify(pipe.unet, key, record=record).log10_p
     return {
         "seed": seed,
