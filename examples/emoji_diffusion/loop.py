@@ -39,9 +39,7 @@ def train(
     optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay)
     # accelerate steps a schedule once for each process.
     ticks = accelerator.num_processes
-    scheduler = get_scheduler(
-        schedule, optimizer, num_warmup_steps=warmup * ticks, num_training_steps=steps * ticks
-    )
+    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup * ticks, num_training_steps=steps * ticks)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
