@@ -190,7 +190,7 @@ def finetune_report(
     """Card that states a verified descendant's report: verdict, p-value, controls and hashes; no site, no look.
 
     Raises:
-        ConfigError: the report's verdict is not `verified`, or its record is of another key: a card claims nothing less.
+        ConfigError: the report's verdict is not `verified`: a card claims nothing less.
     """
     if not report.verified or report.log10_p is None or report.bit_accuracy is None:
         raise ConfigError(f"the report on {report.suspect!r} says {report.verdict}: a card needs a verified one.")
