@@ -127,7 +127,7 @@ class Card:
                 own_head = _with_tag(own_head, tag)
         ours = {name: value for name, value in {**self.defaults, **self.head}.items() if name not in own}
         if "tags" not in own:
-            ours["tags"] = list(self.tags)
+            ours["tags"] = list(dict.fromkeys(self.tags))
         generated = yaml_dump(ours, sort_keys=False).strip() if ours else ""
         block = "\n".join(line for line in (HEAD_BEGIN, generated, HEAD_END) if line)
         own_head = own_head.strip("\r\n")

@@ -261,7 +261,7 @@ def _publish(
             parent_commit=info.sha,
         )
         # A .gitignore in the repository makes the Hub drop files without a word.
-        missing = sorted(sent.keys() - set(api.list_repo_files(repo, revision=made.oid)))
+        missing = sorted(sent.keys() - set(api.list_repo_files(repo, revision=made.pr_revision or made.oid)))
     except AIAOError:
         raise
     except (*_HTTP_ERRORS, RuntimeError, ValueError) as error:

@@ -171,6 +171,7 @@ from aiao_diffusers import WatermarkedStableDiffusionPipeline, WatermarkKey
 from aiao_diffusers.errors import ConfigError
 pipe = WatermarkedStableDiffusionPipeline.from_pretrained({str(folder)!r})
 made = pipe.push_to_hub("{REPO}", WatermarkKey(bytes(range(32)), "Demo"))
+assert pipe.push_to_hub("{REPO}").oid == made.oid
 try:
     pipe.save_pretrained({str(folder.parent / "x")!r}, push_to_hub=True, repo_id="{REPO}")
 except ConfigError:

@@ -135,6 +135,10 @@ class TestMarkedModel:
             "tags": ["aiao-watermark"],
         }
 
+    def test_a_tag_is_not_repeated(self):
+        tags = ("aiao-watermark", "x", "x")
+        assert head_of(str(marked(CardFields(tags=tags))))["tags"] == ["aiao-watermark", "x"]
+
     def test_unconditional(self):
         assert head_of(str(marked(denoiser="UNet2DModel")))["pipeline_tag"] == "unconditional-image-generation"
 
