@@ -3,6 +3,7 @@
 from .data import LatentData
 from .embed import EmbedConfig, EmbedReport, embed
 from .errors import AIAOError
+from .hub import push
 from .key import WatermarkKey
 from .pipeline import WatermarkedStableDiffusionPipeline
 from .record import WatermarkRecord
@@ -22,5 +23,6 @@ __all__ = [
     "WatermarkRecord",
     "WatermarkedStableDiffusionPipeline",
     "embed",
+    "push",
     "verify",
 ]

@@ -71,3 +71,11 @@ class NotTestableError(AIAOError, ValueError):
 
 class LoraNotLoadedError(NotTestableError):
     """A LoRA file changed nothing in the denoiser: a verdict would describe the base alone."""
+
+
+class CardError(AIAOError, ValueError):
+    """A README's YAML head or markers cannot be joined with a generated card."""
+
+
+class PushRefusedError(AIAOError, ValueError):
+    """A push would publish a secret, weights without the mark, or the clean twin; nothing was sent."""

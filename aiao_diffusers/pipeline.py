@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import CommitInfo, snapshot_download
 
 from .embed import EmbedConfig, EmbedReport, embed
-from .errors import OutputExistsError
+from .errors import ConfigError, OutputExistsError
+from .hub import push
 from .key import WatermarkKey
-from .record import WatermarkRecord
+from .record import FOLDER, WatermarkRecord
 from .report import VerificationReport
-from .suspect import find_record, local_path
+from .suspect import find_record
 from .verify import verify
+
+
+_DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
@@ -30,7 +35,10 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
     def from_pretrained(cls, source: Any, **kwargs: Any) -> "WatermarkedStableDiffusionPipeline":
         """As the parent's; a record in the folder or repository comes along."""
         pipe = super().from_pretrained(source, **kwargs)
-        pipe.record = find_record(local_path(source, kwargs.get("revision"), ("aiao/*",)))
+        if not os.path.isdir(source):
+            options = {name: kwargs[name] for name in _DOWNLOAD if name in kwargs}
+            source = snapshot_download(source, allow_patterns=f"{FOLDER}/*", **options)
+        pipe.record = find_record(source)
         return pipe
 
     def embed(
@@ -48,8 +56,18 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
         """Read `key` out of this pipeline; see `aiao_diffusers.verify`."""
         return verify(self, key, **kwargs)
 
+    def push_to_hub(self, repo_id: str, key: WatermarkKey | None = None, **kwargs: Any) -> CommitInfo:
+        """Publish with record and card; a README's own text is kept. See `aiao_diffusers.push`."""
+        return push(self, repo_id, key, **kwargs)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """A folder that every stock class loads: it names `StableDiffusionPipeline`, the record lies in `aiao/`."""
+        """A folder that every stock class loads: it names `StableDiffusionPipeline`, the record lies in `aiao/`.
+
+        Raises:
+            ConfigError: `push_to_hub=True`, with which diffusers would replace the README and check nothing.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise ConfigError("save_pretrained(push_to_hub=True) checks nothing: call push_to_hub(repo_id, key=key).")
         StableDiffusionPipeline.from_pipe(self).save_pretrained(save_directory, **kwargs)
         if self.record is not None:
             self.record.save(Path(save_directory))

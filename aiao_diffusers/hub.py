@@ -1,0 +1,323 @@
+"""Publish a marked model on the Hub: everything is checked here first, then one commit carries all of it.
+
+What a push never does: send a secret, weights that the key does not read, or the clean twin; overwrite a README's text;
+leave a repository with weights and no record. Uploading is `huggingface_hub`'s own: what the Hub holds is not sent twice,
+so a push that was cut is mended by running it again.
+"""
+
+import base64
+import hashlib
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
+from torch import nn
+
+from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model, own_text, untouched
+from .checkpoint import DENOISER_FOLDERS, detect, load_denoiser
+from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
+from .key import WatermarkKey
+from .record import DOCUMENT, FOLDER, WatermarkRecord, has_record, weights_sha256
+from .safefile import PICKLE_SUFFIXES, load_tensors, read_json
+from .suspect import denoiser_of, find_record, label_of, local_path
+from .verify import verify
+
+
+README, RESULTS = "README.md", ".eval_results/aiao.yaml"
+CHUNK, OVERLAP = 2**20, 64
+_KEY_MARKS = (b'"aiao-key"', b'"secret"')
+_WORDS = bytes(ord("a") if chr(i).isascii() and (chr(i).isalnum() or chr(i) in "+/-_") else 0 for i in range(256))
+_RUN = b"a" * 20  # the shortest needle of text
+_UNCHECKED = PICKLE_SUFFIXES | {".gguf", ".onnx", ".msgpack", ".h5", ".tflite"}
+_HTTP_ERRORS: tuple[Any, ...] = HfHubHTTPError.__bases__  # whichever HTTP library the installed client uses
+_RERUN = "run the same push again: what the Hub holds is not sent twice"
+_ADVICE = {
+    401: "log in with `hf auth login` or pass token=",
+    403: "this token may not write there: use one with write access, or create_pr=True to propose the change",
+    404: "check the repository's name, the revision and that your token may see it",
+    412: "somebody else committed meanwhile: run the push again on top of that",
+}
+
+
+def push(
+    source: Any,
+    repo: str,
+    key: WatermarkKey | None = None,
+    *,
+    clean_base: Any = None,
+    card: CardFields | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Publish a marked model with its record and card, in one commit.
+
+    Args:
+        source: a marked pipeline, or the folder it was saved to. The folder is not changed.
+        repo (`str`): `user/name`; created when it does not exist.
+        key (`WatermarkKey`, *optional*): must be read out of the weights with p <= 1e-6, and no file may hold it. Without a
+            key the weights must be those that the record names, value for value.
+        clean_base: the unmarked twin (a pipeline, denoiser, folder or repository); refused when the upload is the same.
+        card (`CardFields`, *optional*): licence, base model, tags, data sets and results for the card.
+        private (`bool`, *optional*): of a new repository; True refuses one that exists and is public.
+        create_pr (`bool`, defaults to False): open a pull request instead of committing.
+        revision (`str`, *optional*): branch to commit to, made when missing, or `refs/pr/N`; default `main`.
+        commit_message (`str`, *optional*): first line of the commit.
+        token (`str`, *optional*): default: the one of `hf auth login` or HF_TOKEN.
+    Returns:
+        `huggingface_hub.CommitInfo`; when nothing changed, that of the commit that is there.
+    Raises:
+        PushRefusedError: see above; nothing was sent. RecordError: no record, or an altered one. CardError: a README that
+        cannot be joined with the card, or one edited on the Hub that the folder's would overwrite. HubError: the request
+        failed; the message says what to do. ConfigError: create_pr with a revision.
+    """
+    if create_pr and revision not in (None, "main"):
+        raise ConfigError(f"a pull request is opened against main: leave out create_pr or revision={revision!r}.")
+    with _folder(source) as folder:
+        if not has_record(folder):
+            raise RecordError(
+                f"'{label_of(source)}' carries no watermark record: mark it with `aiao embed` first, or save the record of "
+                "your EmbedReport into the folder."
+            )
+        check_secrets(folder, key)
+        check_weights(folder, key, clean_base)
+        return _publish(folder, repo, card or CardFields(), private, create_pr, revision, commit_message, token)
+
+
+@contextmanager
+def _folder(source: Any) -> Iterator[Path]:
+    """The folder to publish; a pipeline is saved to a temporary one for the length of the block."""
+    if isinstance(source, str | Path):
+        if not Path(source).is_dir():
+            raise SuspectError(f"'{source}' is no folder: pass the one that the marked model was saved to.")
+        yield Path(source)
+        return
+    if not hasattr(source, "save_pretrained"):
+        raise SuspectError(f"a {type(source).__name__} cannot be pushed: pass a pipeline or a folder.")
+    with tempfile.TemporaryDirectory() as scratch:
+        source.save_pretrained(scratch)
+        record = find_record(source)
+        if record is not None:
+            record.save(scratch)
+        yield Path(scratch)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# What must not leave ------------------------------------------------------------------------------------------------
+
+
+def needles(secret: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Byte strings that give a secret away: raw ones, and those of text (hex, base64 plain and URL-safe).
+
+    Raw and hex: 16 bytes from offsets 0, 8 and 16, so that 24 bytes in a row always hold one. Base64: 15 bytes from offsets
+    0-2 and 15-17, so that either half is found at any alignment.
+    """
+    pieces = [secret[start : start + 16] for start in (0, 8, 16)]
+    blocks = [secret[start : start + 15] for start in (0, 1, 2, 15, 16, 17)]
+    hexes = [text.encode() for piece in pieces for text in (piece.hex(), piece.hex().upper())]
+    coded = [encode(block) for block in blocks for encode in (base64.b64encode, base64.urlsafe_b64encode)]
+    return pieces, sorted({*hexes, *coded})
+
+
+def check_secrets(folder: Path, key: WatermarkKey | None) -> None:
+    """Refuse a folder in which any file, or any file's name, holds a key file or `key`'s secret.
+
+    Not seen: a secret that was compressed, encrypted or spelt in another way than raw, hex or base64.
+
+    Raises:
+        PushRefusedError: naming the file, never what was found in it.
+    """
+    raw, text = needles(key.secret) if key else ([], [])
+    for path in _files(folder):
+        name, whole_key = path.relative_to(folder).as_posix(), set()
+        for block in _blocks(path, name):
+            # Weights are big and hardly ever hold a run of 20 letters and digits: one look saves all those for text.
+            worded = text and _RUN in block.translate(_WORDS)
+            if any(needle in block for needle in (*raw, *(text if worded else ()))):
+                raise PushRefusedError(f"'{name}' holds the key's secret: remove it from '{folder}'.")
+            whole_key |= {mark for mark in _KEY_MARKS if mark in block}
+        if len(whole_key) == len(_KEY_MARKS):
+            raise PushRefusedError(f"'{name}' holds a watermark key: move it out of '{folder}'.")
+
+
+def _blocks(path: Path, name: str) -> Iterator[bytes]:
+    """A file's name and bytes in blocks that overlap by more than any needle."""
+    tail = name.encode("utf-8", "surrogateescape") + b"\n"
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield tail + chunk
+            tail = (tail + chunk)[-OVERLAP:]
+    yield tail
+
+
+def check_weights(folder: Path, key: WatermarkKey | None, clean_base: Any = None) -> None:
+    """Refuse weights that are the clean twin's, that do not carry the mark, or that could not be looked at.
+
+    Raises:
+        PushRefusedError: naming what is wrong and the fix.
+    """
+    record = WatermarkRecord.load(folder)
+    if key is not None and not record.belongs_to(key):
+        raise PushRefusedError(f"the record is of {record.owner!r} and commits to another key: pass that key.")
+    if (folder / "model_index.json").is_file():
+        name = read_json(folder / "model_index.json").get("_class_name")
+        if not isinstance(name, str) or not hasattr(diffusers, name):
+            raise PushRefusedError(f"model_index.json names {name!r}, no class of diffusers: save the pipeline again.")
+    part = next((folder / n for n in DENOISER_FOLDERS if (folder / n / "config.json").is_file()), folder)
+    denoiser = load_denoiser(folder, dtype=torch.float32)
+    _check_other_files(folder, part, denoiser)
+    digest = weights_sha256(denoiser)
+    if clean_base is not None and digest == weights_sha256(_clean(clean_base)):
+        raise PushRefusedError(f"the weights in '{folder}' are those of the clean twin: push the marked model.")
+    if key is None:
+        if digest != record.marked_sha256:
+            raise PushRefusedError("the weights differ from those that the record names: pass key= to read the mark.")
+        return
+    report = verify(denoiser, key, record=record)
+    if not report.verified:
+        found = report.reason if report.log10_p is None else f"log10 p = {report.log10_p:.1f}"
+        raise PushRefusedError(f"the mark does not verify with this key ({report.verdict}, {found}): embed it first.")
+    if digest != record.marked_sha256:
+        warnings.warn(
+            "the mark verifies, but the weights are not value for value those that the record names (other dtype, or "
+            "trained further): whoever compares hashes will find them different.",
+            stacklevel=3,
+        )
+
+
+def _clean(source: Any) -> nn.Module:
+    """The clean twin in float32, like the upload: values are compared, not storage."""
+    return denoiser_of(source) or load_denoiser(local_path(source), dtype=torch.float32)
+
+
+def _check_other_files(folder: Path, part: Path, denoiser: nn.Module) -> None:
+    """Refuse weights beside the denoiser's own: a forgotten variant or checkpoint of the clean twin undoes the mark."""
+    state = denoiser.state_dict()
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in _UNCHECKED:
+            raise PushRefusedError(f"'{name}' cannot be looked at safely: remove it, publish safetensors only.")
+        if path.suffix.lower() != ".safetensors":
+            continue
+        if path.parent == part:
+            for tensor_name, tensor in load_tensors(path).items():
+                # bfloat16 keeps 8 bits, float16 ends at 6e-8: a half-precision variant of the same weights passes.
+                mine = state.get(tensor_name)
+                if mine is None or mine.shape != tensor.shape or not _rounded(mine, tensor):
+                    raise PushRefusedError(
+                        f"'{name}' holds other weights than the denoiser that was checked ({tensor_name}): remove it."
+                    )
+        elif detect(path).kind in ("denoiser", "single_file"):
+            raise PushRefusedError(f"'{name}' holds a second denoiser, perhaps the clean twin: remove it.")
+
+
+def _rounded(mine: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(other.float(), mine.float(), rtol=2**-8, atol=1e-7)
+
+
+# Sending ------------------------------------------------------------------------------------------------------------
+
+
+def _publish(
+    folder: Path,
+    repo: str,
+    fields: CardFields,
+    private: bool | None,
+    create_pr: bool,
+    revision: str | None,
+    message: str | None,
+    token: str | bool | None,
+) -> CommitInfo:
+    """One commit on top of the head that was read, so that no README edited meanwhile is overwritten."""
+    api = HfApi(token=token)
+    try:
+        repo = str(api.create_repo(repo, private=private, exist_ok=True).repo_id)
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        info = api.model_info(repo, revision=revision)
+        if private and not info.private:
+            raise PushRefusedError(f"'{repo}' exists and is public: make it private in its settings first.")
+        sent = _operations(folder, repo, fields, _remote_readme(api, repo, str(info.sha)))
+        made = api.create_commit(
+            repo,
+            [CommitOperationAdd(name, content) for name, content in sent.items()],
+            commit_message=message or "Publish marked model",
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,
+        )
+        # A .gitignore in the repository makes the Hub drop files without a word.
+        missing = sorted(sent.keys() - set(api.list_repo_files(repo, revision=made.pr_revision or made.oid)))
+    except AIAOError:
+        raise
+    except (*_HTTP_ERRORS, RuntimeError, ValueError) as error:
+        raise _mended(error, repo) from error
+    if missing:
+        raise HubError(f"'{repo}' left out {', '.join(missing[:3])}: correct its .gitignore and push again.")
+    return made
+
+
+def _operations(folder: Path, repo: str, fields: CardFields, remote: str | None) -> dict[str, Any]:
+    """Path in the repository to a file or bytes."""
+    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    sent: dict[str, Any] = {
+        name: files[name] for name in filter_repo_objects(files, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
+    }
+    digest = hashlib.sha256((folder / FOLDER / DOCUMENT).read_bytes()).hexdigest()
+    card = marked_model(WatermarkRecord.load(folder), digest, repo, fields)
+    local = _decoded((folder / README).read_bytes()) if (folder / README).is_file() else None
+    text = card.joined(remote or "" if local is None else local)
+    if local is not None and remote is not None and not untouched(remote):
+        lost = set(own_text(remote).split("\n")) - set(text.split("\n"))
+        if lost:
+            raise CardError(
+                f"README.md of '{repo}' was written on the Hub and '{folder}' holds another: copy that text into the "
+                "folder's README.md, or remove the folder's to keep the Hub's."
+            )
+    sent[README] = text.encode()
+    results = eval_results_yaml(fields.results)
+    if results:
+        sent[RESULTS] = results.encode()
+    return sent
+
+
+def _remote_readme(api: HfApi, repo: str, sha: str) -> str | None:
+    found = api.get_paths_info(repo, [README], revision=sha)
+    if not found:
+        return None
+    if getattr(found[0], "size", 0) > MAX_README_BYTES:
+        raise CardError(f"README.md of '{repo}' has more than {MAX_README_BYTES} bytes: shorten it.")
+    return _decoded(Path(api.hf_hub_download(repo, README, revision=sha)).read_bytes())
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise CardError(f"README.md is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from error
+
+
+def _mended(error: Exception, repo: str) -> AIAOError:
+    """The client's error as ours, with what to do."""
+    response = getattr(error, "response", None)
+    if isinstance(error, ValueError) and "metadata in README" in str(error):
+        return CardError(f"the Hub refuses README.md of '{repo}': {error}")
+    advice = _ADVICE.get(getattr(response, "status_code", 0), _RERUN)
+    if getattr(response, "status_code", 0) == 429:
+        advice = f"the Hub asks to wait {response.headers.get('Retry-After', 'a few')} s, then {_RERUN}"  # type: ignore[union-attr]
+    reason = " ".join(re.sub(r"\(Request ID: [^)]*\)", "", str(error)).split())[:300]
+    return HubError(f"push to '{repo}' failed ({type(error).__name__}: {reason}): {advice}.")
