@@ -4,6 +4,7 @@ from .data import LatentData
 from .embed import EmbedConfig, EmbedReport, embed
 from .errors import AIAOError
 from .key import WatermarkKey
+from .lazy import LayerProfile, profile, self_profile
 from .pipeline import WatermarkedStableDiffusionPipeline
 from .record import WatermarkRecord
 from .report import VerificationReport
@@ -17,10 +18,13 @@ __all__ = [
     "EmbedConfig",
     "EmbedReport",
     "LatentData",
+    "LayerProfile",
     "VerificationReport",
     "WatermarkKey",
     "WatermarkRecord",
     "WatermarkedStableDiffusionPipeline",
     "embed",
+    "profile",
+    "self_profile",
     "verify",
 ]
