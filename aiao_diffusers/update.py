@@ -53,14 +53,12 @@ class StoredWeights:
     def __init__(self, denoiser: nn.Module, names: Sequence[str]) -> None:
         own = dict(denoiser.named_parameters())
         self.parameters = {name: own[name] for name in names}
-        self._folder = Path(tempfile.mkdtemp(prefix="aiao-original-"))
+        self._folder = _temporary()
         try:
             save_file({name: p.detach().contiguous() for name, p in self.parameters.items()}, self._file)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._folder, ignore_errors=True)
-            raise TrainingError(
-                f"cannot keep the original weights in '{self._folder.parent}' ({error}): free space or set TMPDIR."
-            ) from error
+            raise _no_room(self._folder.parent, error) from error
         for p in own.values():
             p.requires_grad_(False)
         for p in self.parameters.values():
@@ -153,3 +151,14 @@ def require_no_adapter(denoiser: nn.Module) -> None:
     """Raises ConfigError when adapter layers are attached: their base weights and factors would both be trained."""
     if any(isinstance(module, BaseTunerLayer) for module in denoiser.modules()):
         raise ConfigError("the denoiser carries an adapter: fuse it (fuse_lora) or take it off (unload_lora) first.")
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="aiao-original-"))
+    except OSError as error:
+        raise _no_room(tempfile.tempdir, error) from error
+
+
+def _no_room(folder: object, error: Exception) -> TrainingError:
+    return TrainingError(f"cannot keep the original weights in '{folder}' ({error}): free space or set TMPDIR.")
