@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from torch import nn
 
 from .data import LatentData, prepare
@@ -143,7 +143,8 @@ def _borrowed(denoiser: nn.Module, seed: int) -> Iterator[None]:
     training = denoiser.training
     state = [(p, p.requires_grad, p.dtype) for p in denoiser.parameters()]
     with torch.random.fork_rng():
-        torch.manual_seed(seed + PartialState().process_index)
+        # Through Accelerator: a bare PartialState does not know of `accelerate launch --cpu`.
+        torch.manual_seed(seed + Accelerator().process_index)
         try:
             # AdamW's updates vanish in half precision; the launcher's mixed precision is what saves time.
             for p, _, dtype in state:

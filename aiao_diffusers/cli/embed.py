@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from ..embed import EmbedConfig
 from ..errors import OutputExistsError
@@ -53,7 +53,7 @@ def embed(
 
     report = pipe.embed(secret, data, config, progress, allow_marked=allow_marked, keep=earlier, profile=layers)
     # Every process of `accelerate launch` ends with the same weights; one writes them.
-    if not PartialState().is_main_process:
+    if not Accelerator().is_main_process:
         return
     save_new(pipe, output)
     result = {"output": str(output), **report.to_dict()}
