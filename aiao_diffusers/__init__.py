@@ -5,6 +5,7 @@ from .embed import EmbedConfig, EmbedReport, embed
 from .errors import AIAOError
 from .hub import push
 from .key import WatermarkKey
+from .lazy import LayerProfile, profile, self_profile
 from .pipeline import WatermarkedStableDiffusionPipeline
 from .record import WatermarkRecord
 from .report import VerificationReport
@@ -18,11 +19,14 @@ __all__ = [
     "EmbedConfig",
     "EmbedReport",
     "LatentData",
+    "LayerProfile",
     "VerificationReport",
     "WatermarkKey",
     "WatermarkRecord",
     "WatermarkedStableDiffusionPipeline",
     "embed",
     "push",
+    "profile",
+    "self_profile",
     "verify",
 ]

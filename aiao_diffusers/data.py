@@ -1,16 +1,25 @@
 """What a denoiser is trained and probed on: clean latents with their conditioning, from whatever the owner has."""
 
+import io
 import json
+import os
+import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .errors import DataError
+
+
+# What PIL raises on a file that is empty, cut, no image, or a bomb.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,17 @@ class LatentData:
         return result
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Cache as safetensors, floating point in `dtype`."""
+        """Cache as safetensors, floating point in `dtype`; written whole or not at all."""
         tensors = {"latents": self.latents, **{f"cond.{name}": value for name, value in self.conditioning.items()}}
-        save_file(
-            {n: (v.to(dtype) if v.is_floating_point() else v).contiguous() for n, v in tensors.items()}, str(path)
-        )
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            save_file(
+                {n: (v.to(dtype) if v.is_floating_point() else v).contiguous() for n, v in tensors.items()}, partial
+            )
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "LatentData":
@@ -92,41 +107,97 @@ def encode_prompts(pipe: Any, prompts: Sequence[str]) -> dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-def from_images(pipe: Any, images: Sequence[Any], captions: Sequence[str]) -> LatentData:
-    """PIL images through the pipeline's own VAE (or as they are, for a denoiser of pixels) and captions."""
+def from_images(
+    pipe: Any, images: Sequence[Any], captions: Sequence[str | None], *, max_unreadable: float = 0.1
+) -> LatentData:
+    """Images through the pipeline's own VAE (or as they are, for a denoiser of pixels) with their captions.
+
+    Args:
+        images: PIL images, paths, or `datasets`' undecoded `{"path", "bytes"}`. Other sizes than the model's are cropped to
+            its proportions about the centre and resized. captions: as many; None counts as missing, and as empty.
+        max_unreadable (`float`): share of unreadable images that is left out.
+    Raises:
+        DataError: more than that is unreadable, or nothing is left; the message names the first ones.
+    Warns with the number of images left out (and their names), resized, or without caption.
+    """
     size = pipe.unet.config.sample_size
     vae = getattr(pipe, "vae", None)
-    factor = pipe.vae_scale_factor if vae is not None else 1
+    side = size * (pipe.vae_scale_factor if vae is not None else 1)
     from diffusers.image_processor import VaeImageProcessor
 
-    processor = VaeImageProcessor(vae_scale_factor=factor)
-    rows = []
-    for image in images:
-        pixels = processor.preprocess(image.convert("RGB"), height=size * factor, width=size * factor)
+    processor = VaeImageProcessor(vae_scale_factor=side // size)
+    rows, kept, unreadable, resized = [], [], [], 0
+    for number, (source, caption) in enumerate(zip(images, captions, strict=True)):
+        try:
+            image = _opened(source).convert("RGB")
+        except _UNREADABLE as error:
+            unreadable.append(f"{_label(source, number)} ({error})")
+            continue
+        if image.size != (side, side):
+            resized += 1
+            image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+        pixels = processor.preprocess(image)
         if vae is not None:
             pixels = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
         rows.append(pixels.float().cpu())
-    return LatentData(torch.cat(rows), encode_prompts(pipe, captions))
+        kept.append(caption)
+    if unreadable:
+        named = f"{len(unreadable)} of {len(captions)} images cannot be read: {', '.join(unreadable[:5])}"
+        if not rows or len(unreadable) > max_unreadable * len(captions):
+            raise DataError(
+                f"{named}; at most {max_unreadable:.0%} are skipped (max_unreadable): mend or remove them."
+            )
+        warnings.warn(f"{named}; skipped.", stacklevel=2)
+    if not rows:
+        raise DataError("no images: pass at least one.")
+    if resized:
+        warnings.warn(f"{resized} of {len(rows)} images were not {side}x{side}: cropped and resized.", stacklevel=2)
+    missing = sum(not caption for caption in kept)
+    if missing and hasattr(pipe, "encode_prompt"):
+        warnings.warn(f"{missing} of {len(rows)} images have no caption: the empty prompt stands in.", stacklevel=2)
+    return LatentData(torch.cat(rows), encode_prompts(pipe, [caption or "" for caption in kept]))
 
 
-def from_folder(pipe: Any, folder: str | Path) -> LatentData:
-    """A `datasets` ImageFolder; captions from the column `text` of its metadata, else empty."""
-    from datasets import load_dataset
+def _opened(source: Any) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, Mapping):
+        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"]
+    return Image.open(source)
+
+
+def _label(source: Any, number: int) -> str:
+    path = source.get("path") if isinstance(source, Mapping) else getattr(source, "filename", source)
+    return str(path) if isinstance(path, str | Path) and str(path) else f"image {number}"
+
+
+def from_folder(pipe: Any, folder: str | Path, *, max_unreadable: float = 0.1) -> LatentData:
+    """A `datasets` ImageFolder; captions are the column `text` of its metadata.
+
+    Raises:
+        DataError: not such a folder, or as `from_images`.
+    """
+    import datasets
 
     try:
-        rows = load_dataset("imagefolder", data_dir=str(folder), split="train")
-        images = list(rows["image"])
-    except Exception as error:  # datasets and PIL raise many kinds; the folder is what they have in common
+        rows = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
+    except Exception as error:  # datasets raises many kinds; the folder is what they have in common
         raise DataError(f"'{folder}' is not a readable folder of images ({error}).") from error
-    captions = list(rows["text"]) if "text" in rows.column_names else [""] * len(images)
-    return from_images(pipe, images, captions)
+    if "image" not in rows.column_names:
+        raise DataError(f"'{folder}' holds no column 'image', only {rows.column_names}.")
+    images = list(rows.cast_column("image", datasets.Image(decode=False))["image"])
+    captions = list(rows["text"]) if "text" in rows.column_names else [None] * len(images)
+    return from_images(pipe, images, captions, max_unreadable=max_unreadable)
 
 
 @torch.no_grad()
 def from_prompts(pipe: Any, prompts: Sequence[str], *, steps: int = 12, guidance: float = 3.0) -> LatentData:
     """Data-free: latents that the model itself samples for these prompts."""
+    prompts = [prompt for prompt in prompts if isinstance(prompt, str) and prompt.strip()]
     if not prompts:
-        raise DataError("an empty list of prompts gives no training data.")
+        raise DataError("no prompts: pass at least one that is not empty.")
+    if not hasattr(pipe, "encode_prompt"):
+        raise DataError(f"{type(pipe).__name__} takes no prompts: pass images or LatentData.")
     latents = []
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), 32):
@@ -139,18 +210,27 @@ def from_prompts(pipe: Any, prompts: Sequence[str], *, steps: int = 12, guidance
 def vocabulary_prompts(pipe: Any, count: int = 256, seed: int = 0) -> list[str]:
     """Prompts of two random whole words of the tokenizer: what is left when an owner has no data at all."""
     generator = torch.Generator().manual_seed(seed)
-    words = sorted(w.removesuffix("</w>") for w in pipe.tokenizer.get_vocab() if w.endswith("</w>"))
+    vocabulary: Mapping[str, int] = getattr(getattr(pipe, "tokenizer", None), "get_vocab", dict)()
+    # Whole words end in "</w>" with CLIP's tokenizer and begin with a low line block with T5's.
+    whole = [w for w in vocabulary if w.endswith("</w>") or w.startswith("\u2581")]
+    words = sorted(w.removesuffix("</w>").removeprefix("\u2581") for w in whole)
     words = [word for word in words if word.isalpha() and len(word) > 2]
+    if not words:
+        raise DataError(
+            f"{type(pipe).__name__} has no tokenizer to take words from: pass prompts, images or LatentData."
+        )
     picks = torch.randint(len(words), (count, 2), generator=generator).tolist()
     return [f"{words[a]} {words[b]}" for a, b in picks]
 
 
-def prepare(pipe: Any, data: Any) -> LatentData:
+def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
     """Any data an owner may have, as latents.
 
     Args:
         pipe: the pipeline; a bare denoiser takes `LatentData` alone.
-        data: `LatentData`, a file it saved, an image folder, a list of prompts, a list of `(image, caption)`, or None.
+        data: `LatentData`, a file it saved, an image folder, a list of prompts (or a .txt or .json file of them), a list of
+            `(image, caption)`, or None: the model makes its own latents for random words.
+        max_unreadable (`float`): share of unreadable images that is skipped.
     Raises:
         DataError: of no known kind, missing, or unreadable.
     """
@@ -161,10 +241,9 @@ def prepare(pipe: Any, data: Any) -> LatentData:
         if path.is_file() and path.suffix == ".safetensors":
             return LatentData.load(path)
         if path.is_file() and path.suffix in (".txt", ".json"):
-            text = path.read_text()
-            return from_prompts(pipe, json.loads(text) if path.suffix == ".json" else text.splitlines())
+            return from_prompts(pipe, _prompts(path))
         if path.is_dir():
-            return from_folder(pipe, path)
+            return from_folder(pipe, path, max_unreadable=max_unreadable)
         raise DataError(f"no data at '{data}': pass an image folder, cached latents (.safetensors) or prompts (.txt).")
     if not hasattr(pipe, "scheduler"):
         raise DataError("a bare denoiser cannot make its own latents: pass data=LatentData(...), or a pipeline.")
@@ -174,5 +253,17 @@ def prepare(pipe: Any, data: Any) -> LatentData:
     if rows and all(isinstance(row, str) for row in rows):
         return from_prompts(pipe, rows)
     if rows and all(isinstance(row, tuple) and len(row) == 2 for row in rows):
-        return from_images(pipe, [image for image, _ in rows], [caption for _, caption in rows])
+        images, captions = zip(*rows, strict=True)
+        return from_images(pipe, images, captions, max_unreadable=max_unreadable)
     raise DataError(f"data of type {type(data).__name__} is not understood: see `aiao_diffusers.data.prepare`.")
+
+
+def _prompts(path: Path) -> list[str]:
+    try:
+        text = path.read_text()
+        prompts = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"the prompts in '{path}' cannot be read ({error}).") from error
+    if not isinstance(prompts, list):
+        raise DataError(f"'{path}' holds a {type(prompts).__name__}, expected a list of prompts.")
+    return prompts

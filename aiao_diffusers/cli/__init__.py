@@ -10,11 +10,12 @@ from .demo import demo
 from .embed import embed
 from .keygen import keygen
 from .push import push
+from .profile import profile
 from .verify import verify
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for verb in (keygen, embed, verify, push, demo):
+for verb in (keygen, embed, verify, push, profile, demo):
     app.command()(verb)
 
 

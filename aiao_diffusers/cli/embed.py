@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from accelerate import Accelerator
 
 from ..embed import EmbedConfig
 from ..errors import OutputExistsError
 from ..key import WatermarkKey
+from ..lazy import LayerProfile
 from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
 from ._output import out
 
@@ -22,6 +24,12 @@ def embed(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = EmbedConfig.steps,
     seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
     allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,
+    keep: Annotated[list[Path] | None, typer.Option(help="Key of an earlier mark that must go on reading.")] = None,
+    train: Annotated[str, typer.Option(help="Which weights: full, lazy or lora.")] = EmbedConfig.train,
+    profile: Annotated[
+        Path | None, typer.Option(help="Layer profile (from `aiao profile --json`), for --train lazy.")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(help="Forwards a step's batch is split into: less memory.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Mark a pipeline. An interrupted run goes on from OUTPUT.checkpoint when called again."""
@@ -29,13 +37,24 @@ def embed(
         raise OutputExistsError(f"output '{output}' exists: choose another folder or remove it.")
     secret = WatermarkKey.load(key)
     pipe = WatermarkedStableDiffusionPipeline.from_pretrained(base)
-    config = EmbedConfig(steps=steps, seed=seed, checkpoint_dir=output.with_name(output.name + ".checkpoint"))
+    config = EmbedConfig(
+        steps=steps,
+        seed=seed,
+        train=train,
+        accumulate=accumulate,
+        checkpoint_dir=output.with_name(output.name + ".checkpoint"),
+    )
+    earlier = [WatermarkKey.load(path) for path in keep or ()]
+    layers = LayerProfile.load(profile) if profile is not None else None
 
     def progress(step: int, row: dict[str, float]) -> None:
         if step % 25 == 0 or step == steps:
             out.note(f"step {step}/{steps}  loss {row['loss']:.3f}  response {row['resp']:.3f}")
 
-    report = pipe.embed(secret, data, config, progress, allow_marked=allow_marked)
+    report = pipe.embed(secret, data, config, progress, allow_marked=allow_marked, keep=earlier, profile=layers)
+    # Every process of `accelerate launch` ends with the same weights; one writes them.
+    if not Accelerator().is_main_process:
+        return
     save_new(pipe, output)
     result = {"output": str(output), **report.to_dict()}
     if as_json:

@@ -193,3 +193,25 @@ def ldm_state(unet: nn.Module) -> dict[str, torch.Tensor]:
             rest[0] = inner[rest[0]]
         state["model.diffusion_model." + ".".join([starts[start], *rest])] = value
     return state
+
+
+def learner(width: int = 32) -> tuple[UNet2DModel, Any, Any]:
+    """A denoiser that learns a mark in seconds, always the same one, with its data and noise schedule."""
+    from diffusers import DDPMScheduler
+
+    from aiao_diffusers import LatentData
+
+    unet = tiny_unconditional(
+        block_out_channels=(width, width),
+        layers_per_block=2,
+        norm_num_groups=8,
+        attention_head_dim=8,
+        down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D"),
+    )
+    latents = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    return unet.eval(), LatentData(latents, {}), DDPMScheduler()
+
+
+LEARN = {"lr": 2e-3, "batch_size": 4, "in_sites": 2, "out_sites": 3, "eps": 1.0, "dec": 2.0, "bank_size": 4}
+"""`EmbedConfig` fields that suit `learner`."""

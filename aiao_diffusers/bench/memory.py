@@ -1,0 +1,87 @@
+"""Peak memory of embedding against ordinary fine-tuning of the same parameters, each in a process of its own.
+
+python -m aiao_diffusers.bench.memory BASE --latents FILE
+
+Both forward the same number of rows: embedding's batch holds three parts, so ordinary fine-tuning gets three times the
+batch. The peak is the kernel's (VmHWM, Linux), less what the process held before the model was loaded.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from ..data import LatentData
+from ..embed import embed
+from ..embed_config import TRAIN, EmbedConfig
+from ..finetune import finetune
+from ..key import WatermarkKey
+from ..lazy import self_profile
+from ..pipeline import WatermarkedStableDiffusionPipeline
+from ..update import LowRank, StoredWeights
+
+
+STEPS = 3
+
+
+def status(field: str) -> int:
+    """A size of this process, in bytes: `VmRSS` now, `VmHWM` at its peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in /proc/self/status")
+
+
+def measure(base: str, latents: str, train: str, batch_size: int, ordinary: bool) -> int:
+    """Bytes above what the process held before it loaded the model, at the peak of `STEPS` steps; run it only once."""
+    data = LatentData.load(latents)
+    before = status("VmRSS")
+    pipe = WatermarkedStableDiffusionPipeline.from_pretrained(base)
+    config = EmbedConfig(steps=STEPS, batch_size=batch_size, train=train)
+    denoiser = pipe.unet
+    # Found beforehand in both cases: what is compared is the training alone.
+    profile = self_profile(pipe, data, steps=1, batch_size=1) if train == "lazy" else None
+    # What the profile took must not hide the peak that is asked for.
+    Path("/proc/self/clear_refs").write_text("5")
+    if not ordinary:
+        embed(pipe, WatermarkKey(bytes(range(32)), "Demo"), data, config, profile=profile)
+    else:
+        if train == "lora":
+            LowRank(denoiser, config.rank)
+        elif profile is not None:
+            StoredWeights(denoiser, profile.laziest(denoiser, config.lazy_share)).keep()
+        else:
+            denoiser.requires_grad_(True)
+        finetune(denoiser, data, pipe.scheduler, steps=STEPS, lr=config.lr, batch_size=3 * batch_size)
+    return status("VmHWM") - before
+
+
+def apart(arguments: list[str]) -> int:
+    """`measure` in a fresh process."""
+    words = [sys.executable, "-m", "aiao_diffusers.bench.memory", *arguments]
+    return int(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+
+
+def main() -> None:
+    """Prints a Markdown table, one row a way to train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base")
+    parser.add_argument("--latents", required=True)
+    parser.add_argument("--train", nargs="+", choices=TRAIN, default=TRAIN)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--one", choices=["ordinary", "embed"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(measure(args.base, args.latents, args.train[0], args.batch_size[0], args.one == "ordinary"))
+        return
+    print("| train | batch size | ordinary fine-tuning, MiB | embedding, MiB | ratio |\n|---|---|---|---|---|")
+    for train in args.train:
+        for size in args.batch_size:
+            common = [args.base, "--latents", args.latents, "--train", train, "--batch-size", str(size), "--one"]
+            ordinary, marked = (apart([*common, one]) for one in ("ordinary", "embed"))
+            print(f"| {train} | {size} | {ordinary / 2**20:.0f} | {marked / 2**20:.0f} | {marked / ordinary:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""`aiao profile`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import OutputExistsError
+from ..lazy import profile as run
+from ._output import out
+
+
+def profile(
+    base: Annotated[str, typer.Argument(help="Model that was fine-tuned: folder or repository id.")],
+    tuned: Annotated[list[str], typer.Argument(help="Fine-tunes or LoRA files; the profile is their average.")],
+    weight_name: Annotated[str | None, typer.Option(help="Which file of a LoRA folder.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the change over depth to this new file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
+) -> None:
+    """Which layers do fine-tunes move (busy), which do they leave alone (lazy)?"""
+    if plot is not None and plot.exists():
+        raise OutputExistsError(f"output '{plot}' exists: choose another file or remove it.")
+    found = run(base, tuned, weight_name=weight_name)
+    if plot is not None:
+        found.plot().savefig(plot)
+    if as_json:
+        out.json(found.to_dict())
+    else:
+        out.text(found.to_markdown())

@@ -1,0 +1,101 @@
+"""How to embed: every choice in one validated place."""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+
+from .errors import ConfigError
+
+
+TRAIN = ("full", "lazy", "lora")
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """How to embed. The defaults are the recipe measured on the emoji model (DESIGN section 9).
+
+    Args:
+        steps (`int`): optimiser steps, default 600. lr (`float`): AdamW's peak, cosine to 0, default 5e-4.
+        batch_size (`int`): latents a step and process, default 8; the forward holds three times as many.
+        accumulate (`int`): forwards that a step's batch is split into, default 1. The result is the same, the memory less.
+        train (`str`): which weights carry the mark. "full": all (default). "lazy": the layers that fine-tuning moves
+            least, up to `lazy_share` of the parameters, normalisation layers left out. "lora": low-rank factors of
+            rank `rank` on every linear and convolution layer, fused at the end.
+        lazy_share (`float`): default .5. rank (`int`): default 32.
+        in_sites (`int`), out_sites (`int`): how many sites the key selects, defaults 5 and 7.
+        kappa (`float`): trigger amplitude in units of the in-site's rms, default 1.
+        response (`float`): wanted response in units of the out-site's rms, default 1.
+        resp, pres, eps, dec, proj, corr (`float`): weights of the losses, defaults 1.5, 2, 70, 12, 5, 2; see `losses`.
+        keep (`float`): weight of keeping earlier marks' responses, default 12; of no effect without earlier keys.
+        stop_bits (`float`, *optional*): stop early once each in-site alone, and all together, read at this bit accuracy
+            and wrong masks read like chance (`holding`); None, the default, runs all steps. check_every (`int`): steps
+            between these checks, default 50.
+        bank_size (`int`): latents kept in the record's probe bank, default 16.
+        max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
+        checkpoint_dir (`Path`, *optional*): where to keep a resumable state; checkpoint_every (`int`): steps between.
+        seed (`int`): of batches, noise and decoys; it reveals nothing of the key.
+    Raises:
+        ConfigError: a field is of another type or out of its range.
+    Source: our choice.
+    """
+
+    steps: int = 600
+    lr: float = 5e-4
+    batch_size: int = 8
+    accumulate: int = 1
+    train: str = "full"
+    lazy_share: float = 0.5
+    rank: int = 32
+    in_sites: int = 5
+    out_sites: int = 7
+    kappa: float = 1.0
+    response: float = 1.0
+    resp: float = 1.5
+    pres: float = 2.0
+    eps: float = 70.0
+    dec: float = 12.0
+    proj: float = 5.0
+    corr: float = 2.0
+    keep: float = 12.0
+    stop_bits: float | None = None
+    check_every: int = 50
+    bank_size: int = 16
+    max_unreadable: float = 0.1
+    checkpoint_dir: Path | str | None = None
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("steps", "batch_size", "accumulate", "rank", "in_sites", "out_sites", "bank_size"),
+            *("checkpoint_every", "check_every"),
+        ):
+            self._require(name, _is(self._get(name), Integral) and self._get(name) >= 1, "an integer of at least 1")
+        for name in ("lr", "kappa", "response", "resp"):
+            self._require(name, _is(self._get(name), Real) and 0 < self._get(name) < math.inf, "positive and finite")
+        for name in ("pres", "eps", "dec", "proj", "corr", "keep"):
+            self._require(
+                name, _is(self._get(name), Real) and 0 <= self._get(name) < math.inf, "finite and not negative"
+            )
+        self._require("train", self.train in TRAIN, f"one of {', '.join(TRAIN)}")
+        self._require("accumulate", self.accumulate <= self.batch_size, f"at most batch_size ({self.batch_size})")
+        self._require("lazy_share", _is(self.lazy_share, Real) and 0 < self.lazy_share <= 1, "in (0, 1]")
+        self._require("max_unreadable", _is(self.max_unreadable, Real) and 0 <= self.max_unreadable < 1, "in [0, 1)")
+        self._require("seed", _is(self.seed, Integral) and 0 <= self.seed < 2**63, "an integer from 0 to 2^63 - 1")
+        if self.stop_bits is not None:
+            self._require("stop_bits", _is(self.stop_bits, Real) and 0.5 < self.stop_bits <= 1, "in (.5, 1] or None")
+        if self.checkpoint_dir is not None:
+            self._require("checkpoint_dir", isinstance(self.checkpoint_dir, str | Path), "a path or None")
+
+    def _get(self, name: str) -> float:
+        return getattr(self, name)
+
+    def _require(self, name: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}.")
+
+
+def _is(value: object, kind: type) -> bool:
+    # True is an integer to Python and never meant as one here.
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -1,0 +1,62 @@
+"""What embedding did: the record to publish, the curves, the price."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .record import WatermarkRecord
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """The result of `embed`.
+
+    Args:
+        record (`WatermarkRecord`): what to publish beside the weights.
+        history: one row a step: `loss`, each unweighted term of it, and at the steps where `holding` looked `bits`,
+            `weakest` and `wrong_log10_p`.
+        seconds (`float`): wall time.
+        fidelity (`float`): mean |eps_marked - eps_base|^2 over the base's own noise loss; .01 is one percent.
+        trained (`int`): parameters that were trained; stopped (`int`, *optional*): the step of an early stop.
+    """
+
+    record: WatermarkRecord
+    history: list[dict[str, float]] = field(repr=False)
+    seconds: float
+    fidelity: float
+    trained: int = 0
+    stopped: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the probe bank."""
+        return {
+            "commitment": self.record.commitment,
+            "steps": len(self.history),
+            "stopped": self.stopped,
+            "trained": self.trained,
+            "seconds": self.seconds,
+            "fidelity": self.fidelity,
+            "last": self.history[-1] if self.history else {},
+        }
+
+    def plot(self) -> Any:
+        """A matplotlib figure: every term of the loss over the steps, and what the early-stop checks read."""
+        from matplotlib.figure import Figure
+
+        checks = [(step, row) for step, row in enumerate(self.history, 1) if "bits" in row]
+        figure = Figure(figsize=(8, 6 if checks else 3.5), layout="constrained")
+        rows = figure.subplots(2 if checks else 1, squeeze=False, sharex=True)[:, 0]
+        shown = ("bits", "weakest", "wrong_log10_p")
+        names = [name for name in (self.history[0] if self.history else {}) if name not in shown]
+        for name in names:
+            rows[0].plot(range(1, len(self.history) + 1), [row[name] for row in self.history], label=name, linewidth=1)
+        rows[0].set_yscale("log")
+        rows[0].set_ylabel("loss terms, unweighted")
+        rows[0].legend(ncols=4, fontsize="small")
+        if checks:
+            for name in ("bits", "weakest"):
+                rows[1].plot([step for step, _ in checks], [row[name] for _, row in checks], marker="o", label=name)
+            rows[1].axhline(0.5, color="black", linewidth=0.5)
+            rows[1].set_ylabel("bit accuracy")
+            rows[1].legend(fontsize="small")
+        rows[-1].set_xlabel("step")
+        return figure

@@ -1,0 +1,64 @@
+"""What a change of the denoiser costs: noise predictions before and after, on the same noised latents."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from .data import LatentData
+from .record import noise_schedule
+
+
+@torch.no_grad()
+def predictions(
+    denoiser: nn.Module, data: LatentData, scheduler: Any, *, samples: int = 256, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise predictions and the noise itself, `(samples, ...)` float32 on the CPU; the draws depend on `seed` alone."""
+    generator = torch.Generator().manual_seed(seed)
+    noising = noise_schedule(dict(scheduler.config))
+    predicted, truth = [], []
+    for start in range(0, samples, 32):
+        size = min(32, samples - start)
+        batch = data.take(torch.randint(len(data), (size,), generator=generator))
+        x = batch.latents
+        noise = torch.randn(x.shape, generator=generator)
+        t = torch.randint(int(noising.config["num_train_timesteps"]), (size,), generator=generator)
+        weight = next(p for p in denoiser.parameters() if p.is_floating_point())
+        noised = noising.add_noise(x, noise, t).to(weight.device, weight.dtype)
+        predicted.append(
+            denoiser(noised, t.to(weight.device), **batch.keywords(weight.device, weight.dtype)).sample.float().cpu()
+        )
+        truth.append(noise)
+    return torch.cat(predicted), torch.cat(truth)
+
+
+def price(base: torch.Tensor, marked: torch.Tensor, noise: torch.Tensor) -> dict[str, float]:
+    """Distance of two sets of noise predictions, each `(N, ...)`.
+
+    Returns:
+        `mse`: mean |eps_marked - eps_base|^2; `loss`: the base's noise loss; `loss_marked`; `ratio`: mse / loss;
+        `ratio_ci`: half-width of its 95% interval by the delta method; `samples`.
+    """
+    axes = tuple(range(1, noise.ndim))
+    pairs = ((base, marked), (base, noise), (marked, noise))
+    table = torch.stack([(a - b).square().mean(axes) for a, b in pairs]).double()
+    mse, loss, loss_marked = table.mean(1).tolist()
+    ratio = mse / loss
+    spread = (table[0] - ratio * table[1]).std().item() / loss / math.sqrt(table.shape[1])
+    return {
+        "mse": mse,
+        "loss": loss,
+        "loss_marked": loss_marked,
+        "ratio": ratio,
+        "ratio_ci": 1.96 * spread,
+        "samples": float(table.shape[1]),
+    }
+
+
+def fidelity(
+    base: nn.Module, marked: nn.Module, data: LatentData, scheduler: Any, *, samples: int = 256, seed: int = 0
+) -> dict[str, float]:
+    """`price` of two denoisers on the same `samples` noised latents."""
+    before, noise = predictions(base, data, scheduler, samples=samples, seed=seed)
+    return price(before, predictions(marked, data, scheduler, samples=samples, seed=seed)[0], noise)

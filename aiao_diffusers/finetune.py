@@ -1,0 +1,47 @@
+"""Ordinary fine-tuning: diffusers' noise prediction objective, on whatever requires a gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .data import LatentData
+from .record import noise_schedule
+
+
+def finetune(
+    denoiser: nn.Module,
+    data: LatentData,
+    scheduler: Any,
+    *,
+    steps: int,
+    lr: float,
+    batch_size: int = 16,
+    seed: int = 0,
+    callback: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Train whatever requires a gradient, in place: AdamW without decay, constant learning rate, gradients clipped to 1.
+
+    Args:
+        data: latents of the new style or subject; scheduler: the noise schedule.
+    """
+    optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    noising = noise_schedule(dict(scheduler.config))
+    denoiser.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for step in range(steps):
+            batch = data.take(torch.randint(len(data), (batch_size,)))
+            noise = torch.randn_like(batch.latents)
+            t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,))
+            noised = noising.add_noise(batch.latents, noise, t)
+            loss = F.mse_loss(denoiser(noised, t, **batch.keywords()).sample, noise)
+            loss.backward()
+            nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if callback is not None:
+                callback(step + 1, loss.item())
+    return denoiser.eval()

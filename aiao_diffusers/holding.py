@@ -1,0 +1,84 @@
+"""Does the mark hold already? What the early stop of `embed` asks, on draws of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .data import LatentData
+from .key import WatermarkKey
+from .probe import Wired
+from .record import noise_schedule
+from .sites import Site
+from .statistics import combined_log10_p, hits
+from .subpath import SubPath, sub_path
+
+
+ROWS = 4  # latents a reading is averaged over
+WRONG = 8  # wrong masks tried
+WRONG_FLOOR = -4.0  # a wrong mask that reads below this log10 p leaks
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Bit accuracy with all in-sites armed, the weakest in-site's alone, and the smallest log10 p of a wrong mask."""
+
+    bits: float
+    weakest: float
+    wrong_log10_p: float
+
+    def reached(self, wanted: float) -> bool:
+        """Whether every in-site alone, and all together, read at `wanted`, and no wrong mask reads."""
+        return min(self.bits, self.weakest) >= wanted and self.wrong_log10_p >= WRONG_FLOOR
+
+
+@torch.no_grad()
+def holding(
+    wired: Wired,
+    key: WatermarkKey,
+    ins: Sequence[Site],
+    outs: Sequence[Site],
+    data: LatentData,
+    schedule: dict[str, object],
+    kappa: float,
+    seed: int,
+) -> Holding:
+    """Read the mark of a wired denoiser as a verifier would, and the true patterns under `WRONG` wrong masks.
+
+    Args:
+        schedule: the noise schedule's config. kappa (`float`): trigger amplitude. seed (`int`): of its own generator,
+            so that training draws the same numbers whether or not anyone looked.
+    Raises:
+        NotTestableError: activations are not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noising = noise_schedule(schedule)
+    steps = int(noising.config["num_train_timesteps"])
+    weight = next(p for p in wired.denoiser.parameters() if p.is_floating_point())
+
+    def tests(masks: WatermarkKey, armed: SubPath) -> list[tuple[int, int, int]]:
+        rows = data.take(torch.randint(len(data), (ROWS,), generator=generator))
+        noise = torch.randn(rows.latents.shape, generator=generator)
+        t = torch.randint(round(0.1 * steps), round(0.9 * steps), (ROWS,), generator=generator)
+        sample = noising.add_noise(rows.latents, noise, t).to(weight.device, weight.dtype)
+        keywords = rows.keywords(weight.device, weight.dtype)
+        result = []
+        for reading in wired.read(masks, armed, kappa, sample, t.to(weight.device), keywords):
+            s = key.response_pattern(reading.site, len(reading.d))
+            result.append((len(s), int((s > 0).sum()), hits(reading.d.double().numpy(), s)))
+        return result
+
+    training = wired.denoiser.training
+    wired.denoiser.eval()
+    try:
+        together = sub_path(ins, outs)
+        alone = [_bits(tests(key, sub_path([site], outs))) for site in ins]
+        bits = _bits(tests(key, together))
+        wrong = min(combined_log10_p(tests(key.child(f"wrong/{i}"), together)) for i in range(WRONG))
+    finally:
+        wired.denoiser.train(training)
+    return Holding(bits, min(alone), wrong)
+
+
+def _bits(tests: list[tuple[int, int, int]]) -> float:
+    return sum(hit for _, _, hit in tests) / sum(channels for channels, _, _ in tests)

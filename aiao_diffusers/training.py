@@ -1,0 +1,234 @@
+"""The training loop of `embed`: batches, one forward in three parts, the teacher by switching the update off."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from torch import nn
+
+from .data import LatentData
+from .embed_config import EmbedConfig
+from .errors import TrainingError
+from .holding import holding
+from .key import WatermarkKey
+from .losses import decoys, losses, triggers
+from .probe import Wired, repeat
+from .record import noise_schedule
+from .sites import Site
+from .training_state import History, TrainingState
+from .update import Update
+
+
+Callback = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A key with the sites it selects on this denoiser."""
+
+    key: WatermarkKey
+    ins: Sequence[Site]
+    outs: Sequence[Site]
+
+    def masks(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Trigger masks by in-site, `(C,)` float32."""
+        return {s.name: _vector(self.key.trigger_mask(s.name, s.width_out), device) for s in self.ins}
+
+    def patterns(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Response patterns by out-site, `(C,)` float32."""
+        return {s.name: _vector(self.key.response_pattern(s.name, s.width_in), device) for s in self.outs}
+
+
+def _vector(values: Any, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values).float().to(device)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One step's draws; `B` rows each. `armed` and `amplitude` hold the parts clean, triggered, decoy and, if any, kept."""
+
+    noised: torch.Tensor
+    t: torch.Tensor
+    conditioning: dict[str, Any]
+    armed: list[dict[str, torch.Tensor]]
+    amplitude: list[torch.Tensor]
+    random_kind: torch.Tensor
+
+
+class Training:
+    """One run: what stays the same from step to step.
+
+    Args:
+        wired: the denoiser, wrapped at all sites of `mark` and `kept`. update: what is trained.
+        kept: earlier marks, whose responses must stay as they are. schedule: the noise schedule's config.
+    """
+
+    def __init__(
+        self,
+        wired: Wired,
+        update: Update,
+        mark: Mark,
+        kept: Sequence[Mark],
+        data: LatentData,
+        schedule: dict[str, Any],
+        config: EmbedConfig,
+    ) -> None:
+        self.wired, self.update, self.mark = wired, update, mark
+        self.data, self.schedule, self.config = data, schedule, config
+        self.denoiser: Any = wired.denoiser
+        self.noising = noise_schedule(schedule)
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        self.masks, self.patterns = mark.masks(self.device), mark.patterns(self.device)
+        self.kept = [earlier.masks(self.device) for earlier in kept]
+        self.kept_reads = list(dict.fromkeys(s.name for earlier in kept for s in earlier.outs))
+        self.kept_names = [earlier.key.commitment for earlier in kept]
+
+    def run(self, base: str, callback: Callback | None = None) -> tuple[History, int | None]:
+        """Train, from the last checkpoint where there is one.
+
+        Args:
+            base: identity of the unmarked weights, to which a checkpoint is bound.
+        Returns:
+            one row of losses a step, and the step of an early stop.
+        Raises:
+            TrainingError: loss or gradient not finite, or a checkpoint cannot be written; the last whole one is kept.
+        """
+        config, accelerator = self.config, self.accelerator
+        parameters = dict(self.update.parameters)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=0.0)
+        # Not prepared: accelerate would step it once for every process.
+        rates = get_cosine_schedule_with_warmup(optimizer, min(10, config.steps), config.steps)
+        model, optimizer = accelerator.prepare(self.denoiser.train(), optimizer)
+        identity = {"commitment": self.mark.key.commitment, "kept": " ".join(self.kept_names), "base": base}
+        state = TrainingState(accelerator, config, parameters, optimizer, rates, **identity)
+        history, stopped = state.resume(), None
+        for step in range(len(history) + 1, config.steps + 1):
+            row = self._gradients(model, step)
+            norm = accelerator.clip_grad_norm_(parameters.values(), 1.0)
+            # A loss scaler skips such steps by itself.
+            if accelerator.scaler is None and not torch.isfinite(norm):
+                raise TrainingError(f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr}).")
+            optimizer.step()
+            rates.step()
+            optimizer.zero_grad()
+            if config.stop_bits is not None and step % config.check_every == 0 and self._holds(row):
+                stopped = step
+            history.append(row)
+            if step % config.checkpoint_every == 0:
+                state.save(history)
+            if callback is not None:
+                callback(step, row)
+            if stopped is not None:
+                break
+        accelerator.wait_for_everyone()
+        state.discard()
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        return history, stopped
+
+    def _draw(self) -> _Batch:
+        batch = self.data.take(torch.randint(len(self.data), (self.config.batch_size,)))
+        x, conditioning = batch.latents.to(self.device), batch.keywords(self.device)
+        noise = torch.randn_like(x)
+        t = torch.randint(int(self.noising.config["num_train_timesteps"]), (len(x),), device=self.device)
+        wrong, wrong_amplitude, random_kind = decoys(self.masks, self.config)
+        true, true_amplitude = triggers(self.masks, self.config)
+        armed, amplitude = [{}, true, wrong], [torch.zeros_like(true_amplitude), true_amplitude, wrong_amplitude]
+        if self.kept:
+            # Each row arms one earlier mark; the others' rows are zero, which arms nothing.
+            whose = torch.randint(len(self.kept), (len(x), 1), device=self.device)
+            rows: dict[str, torch.Tensor] = {}
+            for number, masks in enumerate(self.kept):
+                drawn, _ = triggers(masks, self.config)
+                for name, row in drawn.items():
+                    rows[name] = rows.get(name, 0.0) + row * (whose == number)
+            armed.append(rows)
+            amplitude.append(triggers(self.masks, self.config)[1])
+        return _Batch(self.noising.add_noise(x, noise, t), t, conditioning, armed, amplitude, random_kind)
+
+    def _wanted(self, batch: _Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What the model was before: its noise prediction, its clean states, and its states under the earlier marks."""
+        with torch.no_grad(), self.update.off():
+            self.denoiser.eval()
+            clean, eps = self._forward(self.denoiser, batch, slice(None), slice(0, 1))
+            kept = self._forward(self.denoiser, batch, slice(None), slice(3, 4))[0] if self.kept else {}
+            self.denoiser.train()
+        return eps.float(), {n: h.float() for n, h in clean.items()}, {n: h.float() for n, h in kept.items()}
+
+    def _gradients(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Leaves one step's gradients; the loss and its unweighted terms, averaged over the processes."""
+        config, batch = self.config, self._draw()
+        # Before the first backward pass: while no gradient exists, the original weights find room.
+        wanted_eps, wanted, wanted_kept = self._wanted(batch)
+        power = {name: states.square().mean() for name, states in wanted.items()}
+        size = len(batch.t)
+        random_share = batch.random_kind.float().mean().clamp(min=1 / size)
+        summed: dict[str, torch.Tensor] = {}
+        parts = torch.arange(size, device=self.device).chunk(config.accumulate)
+        for part in parts:
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(model):
+                entered, eps = self._forward(model, batch, part, slice(None))
+                count = len(part)
+                terms = losses(
+                    {name: entered[name][: 3 * count] for name in self.patterns},
+                    {name: wanted[name][part] for name in self.patterns},
+                    power,
+                    self.patterns,
+                    batch.random_kind[part],
+                    random_share,
+                    config.response,
+                )
+                terms["eps"] = F.mse_loss(eps[:count].float(), wanted_eps[part])
+                if self.kept:
+                    moved = [
+                        (entered[name][3 * count :].float() - wanted_kept[name][part]).square().mean() / power[name]
+                        for name in self.kept_reads
+                    ]
+                    terms["keep"] = torch.stack(moved).mean()
+                total = sum(getattr(config, name) * value for name, value in terms.items())
+                self.accelerator.backward(total * (count / size))
+            for name, value in {"loss": total, **terms}.items():
+                summed[name] = summed.get(name, 0.0) + value.detach() * (count / size)
+        means = self.accelerator.reduce(torch.stack(list(summed.values())), "mean").tolist()
+        row = dict(zip(summed, means, strict=True))
+        # After the reduction, so that every process stops at the same step and none waits for the others for ever.
+        if not math.isfinite(row["loss"]):
+            raise TrainingError(f"the loss is {row['loss']} at step {step}: lower lr (now {config.lr}).")
+        return row
+
+    def _forward(
+        self, model: nn.Module, batch: _Batch, part: Any, modes: slice
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """These rows in one forward, once for each of the `modes`: what entered the out-sites, and the noise."""
+
+        def rows(value: Any) -> Any:
+            return {k: rows(v) for k, v in value.items()} if isinstance(value, dict) else value[part]
+
+        armed, amplitude = batch.armed[modes], [value[part] for value in batch.amplitude[modes]]
+        sites = {name: mask for masks in armed for name, mask in masks.items()}
+        stacked = {
+            name: torch.cat([masks[name][part] if name in masks else torch.zeros_like(mask[part]) for masks in armed])
+            for name, mask in sites.items()
+        }
+        reads = list(dict.fromkeys([*self.patterns, *self.kept_reads]))
+        noised, t, conditioning = (
+            repeat(rows(value), len(armed)) for value in (batch.noised, batch.t, batch.conditioning)
+        )
+        with self.wired.armed(stacked, torch.cat(amplitude)), self.wired.reading(reads) as collect:
+            eps = model(noised, t, **conditioning).sample
+            return collect(), eps
+
+    def _holds(self, row: dict[str, float]) -> bool:
+        """Looks at the mark, adds what it saw to `row`; all processes must agree."""
+        assert self.config.stop_bits is not None
+        mark, config = self.mark, self.config
+        seen = holding(self.wired, mark.key, mark.ins, mark.outs, self.data, self.schedule, config.kappa, config.seed)
+        row |= {"bits": seen.bits, "weakest": seen.weakest, "wrong_log10_p": seen.wrong_log10_p}
+        agreed = torch.tensor(float(seen.reached(self.config.stop_bits)), device=self.device)
+        return bool(self.accelerator.reduce(agreed, "mean") == 1)

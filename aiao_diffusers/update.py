@@ -1,0 +1,164 @@
+"""What embedding changes, and the same model with that change switched off: the teacher without a second copy.
+
+Training holds weights, gradients and two moments. The teacher runs while no gradient exists, so bringing the original
+weights back from disk for its forward stays below the peak that ordinary training of the same parameters has anyway.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .errors import ConfigError, TrainingError
+
+
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
+
+
+class Update(Protocol):
+    """A change of a denoiser in the making."""
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What is trained, by name."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Within the block the denoiser is exactly what it was before; there must be no gradients worth keeping."""
+
+    def undo(self) -> None:
+        """Give the denoiser its original weights and modules back."""
+
+    def keep(self) -> None:
+        """Make the change part of the denoiser's own weights."""
+
+
+class StoredWeights:
+    """Trains the parameters themselves; their originals lie in a temporary safetensors file.
+
+    Args:
+        names: parameters to train, as in `named_parameters`; all others are frozen.
+    Raises:
+        TrainingError: the temporary folder (TMPDIR) cannot hold them.
+    """
+
+    def __init__(self, denoiser: nn.Module, names: Sequence[str]) -> None:
+        own = dict(denoiser.named_parameters())
+        self.parameters = {name: own[name] for name in names}
+        self._folder = _temporary()
+        try:
+            save_file({name: p.detach().contiguous() for name, p in self.parameters.items()}, self._file)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise _no_room(self._folder.parent, error) from error
+        for p in own.values():
+            p.requires_grad_(False)
+        for p in self.parameters.values():
+            p.requires_grad_(True)
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / "original.safetensors"
+
+    def originals(self) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
+        """Name, trained parameter and its original, one at a time."""
+        device = str(next(iter(self.parameters.values())).device)
+        with safe_open(str(self._file), "pt", device=device) as file:
+            for name, p in self.parameters.items():
+                yield name, p, file.get_tensor(name)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """See `Update`."""
+        trained = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for _, p, original in self.originals():
+                p.data = original
+            yield
+        finally:
+            # Swapped, not copied: the trained tensors come back bit for bit.
+            for name, p in self.parameters.items():
+                p.data = trained[name]
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """See `Update`."""
+        for _, p, original in self.originals():
+            p.copy_(original)
+        self.keep()
+
+    def keep(self) -> None:
+        """See `Update`."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class LowRank:
+    """Trains a LoRA on every linear and convolution layer; switching it off gives the original, so nothing is stored.
+
+    Args:
+        rank (`int`): of the factors; alpha equals it.
+    """
+
+    def __init__(self, denoiser: nn.Module, rank: int) -> None:
+        targets = [
+            name
+            for name, module in denoiser.named_modules()
+            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        ]
+        self.denoiser = denoiser
+        before = set(vars(denoiser))
+        denoiser.requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), denoiser)
+        self._added = set(vars(denoiser)) - before
+        self.layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+        self.parameters = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """See `Update`."""
+        try:
+            for layer in self.layers:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer in self.layers:
+                layer.enable_adapters(True)
+
+    def undo(self) -> None:
+        """See `Update`."""
+        from diffusers.utils import recurse_remove_peft_layers
+
+        recurse_remove_peft_layers(self.denoiser)
+        for name in self._added:
+            delattr(self.denoiser, name)
+
+    def keep(self) -> None:
+        """See `Update`."""
+        for layer in self.layers:
+            layer.merge()
+        self.undo()
+
+
+def require_no_adapter(denoiser: nn.Module) -> None:
+    """Raises ConfigError when adapter layers are attached: their base weights and factors would both be trained."""
+    if any(isinstance(module, BaseTunerLayer) for module in denoiser.modules()):
+        raise ConfigError("the denoiser carries an adapter: fuse it (fuse_lora) or take it off (unload_lora) first.")
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="aiao-original-"))
+    except OSError as error:
+        raise _no_room(tempfile.tempdir, error) from error
+
+
+def _no_room(folder: object, error: Exception) -> TrainingError:
+    return TrainingError(f"cannot keep the original weights in '{folder}' ({error}): free space or set TMPDIR.")

@@ -1,0 +1,249 @@
+"""The embedding engine on a miniature: what is trained, what is given back, early stop, earlier marks, bad input."""
+
+import pytest
+import torch
+from _tiny import LEARN, learner, tiny_unet
+from peft import LoraConfig, inject_adapter_in_model
+
+from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, profile, verify
+from aiao_diffusers.errors import ConfigError, DataError, TrainingError, WrongBaseError
+from aiao_diffusers.update import LowRank, StoredWeights
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+
+
+def weights(unet):
+    return [p.detach().clone() for p in unet.parameters()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def short(**changes):
+    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            *[("steps", v) for v in (0, 1.5, True, "9", None)],
+            *[("lr", v) for v in (0, -1.0, float("nan"), float("inf"), "x")],
+            *[("eps", -1.0), ("dec", float("nan")), ("train", "half"), ("lazy_share", 0), ("lazy_share", 1.1)],
+            *[("accumulate", 0), ("accumulate", 9), ("stop_bits", 0.5), ("stop_bits", 1.1), ("max_unreadable", 1)],
+            *[("seed", -1), ("rank", 0), ("check_every", 0), ("checkpoint_dir", 3), ("keep", -1)],
+        ],
+    )
+    def test_a_field_out_of_range_is_named(self, field, value):
+        with pytest.raises(ConfigError, match=field):
+            EmbedConfig(**{field: value})
+
+
+class TestUpdate:
+    def test_off_is_the_original_and_on_is_the_trained_bit_for_bit(self):
+        unet = learner()[0]
+        names = [name for name, _ in unet.named_parameters()][:7]
+        stored, before = StoredWeights(unet, names), weights(unet)
+        with torch.no_grad():
+            for p in stored.parameters.values():
+                p += 1
+        trained = weights(unet)
+        with pytest.raises(KeyError), stored.off():
+            assert same(weights(unet), before) and not same(trained, before)
+            raise KeyError
+        assert same(weights(unet), trained)
+        assert [n for n, p in unet.named_parameters() if p.requires_grad] == names
+        stored.undo()
+        assert same(weights(unet), before)
+
+    def test_low_rank_off_undo_and_keep(self):
+        sample, time = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
+
+        def changed():
+            unet = learner()[0]
+            update = LowRank(unet, 4)
+            with torch.no_grad():
+                for p in update.parameters.values():
+                    p += 0.05
+            return unet, update
+
+        plain = learner()[0]
+        with torch.no_grad():
+            wanted = plain(sample, time).sample
+            unet, update = changed()
+            adapted = unet(sample, time).sample
+            assert not torch.allclose(adapted, wanted, atol=1e-3)
+            with update.off():
+                assert torch.equal(unet(sample, time).sample, wanted)
+            assert all(p.requires_grad for p in update.parameters.values())
+            update.undo()
+            assert same(weights(unet), weights(plain)) and vars(unet).keys() == vars(plain).keys()
+            unet, update = changed()
+            update.keep()
+            assert torch.allclose(unet(sample, time).sample, adapted, atol=1e-4)
+        assert [n for n, _ in unet.named_modules()] == [n for n, _ in plain.named_modules()]
+
+
+class TestTraining:
+    def test_accumulation_changes_memory_and_not_the_result(self):
+        results = []
+        for accumulate in (1, 3):
+            unet, data, scheduler = learner()
+            report = embed(unet, KEY, data, short(accumulate=accumulate), scheduler=scheduler)
+            results.append((weights(unet), report.history))
+        for a, b in zip(*(r[0] for r in results), strict=True):
+            assert torch.allclose(a, b, atol=2e-5)
+        for a, b in zip(*(r[1] for r in results), strict=True):
+            assert a == pytest.approx(b, rel=1e-3)
+        unet, data, scheduler = learner()
+        embed(unet, KEY, data, short(seed=1), scheduler=scheduler)
+        assert any(not torch.allclose(a, b, atol=2e-5) for a, b in zip(weights(unet), results[0][0], strict=True))
+
+    @pytest.mark.parametrize("train", ["lazy", "lora"])
+    def test_subset_and_low_rank_train_no_more_than_they_say(self, train):
+        unet, data, scheduler = learner()
+        tuned = learner()[0]
+        for number, p in enumerate(tuned.parameters()):
+            p.data *= 1 + 0.001 * number
+        found = profile(unet, tuned)
+        before = dict(zip([n for n, _ in unet.named_parameters()], weights(unet), strict=True))
+        report = embed(unet, KEY, data, short(train=train, rank=4), scheduler=scheduler, profile=found)
+        moved = {n for n, p in unet.named_parameters() if not torch.equal(p, before[n])}
+        assert unet.state_dict().keys() == learner()[0].state_dict().keys()
+        if train == "lazy":
+            lazy = set(found.laziest(unet, 0.5))
+            assert moved and moved <= lazy and report.trained == sum(before[n].numel() for n in lazy)
+        else:
+            # Factors of rank 4 cannot make a change of higher rank.
+            name = "mid_block.attentions.0.to_q.weight"
+            delta = dict(unet.named_parameters())[name] - before[name]
+            assert name in moved and torch.linalg.matrix_rank(delta, atol=1e-6) <= 4
+            assert not any("norm" in n for n in moved)
+
+    def test_a_profile_of_another_model_is_refused_and_nothing_changes(self):
+        unet, data, scheduler = learner()
+        tuned = tiny_unet()
+        tuned.conv_in.weight.data *= 2
+        with pytest.raises(WrongBaseError):
+            embed(unet, KEY, data, short(train="lazy"), scheduler=scheduler, profile=profile(tiny_unet(), tuned))
+        assert same(weights(unet), weights(learner()[0]))
+
+    def test_half_precision_flags_mode_and_random_state_come_back(self):
+        unet, data, scheduler = learner()
+        unet = unet.half()
+        first = next(unet.parameters()).requires_grad_(False)
+        state = torch.get_rng_state()
+        report = embed(unet, KEY, data, short(), scheduler=scheduler)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(p.dtype == torch.float16 and p.grad is None for p in unet.parameters())
+        assert not first.requires_grad and not unet.training
+        assert all(p.requires_grad for p in list(unet.parameters())[1:])
+        assert not same(weights(unet), weights(learner()[0].half()))
+        assert 0 < report.fidelity < 1
+
+    def test_report_logs_every_term_and_plots(self, tmp_path):
+        unet, data, scheduler = learner()
+        config = short(check_every=2, stop_bits=1.0)
+        report = embed(unet, KEY, data, config, scheduler=scheduler)
+        for row in report.history:
+            terms = sum(getattr(config, name) * row[name] for name in ("resp", "pres", "eps", "dec", "proj", "corr"))
+            assert row["loss"] == pytest.approx(terms, rel=1e-4)
+        assert [step for step, row in enumerate(report.history, 1) if "bits" in row] == [2]
+        assert report.to_dict()["trained"] == sum(p.numel() for p in unet.parameters())
+        figure = report.plot()
+        figure.savefig(tmp_path / "curves.png")
+        assert len(figure.axes) == 2 and len(figure.axes[0].lines) == 7
+
+    def test_looking_does_not_change_the_training(self):
+        looked, plain = learner(), learner()
+        embed(looked[0], KEY, looked[1], short(check_every=1, stop_bits=1.0), scheduler=looked[2])
+        embed(plain[0], KEY, plain[1], short(), scheduler=plain[2])
+        assert same(weights(looked[0]), weights(plain[0]))
+
+
+class TestBadInput:
+    def test_not_finite_loss_stops_and_gives_the_weights_back(self):
+        unet, data, scheduler = learner()
+        before = weights(unet)
+        with pytest.raises(TrainingError, match="lower lr"):
+            embed(unet, KEY, data, short(steps=40, lr=1e12), scheduler=scheduler)
+        assert same(weights(unet), before)
+
+    def test_not_finite_loss_keeps_the_last_good_checkpoint(self, tmp_path):
+        unet, data, scheduler = learner()
+        config = short(steps=40, checkpoint_every=2, checkpoint_dir=tmp_path / "state")
+
+        def break_it(step, row):
+            if step == 5:
+                next(unet.parameters()).data.fill_(float("nan"))
+
+        with pytest.raises(TrainingError, match="step 6"):
+            embed(unet, KEY, data, config, break_it, scheduler=scheduler)
+        assert [p.name for p in (tmp_path / "state").iterdir()] == ["step-0000004"]
+        assert same(weights(unet), weights(learner()[0]))
+
+    @pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 1e-3}, {"train": "lora"}])
+    def test_a_checkpoint_of_another_run_is_refused(self, tmp_path, change):
+        fields = {"checkpoint_every": 1, "checkpoint_dir": tmp_path / "state"}
+
+        def stop(step, row):
+            raise KeyboardInterrupt
+
+        unet, data, scheduler = learner()
+        with pytest.raises(KeyboardInterrupt):
+            embed(unet, KEY, data, short(**fields), stop, scheduler=scheduler)
+        with pytest.raises(TrainingError, match="another run"):
+            embed(unet, KEY, data, short(**fields, **change), scheduler=scheduler)
+        with pytest.raises(TrainingError, match="another run"):
+            embed(unet, KEY.child("x"), data, short(**fields), scheduler=scheduler)
+        (tmp_path / "state/step-0000001/state.safetensors").write_bytes(b"cut")
+        with pytest.raises(TrainingError, match="damaged"):
+            embed(unet, KEY, data, short(**fields), scheduler=scheduler)
+
+    def test_latents_of_another_model_are_refused(self):
+        unet, _, scheduler = learner()
+        with pytest.raises(DataError, match="do not fit"):
+            embed(unet, KEY, LatentData(torch.randn(4, 4, 8, 8), {}), short(), scheduler=scheduler)
+        with pytest.raises(DataError, match="do not fit"):
+            embed(tiny_unet(), KEY, LatentData(torch.randn(4, 4, 8, 8), {}), short(), scheduler=scheduler)
+
+    def test_an_attached_adapter_is_refused(self):
+        unet, data, scheduler = learner()
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), unet)
+        with pytest.raises(ConfigError, match="unload_lora"):
+            embed(unet, KEY, data, short(), scheduler=scheduler)
+
+
+@pytest.mark.slow
+class TestMark:
+    def test_lazy_subset_and_low_rank_carry_it(self):
+        for changes in ({"train": "lazy"}, {"train": "lora", "rank": 8, "lr": 1e-2}):
+            unet, data, scheduler = learner()
+            config = EmbedConfig(**(LEARN | {"steps": 40} | changes))
+            record = embed(unet, KEY, data, config, scheduler=scheduler).record
+            assert verify(unet, KEY, record=record).verdict == "verified"
+            assert verify(unet, KEY.child("wrong"), record=record).log10_p > -3
+            assert verify(learner()[0], KEY, record=record).log10_p > -3
+
+    def test_stops_early_when_it_holds(self):
+        unet, data, scheduler = learner()
+        config = EmbedConfig(**LEARN, steps=120, stop_bits=0.9, check_every=10)
+        report = embed(unet, KEY, data, config, scheduler=scheduler)
+        last = report.history[-1]
+        assert report.stopped == len(report.history) < 120
+        assert min(last["bits"], last["weakest"]) >= 0.9 and last["wrong_log10_p"] >= -4
+        assert all(row.get("weakest", 0) < 0.9 for row in report.history[:-1])
+        assert verify(unet, KEY, record=report.record).verified
+
+    def test_three_keys_verify_where_earlier_ones_are_kept(self):
+        unet, data, scheduler = learner(64)
+        keys, records = [KEY.child(f"owner {i}") for i in range(3)], []
+        for number, key in enumerate(keys):
+            config = EmbedConfig(**LEARN, steps=30)
+            records.append(embed(unet, key, data, config, scheduler=scheduler, keep=keys[:number]).record)
+        assert all(verify(unet, k, record=r).verified for k, r in zip(keys, records, strict=True))
+        assert verify(unet, KEY.child("nobody"), record=records[0]).log10_p > -3
+        clean = learner(64)[0]
+        assert all(verify(clean, k, record=r).log10_p > -3 for k, r in zip(keys, records, strict=True))
