@@ -14,11 +14,11 @@ response patterns) can pull any suspect towards them. Hence the record, publishe
 hashes of reference and clean twin; a judge asks for the twin, checks its hash, makes the reference anew by `observe`, and
 looks at the controls, where unrelated models are read through the same reference.
 
-Why the reference stays private. Only a holder of the key can use it, so publishing helps no one else, and it would give an
-attacker what embedding hides: the targets that undo, site by site, what embedding did to the clean activations, and the
-difference between marked and clean activations to search for the response patterns (docs/disguises.md has the figure). It
-does not show the twin's weights; it does let anyone recognise the twin. So `embed` returns it, the owner keeps it beside the
-key or, which is as good, keeps the clean twin and passes that.
+Why the reference stays private. Only a holder of the key can use it, so publishing it helps no one else. It would hand an
+attacker the targets that undo, site by site, what embedding did to the clean activations, and the difference between
+marked and clean activations to search for the response patterns in (a first search finds nothing: docs/disguises.md), and
+let him recognise the clean twin. So `embed` returns it; the owner keeps it beside the key or, which is as good, keeps the
+clean twin and passes that. The record works without either: then the alignment looks are left out, and the report says so.
 
 Source: our choice (DESIGN section 5); Hungarian assignment from scipy, orthogonal Procrustes (Schoenemann 1966).
 """
@@ -46,7 +46,7 @@ from .trigger import channel_axis
 
 
 HELD_OUT = 4  # every fourth input is held out
-PARSIMONY = 4.0  # see `fit`; on the emoji models the ratio is below 2 at permuted sites, above 10 at rotated ones
+PARSIMONY = 3.5  # see `fit`; rotated sites lie well above, permuted ones below, but for sites of few live directions
 BATCH = 8  # inputs a forward
 TINY = 1e-12  # keeps a dead channel from dividing by zero
 
@@ -244,9 +244,9 @@ def fit(source: torch.Tensor, target: torch.Tensor) -> SiteMap:
     """The map from `source` to `target` activations, `(N, T, C)` both: a permutation or a rotation, by held-out error.
 
     A rotation can always follow what embedding and fine-tuning changed as well, and is worse for it off the clean
-    activations; so the permutation is taken unless its error is `PARSIMONY` times the rotation's. Ridge regression has
-    the smallest error of all and reads worst (.48-.68 of the bits where rotation reads .87-.96): it follows the few
-    directions in which clean activations vary and shrinks the rest, while a response lies in all of them.
+    activations; so the permutation is taken unless its error is `PARSIMONY` times the rotation's. Ridge regression, tried
+    and left out, has the smallest error of all and reads far worse: it follows the few directions in which clean
+    activations vary and shrinks the rest, while a response lies in all of them.
     """
     held = torch.arange(len(source)) % HELD_OUT == HELD_OUT - 1
     x, y = source.double(), target.double()
