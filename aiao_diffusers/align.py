@@ -20,12 +20,12 @@ marked and clean activations to search for the response patterns in (a first sea
 let him recognise the clean twin. So `embed` returns it; the owner keeps it beside the key or, which is as good, keeps the
 clean twin and passes that. The record works without either: then the alignment looks are left out, and the report says so.
 
-Source: our choice (DESIGN section 5); Hungarian assignment from scipy, orthogonal Procrustes (Schoenemann 1966).
+Source: our choice (DESIGN section 5). How the maps are fitted is in `maps`.
 """
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from .data import LatentData
 from .errors import NotTestableError, RecordError
+from .maps import TINY, SiteMap, fit, fit_stream
 from .record import WatermarkRecord, noise_schedule, weights_sha256
 from .safefile import load_tensors, tensor_sha256
 from .sites import IN_SPAN, OUT_SPAN, Site, attention_modules, first_tensor, span, trace_on, unwrap
@@ -45,10 +45,7 @@ from .suspect import opened
 from .trigger import channel_axis
 
 
-HELD_OUT = 4  # every fourth input is held out
-PARSIMONY = 3.5  # see `fit`; rotated sites lie well above, permuted ones below, but for sites of few live directions
 BATCH = 8  # inputs a forward
-TINY = 1e-12  # keeps a dead channel from dividing by zero
 
 
 @dataclass(frozen=True)
@@ -231,66 +228,6 @@ def _capture(
 
 
 @dataclass(frozen=True)
-class SiteMap:
-    """A map between two bases: `target = source @ matrix.T + offset`; `error` is the held-out share not explained."""
-
-    kind: str
-    matrix: torch.Tensor
-    offset: torch.Tensor
-    error: float
-
-
-def fit(source: torch.Tensor, target: torch.Tensor) -> SiteMap:
-    """The map from `source` to `target` activations, `(N, T, C)` both: a permutation or a rotation, by held-out error.
-
-    A rotation can always follow what embedding and fine-tuning changed as well, and is worse for it off the clean
-    activations; so the permutation is taken unless its error is `PARSIMONY` times the rotation's. Ridge regression, tried
-    and left out, has the smallest error of all and reads far worse: it follows the few directions in which clean
-    activations vary and shrinks the rest, while a response lies in all of them.
-    """
-    held = torch.arange(len(source)) % HELD_OUT == HELD_OUT - 1
-    x, y = source.double(), target.double()
-    x_fit, y_fit, x_held, y_held = (v[rows].flatten(0, 1) for rows in (~held, held) for v in (x, y))
-    spread = (y_held - y_fit.mean(0)).square().sum().clamp(min=TINY)
-
-    def error(matrix: torch.Tensor, offset: torch.Tensor) -> float:
-        return float((x_held @ matrix.T + offset - y_held).square().sum() / spread)
-
-    errors = {kind: error(*_affine(solve, x_fit, y_fit)) for kind, solve in SOLVERS.items()}
-    kind = "permutation" if errors["permutation"] <= PARSIMONY * errors["rotation"] else "rotation"
-    return SiteMap(kind, *_affine(SOLVERS[kind], x.flatten(0, 1), y.flatten(0, 1)), errors[kind])
-
-
-Solver = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def _affine(solve: Solver, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    matrix = solve(x - mean_x, y - mean_y)
-    return matrix, mean_y - mean_x @ matrix.T
-
-
-def _permutation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Signed permutation with a factor for each channel: the assignment with the largest sum of |correlations|."""
-    sx, sy = (v.square().mean(0).sqrt().clamp(min=TINY) for v in (x, y))
-    correlation = (y / sy).T @ (x / sx) / len(x)
-    rows, columns = linear_sum_assignment(correlation.abs().numpy(), maximize=True)
-    matrix = torch.zeros_like(correlation)
-    sign = torch.where(correlation[rows, columns] < 0, -1.0, 1.0)
-    matrix[rows, columns] = sign * sy[rows] / sx[columns]
-    return matrix
-
-
-def _rotation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Orthogonal Procrustes with one factor."""
-    u, _, v = torch.linalg.svd(y.T @ x)
-    return u @ v * (y.norm() / x.norm().clamp(min=TINY))
-
-
-SOLVERS: dict[str, Solver] = {"permutation": _permutation, "rotation": _rotation}
-
-
-@dataclass(frozen=True)
 class Alignment:
     """Maps of a suspect's sites: at in-sites from the reference to the suspect, at out-sites back; `probe.Coordinates`.
 
@@ -344,15 +281,10 @@ def align(reference: Reference, denoiser: nn.Module, ins: Sequence[Site], outs: 
     if not all(torch.isfinite(a).all() for a, _ in pairs):
         raise NotTestableError("the suspect's activations on the reference's inputs are not finite.")
     return Alignment(
-        # LayerNorm drops the mean over channels, so a disguise may put anything there: leave it out on both sides.
-        {s.name: fit(_centred(reference.leaving[s.name]), _centred(left[s.name])) for s in ins},
-        {s.name: fit(entered[s.name], reference.entering[s.name]) for s in outs},
+        {s.name: fit_stream(reference.leaving[s.name], left[s.name]) for s in ins},
+        {s.name: fit(entered[s.name], reference.entering[s.name], scaled=True) for s in outs},
         {s.name: _power(reference.leaving[s.name]) / max(_power(left[s.name]), TINY) for s in ins},
     )
-
-
-def _centred(v: torch.Tensor) -> torch.Tensor:
-    return v.float() - v.float().mean(-1, keepdim=True)
 
 
 def _power(v: torch.Tensor) -> float:

@@ -9,11 +9,12 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, verify
-from aiao_diffusers.align import Alignment, Reference, SiteMap, align, fit, observe
+from aiao_diffusers.align import Alignment, Reference, align, observe
 from aiao_diffusers.bench.attacks.disguise import KINDS, disguise
 from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
 from aiao_diffusers.healing import healed
 from aiao_diffusers.looks import key_sites
+from aiao_diffusers.maps import SiteMap, fit, fit_stream
 from aiao_diffusers.record import WatermarkRecord
 from aiao_diffusers.sites import trace_on
 
@@ -124,6 +125,23 @@ class TestFit:
         turn = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
         found = fit(x, 2 * x @ turn.T + 1)
         assert found.kind == "rotation" and torch.allclose(found.matrix, 2 * turn, atol=1e-6) and found.error < 1e-9
+
+    def test_rotation_behind_factors(self):
+        x = self.activations()
+        turn, factor = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q, 0.5 + torch.rand(12).double()
+        found = fit(x * torch.arange(1, 13) ** 0.5 / factor, (x * torch.arange(1, 13) ** 0.5) @ turn.T, scaled=True)
+        assert found.kind == "rotation" and found.error < 0.02
+        assert fit(x / factor, x @ turn.T).error > found.error  # the control: without factors
+
+    def test_stream_with_a_functional_added_to_all_channels(self):
+        x = self.activations()
+        basis = torch.linalg.qr(torch.cat([torch.ones(12, 1), torch.randn(12, 11)], 1).double()).Q
+        turn = basis @ torch.block_diag(torch.ones(1, 1), torch.linalg.qr(torch.randn(11, 11)).Q).double() @ basis.T
+        v = torch.randn(12).double()
+        shear = torch.eye(12).double() + 8 * (v - v.mean())[None, :]
+        found = fit_stream(x, x @ (shear @ turn).T + 1)
+        mask = torch.tensor([1.0, -1] * 6).double()
+        assert torch.allclose(found.matrix @ mask, shear @ turn @ mask, rtol=1e-3, atol=1e-3)
 
     def test_unrelated(self):
         x = self.activations()
