@@ -152,7 +152,7 @@ def _further(looks: Looks, denoiser: nn.Module, means: _Means) -> list[str]:
     if looks.verified or means.healing is None:
         return notes
     try:
-        twin = healed(denoiser, means.healing, looks.record.scheduler, seed=looks.seed)
+        twin = healed(denoiser, means.healing, looks.record.scheduler, steps=STEPS, seed=looks.seed)
     except NotTestableError as error:
         return [*notes, f"the healing looks are not available: {error}"]
     looks.evaluations += STEPS * BATCH

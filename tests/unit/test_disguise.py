@@ -1,6 +1,7 @@
 """Function-preserving disguises and the answer to them, on miniatures."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -259,7 +260,9 @@ class TestVerify:
 
 @pytest.mark.slow
 class TestHealing:
-    def test_looks_of_an_unmarked_model_stay_null_and_its_weights_untouched(self, marked):
+    def test_looks_of_an_unmarked_model_stay_null_and_its_weights_untouched(self, marked, monkeypatch):
+        # The package's name `verify` is the function; the module is reached by its path.
+        monkeypatch.setattr(sys.modules["aiao_diffusers.verify"], "STEPS", 15)
         teacher, _, report = marked
         suspect = disguise(copy.deepcopy(teacher), "permute")
         state = {n: p.clone() for n, p in suspect.state_dict().items()}
