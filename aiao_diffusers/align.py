@@ -251,7 +251,7 @@ class Alignment:
         return (hidden_states.float().movedim(axis, -1) @ matrix.T + offset).movedim(-1, axis)
 
     def summary(self) -> dict[str, Any]:
-        """`{"permutation": sites, "rotation": sites, "worst_error": ...}` for the report."""
+        """For the report: how many sites got each kind of map, and `worst_error`, the largest held-out error."""
         maps = [*self.ins.values(), *self.outs.values()]
         return {**Counter(m.kind for m in maps), "worst_error": round(max(m.error for m in maps), 4)}
 

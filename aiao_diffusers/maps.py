@@ -12,7 +12,9 @@ from scipy.optimize import linear_sum_assignment
 
 
 HELD_OUT = 4  # every fourth input is held out
-PARSIMONY = 3.5  # see `fit`; rotated sites lie well above, permuted ones below, but for sites of few live directions
+# See `fit`: how much more of a map's error than of the richest map's is accepted. Rotated sites lie well above a
+# permutation's limit, permuted ones below, but for sites of few live directions.
+PARSIMONY = {"permutation": 3.5, "rotation": 1.2, "scaled rotation": 1.0}
 ROUNDS = 10  # of a rotation in turn with its factors
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e4)  # in units of the mean power of a channel; the last means no functional
 TINY = 1e-12  # keeps a dead channel from dividing by zero
@@ -25,7 +27,7 @@ class SiteMap:
     """A map between two bases: `target = source @ matrix.T + offset`.
 
     Args:
-        kind (`str`): `permutation` or `rotation`. matrix: `(C, C)`, float64; offset: `(C,)`.
+        kind (`str`): a key of `PARSIMONY`. matrix: `(C, C)`, float64; offset: `(C,)`.
         error (`float`): share of the target's variance that the map leaves unexplained on held-out inputs.
     """
 
@@ -39,8 +41,8 @@ def fit(source: torch.Tensor, target: torch.Tensor, *, scaled: bool = False) -> 
     """The map from `source` to `target`: a permutation or a rotation.
 
     A rotation can always follow what embedding and fine-tuning changed as well, and is worse for it off the clean
-    activations; so the permutation is taken unless its error is `PARSIMONY` times the rotation's. Ridge regression, tried
-    and left out, has the smallest error of all and reads far worse: it follows the few directions in which clean
+    activations; so the simplest map is taken whose error is at most `PARSIMONY` times the richest one's. Ridge regression,
+    tried and left out, has the smallest error of all and reads far worse: it follows the few directions in which clean
     activations vary and shrinks the rest, while a response lies in all of them.
 
     Args:
@@ -49,12 +51,15 @@ def fit(source: torch.Tensor, target: torch.Tensor, *, scaled: bool = False) -> 
     x, y = source.double(), target.double()
     x_fit, y_fit, x_held, y_held = (v[rows].flatten(0, 1) for rows in _split(x) for v in (x, y))
     spread = (y_held - y_fit.mean(0)).square().sum().clamp(min=TINY)
-    solvers: dict[str, Solver] = {"permutation": _permutation, "rotation": _scaled_rotation if scaled else _rotation}
+    solvers: dict[str, Solver] = {"permutation": _permutation, "rotation": _rotation}
+    if scaled:
+        solvers["scaled rotation"] = _scaled_rotation
     errors = {}
     for kind, solve in solvers.items():
         matrix, offset = _affine(solve, x_fit, y_fit)
         errors[kind] = float((x_held @ matrix.T + offset - y_held).square().sum() / spread)
-    kind = "permutation" if errors["permutation"] <= PARSIMONY * errors["rotation"] else "rotation"
+    richest = errors[list(solvers)[-1]]
+    kind = next((k for k, error in errors.items() if error <= PARSIMONY[k] * richest), list(solvers)[-1])
     return SiteMap(kind, *_affine(solvers[kind], x.flatten(0, 1), y.flatten(0, 1)), errors[kind])
 
 

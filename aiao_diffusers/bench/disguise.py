@@ -19,6 +19,7 @@ from ..checkpoint import load_denoiser
 from ..data import LatentData
 from ..errors import NotTestableError
 from ..key import WatermarkKey
+from ..maps import PARSIMONY
 from ..record import WatermarkRecord
 from ..statistics import clopper_pearson
 from ..verify import verify
@@ -90,7 +91,7 @@ def measure(
             plain.append(min(p for is_plain, p in looks if is_plain))
             every.append(report.log10_p)
             bits.append(report.bit_accuracy)
-            kinds |= set(report.looks[-1]) & {"permutation", "rotation"}
+            kinds |= set(report.looks[-1]) & set(PARSIMONY)
         limit = float(np.log10(ALPHA))
         counts = {look: int(sum(p <= limit for p in ps)) for look, ps in (("plain", plain), ("all", every))}
         yield {
