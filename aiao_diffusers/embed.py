@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from .align import Reference, observe
 from .data import LatentData, prepare
 from .embed_config import EmbedConfig
 from .embed_report import EmbedReport
@@ -73,7 +74,8 @@ def embed(
     mark, *kept = (Mark(k, *choose(sites, k, config.in_sites, config.out_sites)) for k in (key, *keep))
     wrapped = list(dict.fromkeys(site.name for one in (mark, *kept) for site in (*one.ins, *one.outs)))
     with _borrowed(denoiser, config.seed):
-        base = weights_sha256(denoiser)
+        # Of the clean denoiser: only what does not know the key may align a suspect.
+        base, reference = weights_sha256(denoiser), observe(denoiser, latents, scheduler.config)
         before, noise = predictions(denoiser, latents, scheduler)
         update = _update(denoiser, latents, scheduler, config, profile)
         trained = sum(p.numel() for p in update.parameters.values())
@@ -82,15 +84,16 @@ def embed(
             with probe(denoiser, wrapped) as wired:
                 training = Training(wired, update, mark, kept, latents, dict(scheduler.config), config)
                 history, stopped = training.run(base, callback)
+            update.shrink(config.kept_share)
             update.keep()
         except BaseException:
             update.undo()
             raise
         cost = price(before, predictions(denoiser.eval(), latents, scheduler)[0], noise)
-    record = _record(denoiser, key, len(sites), latents, scheduler, config)
+    record = _record(denoiser, key, len(sites), latents, scheduler, config, base, reference)
     if hasattr(model, "record"):
         model.record = record
-    return EmbedReport(record, history, time.time() - started, cost["ratio"], trained, stopped)
+    return EmbedReport(record, history, time.time() - started, cost["ratio"], trained, stopped, reference)
 
 
 def _checked(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:
@@ -159,7 +162,14 @@ def _borrowed(denoiser: nn.Module, seed: int) -> Iterator[None]:
 
 
 def _record(
-    denoiser: nn.Module, key: WatermarkKey, sites: int, latents: LatentData, scheduler: Any, config: EmbedConfig
+    denoiser: nn.Module,
+    key: WatermarkKey,
+    sites: int,
+    latents: LatentData,
+    scheduler: Any,
+    config: EmbedConfig,
+    teacher_sha256: str,
+    reference: Reference,
 ) -> WatermarkRecord:
     """The public record of the marked denoiser; the bank is a random part of the training latents."""
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(config.seed))
@@ -175,4 +185,6 @@ def _record(
         scheduler=json.loads(json.dumps(dict(scheduler.config), default=str)),
         bank=latents.take(order[: config.bank_size]),
         marked_sha256=weights_sha256(denoiser),
+        teacher_sha256=teacher_sha256,
+        reference_sha256=reference.sha256,
     )

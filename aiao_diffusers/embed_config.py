@@ -31,6 +31,9 @@ class EmbedConfig:
         stop_bits (`float`, *optional*): stop early once each in-site alone, and all together, read at this bit accuracy
             and wrong masks read like chance (`holding`); None, the default, runs all steps. check_every (`int`): steps
             between these checks, default 50.
+        kept_share (`float`): share of the trained change that is kept at the end, default .9. The price in noise prediction
+            falls about with its square, the response with itself: on the emoji model from 1.00% to .83% (n 512) at the
+            same bit accuracy of .996, while .8 costs bits (.975).
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
         checkpoint_dir (`Path`, *optional*): where to keep a resumable state; checkpoint_every (`int`): steps between.
@@ -58,6 +61,7 @@ class EmbedConfig:
     proj: float = 5.0
     corr: float = 2.0
     keep: float = 12.0
+    kept_share: float = 0.9
     stop_bits: float | None = None
     check_every: int = 50
     bank_size: int = 16
@@ -81,6 +85,7 @@ class EmbedConfig:
         self._require("train", self.train in TRAIN, f"one of {', '.join(TRAIN)}")
         self._require("accumulate", self.accumulate <= self.batch_size, f"at most batch_size ({self.batch_size})")
         self._require("lazy_share", _is(self.lazy_share, Real) and 0 < self.lazy_share <= 1, "in (0, 1]")
+        self._require("kept_share", _is(self.kept_share, Real) and 0 < self.kept_share <= 1, "in (0, 1]")
         self._require("max_unreadable", _is(self.max_unreadable, Real) and 0 <= self.max_unreadable < 1, "in [0, 1)")
         self._require("seed", _is(self.seed, Integral) and 0 <= self.seed < 2**63, "an integer from 0 to 2^63 - 1")
         if self.stop_bits is not None:

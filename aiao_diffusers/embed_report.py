@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from .align import Reference
 from .record import WatermarkRecord
 
 
@@ -17,6 +18,7 @@ class EmbedReport:
         seconds (`float`): wall time.
         fidelity (`float`): mean |eps_marked - eps_base|^2 over the base's own noise loss; .01 is one percent.
         trained (`int`): parameters that were trained; stopped (`int`, *optional*): the step of an early stop.
+        reference (`Reference`, *optional*): for reading through disguises (`align`): keep it, or the clean twin, in private.
     """
 
     record: WatermarkRecord
@@ -25,6 +27,7 @@ class EmbedReport:
     fidelity: float
     trained: int = 0
     stopped: int | None = None
+    reference: Reference | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the probe bank."""

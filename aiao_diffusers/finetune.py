@@ -25,10 +25,12 @@ def finetune(
     """Train whatever requires a gradient, in place: AdamW without decay, constant learning rate, gradients clipped to 1.
 
     Args:
-        data: latents of the new style or subject; scheduler: the noise schedule.
+        data: latents of the new style or subject. scheduler: the noise schedule, a scheduler or its config.
+        callback: called after each step with `(step, loss)`.
     """
     optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-    noising = noise_schedule(dict(scheduler.config))
+    noising = noise_schedule(dict(getattr(scheduler, "config", scheduler)))
+    device = next(denoiser.parameters()).device
     denoiser.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -37,7 +39,8 @@ def finetune(
             noise = torch.randn_like(batch.latents)
             t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,))
             noised = noising.add_noise(batch.latents, noise, t)
-            loss = F.mse_loss(denoiser(noised, t, **batch.keywords()).sample, noise)
+            predicted = denoiser(noised.to(device), t.to(device), **batch.keywords(device)).sample
+            loss = F.mse_loss(predicted, noise.to(device))
             loss.backward()
             nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
             optimizer.step()

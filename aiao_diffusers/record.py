@@ -34,6 +34,8 @@ class WatermarkRecord:
         scheduler (`dict`): the noise schedule, as diffusers' config.
         bank (`LatentData`): a few in-distribution latents with conditioning; random ones do not work as probes.
         marked_sha256 (`str`, *optional*): hash of the marked denoiser's weights.
+        teacher_sha256, reference_sha256 (`str`, *optional*): hashes of the clean twin's weights and of the alignment
+            reference made from it (`align`). Both stay private; named here, neither can be exchanged later.
     Raises:
         RecordError: scheme unknown, or a number out of range.
     """
@@ -49,6 +51,8 @@ class WatermarkRecord:
     scheduler: dict[str, Any]
     bank: LatentData
     marked_sha256: str | None = None
+    teacher_sha256: str | None = None
+    reference_sha256: str | None = None
     scheme: str = SCHEME
 
     def __post_init__(self) -> None:

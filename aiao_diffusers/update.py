@@ -37,6 +37,9 @@ class Update(Protocol):
     def undo(self) -> None:
         """Give the denoiser its original weights and modules back."""
 
+    def shrink(self, share: float) -> None:
+        """Keep this share of the change, between 0 and 1."""
+
     def keep(self) -> None:
         """Make the change part of the denoiser's own weights."""
 
@@ -95,6 +98,12 @@ class StoredWeights:
             p.copy_(original)
         self.keep()
 
+    @torch.no_grad()
+    def shrink(self, share: float) -> None:
+        """See `Update`."""
+        for _, p, original in self.originals() if share < 1 else ():
+            p.lerp_(original, 1 - share)
+
     def keep(self) -> None:
         """See `Update`."""
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -139,6 +148,11 @@ class LowRank:
         recurse_remove_peft_layers(self.denoiser)
         for name in self._added:
             delattr(self.denoiser, name)
+
+    def shrink(self, share: float) -> None:
+        """See `Update`."""
+        for layer in self.layers:
+            layer.scale_layer(share)
 
     def keep(self) -> None:
         """See `Update`."""

@@ -30,11 +30,15 @@ def embed(
         Path | None, typer.Option(help="Layer profile (from `aiao profile --json`), for --train lazy.")
     ] = None,
     accumulate: Annotated[int, typer.Option(help="Forwards a step's batch is split into: less memory.")] = 1,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Write the private file for `verify --reference` here; the clean twin serves as well."),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Mark a pipeline. An interrupted run goes on from OUTPUT.checkpoint when called again."""
-    if output.exists():
-        raise OutputExistsError(f"output '{output}' exists: choose another folder or remove it.")
+    for path in (output, reference):
+        if path is not None and path.exists():
+            raise OutputExistsError(f"output '{path}' exists: choose another name or remove it.")
     secret = WatermarkKey.load(key)
     pipe = WatermarkedStableDiffusionPipeline.from_pretrained(base)
     config = EmbedConfig(
@@ -56,6 +60,8 @@ def embed(
     if not Accelerator().is_main_process:
         return
     save_new(pipe, output)
+    if reference is not None and report.reference is not None:
+        report.reference.save(reference)
     result = {"output": str(output), **report.to_dict()}
     if as_json:
         out.json(result)

@@ -24,6 +24,10 @@ def verify(
     trials: Annotated[int, typer.Option(help="Monte Carlo trials a look, at most.")] = 8,
     all_trials: Annotated[bool, typer.Option(help="Run all plain trials, for the verification rate.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
+    reference: Annotated[
+        str | None, typer.Option(help="For disguised suspects: the private file from embedding, or the clean twin.")
+    ] = None,
+    healing: Annotated[bool, typer.Option(help="At last, fine-tune a copy for a moment and look again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read a mark. Exit code 0: verified; 3: ran and did not verify."""
@@ -39,6 +43,8 @@ def verify(
         trials,
         seed,
         early_stop=not all_trials,
+        reference=reference,
+        healing=healing,
     )
     if as_json:
         out.json(report.to_dict())
