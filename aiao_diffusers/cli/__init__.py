@@ -9,8 +9,8 @@ from ._output import out
 from .demo import demo
 from .embed import embed
 from .keygen import keygen
-from .push import push
 from .profile import profile
+from .push import push
 from .verify import verify
 
 

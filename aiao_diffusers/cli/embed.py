@@ -33,6 +33,7 @@ def embed(
     reference: Annotated[
         Path | None,
         typer.Option(help="Write the private file for `verify --reference` here; the clean twin serves as well."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Mark a pipeline. An interrupted run goes on from OUTPUT.checkpoint when called again."""

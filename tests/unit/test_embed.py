@@ -34,6 +34,7 @@ class TestConfig:
             *[("eps", -1.0), ("dec", float("nan")), ("train", "half"), ("lazy_share", 0), ("lazy_share", 1.1)],
             *[("accumulate", 0), ("accumulate", 9), ("stop_bits", 0.5), ("stop_bits", 1.1), ("max_unreadable", 1)],
             *[("seed", -1), ("rank", 0), ("check_every", 0), ("checkpoint_dir", 3), ("keep", -1)],
+            *[("kept_share", 0), ("kept_share", 1.1)],
         ],
     )
     def test_a_field_out_of_range_is_named(self, field, value):
@@ -57,6 +58,34 @@ class TestUpdate:
         assert [n for n, p in unet.named_parameters() if p.requires_grad] == names
         stored.undo()
         assert same(weights(unet), before)
+
+    def test_shrink_keeps_a_share_of_the_change(self):
+        unet = learner()[0]
+        names = [name for name, _ in unet.named_parameters()][:3]
+        stored = StoredWeights(unet, names)
+        before = [p.detach().clone() for p in stored.parameters.values()]
+        with torch.no_grad():
+            for p in stored.parameters.values():
+                p += 1
+        stored.shrink(0.75)
+        stored.keep()
+        for p, old in zip(stored.parameters.values(), before, strict=True):
+            assert torch.allclose(p, old + 0.75)
+
+    def test_low_rank_shrinks_with_its_scale(self):
+        deltas = []
+        for share in (1.0, 0.5):
+            unet, plain = learner()[0], learner()[0]
+            update = LowRank(unet, 4)
+            with torch.no_grad():
+                for p in update.parameters.values():
+                    p.fill_(0.05)
+            update.shrink(share)
+            update.keep()
+            deltas.append([a - b for a, b in zip(weights(unet), weights(plain), strict=True)])
+        for whole, half in zip(*deltas, strict=True):
+            assert torch.allclose(half, whole / 2, atol=1e-5)
+        assert any(whole.abs().max() > 0.01 for whole in deltas[0])
 
     def test_low_rank_off_undo_and_keep(self):
         sample, time = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
