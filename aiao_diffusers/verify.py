@@ -61,7 +61,7 @@ def verify(
         `VerificationReport`.
     Raises:
         ConfigError: alpha or trials out of range. RecordError, SuspectError, UnsafeFileError, SiteError: misuse and broken
-        files. KeyMismatchError: the folder passed as `record` commits to another key (a record found beside the
+        files. HubError: a repository is missing, private, gated or away. KeyMismatchError: the folder passed as `record` commits to another key (a record found beside the
         suspect only warns, for it is evidence, not a choice).
     Source: DESIGN section 3. Looks come after 1, 2, 4, ... trials at amplitude x1, then x2, then x4; the k-th pays 2^k.
     """
@@ -130,6 +130,12 @@ def _read(
     warnings = list(found.warnings)
     if not record.belongs_to(key):
         warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
+    source = {name: dict(told) for name, told in found.source.items()}
+    if found.base_sha256 is not None and record.marked_sha256 is not None:
+        matches = found.base_sha256 == record.marked_sha256
+        source.setdefault("base", {})["matches_record"] = matches
+        if not matches:
+            warnings.append("the base's weights are not those of the marked model in the record (another SHA-256).")
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     training = denoiser.training
     denoiser.eval()
@@ -178,7 +184,8 @@ def _read(
             for k in sequence.looks
         ),
         adapter=found.adapter,
-        hashes={"suspect": weights_sha256(denoiser), "marked": record.marked_sha256},
+        hashes={"suspect": weights_sha256(denoiser), "base": found.base_sha256, "marked": record.marked_sha256},
+        source=source,
     )
 
 
