@@ -7,6 +7,8 @@ from .key import WatermarkKey
 from .pipeline import WatermarkedStableDiffusionPipeline
 from .record import WatermarkRecord
 from .report import VerificationReport
+from .scan import scan
+from .scan_report import ScanReport
 from .verify import verify
 
 
@@ -17,10 +19,12 @@ __all__ = [
     "EmbedConfig",
     "EmbedReport",
     "LatentData",
+    "ScanReport",
     "VerificationReport",
     "WatermarkKey",
     "WatermarkRecord",
     "WatermarkedStableDiffusionPipeline",
     "embed",
+    "scan",
     "verify",
 ]

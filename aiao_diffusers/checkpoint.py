@@ -253,7 +253,7 @@ def _index_files(folder: Path, path: Path) -> list[Path]:
     return list(files.values())
 
 
-def _modern_attention(name: str) -> str:
+def modern_attention(name: str) -> str:
     """Attention names of diffusers before 0.15, which its loader still renames."""
     name = re.sub(r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0.", name)
     return re.sub(r"(attentions\.\d+)\.(q|k|v)(uery|ey|alue)\.", r"\1.to_\2.", name)
@@ -282,7 +282,7 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
             f"{folder}: {model_class.__name__} cannot be built from config.json: {short(str(error))}"
         ) from error
     if any(".proj_attn." in name for name in found) and not any(".proj_attn." in name for name in expected):
-        found = {_modern_attention(name): shape for name, shape in found.items()}
+        found = {modern_attention(name): shape for name, shape in found.items()}
     compare_shapes(expected, found, str(folder))
     try:
         model = model_class.from_pretrained(
@@ -302,16 +302,24 @@ def _finished(model: nn.Module, what: str) -> nn.Module:
     return model.eval()
 
 
+def common_prefix(names: Iterable[str], expected: Mapping[str, object]) -> str:
+    """The prefix under which most of the expected names are found; "" where none helps."""
+    names = list(names)
+
+    def matches(prefix: str) -> int:
+        return sum(n.startswith(prefix) and n.removeprefix(prefix) in expected for n in names)
+
+    return max(DIFFUSERS_PREFIXES, key=matches)
+
+
 def _on_base(header: Header, base: nn.Module) -> nn.Module:
     """A whole denoiser state in diffusers keys, put into a copy of the base."""
     expected = {name: tuple(t.shape) for name, t in base.state_dict().items()}
     what = header.path.name
 
-    def stripped(prefix: str) -> dict[str, tuple[int, ...]]:
-        return {k.removeprefix(prefix): t.shape for k, t in header.tensors.items() if k.startswith(prefix)}
-
-    prefix = max(DIFFUSERS_PREFIXES, key=lambda p: len(stripped(p).keys() & expected.keys()))
-    compare_shapes(expected, stripped(prefix), what)
+    prefix = common_prefix(header.tensors, expected)
+    found = {k.removeprefix(prefix): t.shape for k, t in header.tensors.items() if k.startswith(prefix)}
+    compare_shapes(expected, found, what)
     tensors = {k.removeprefix(prefix): t for k, t in load_tensors(header.path).items() if k.startswith(prefix)}
     check_finite(tensors, what)
     model = copy.deepcopy(base)

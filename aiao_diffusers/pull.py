@@ -45,9 +45,9 @@ class Pulled:
     """One suspect on disk. `root` is the snapshot, `path` what the loaders take; `base` is self-declared by `base_by`."""
 
     remote: Remote
+    candidate: Candidate
     root: Path
     path: Path
-    kind: str
     base: str | None
     base_by: str | None
 
@@ -188,7 +188,7 @@ def pull(
     check_size(remote, chosen, max_bytes)
     base, by = declared_base(remote, chosen)
     root = fetch(remote, [*chosen.weights, *chosen.others, *record_files(remote)])
-    return Pulled(remote, root, root / chosen.path, chosen.kind, base, by)
+    return Pulled(remote, chosen, root, root / chosen.path, base, by)
 
 
 def check_size(remote: Remote, candidate: Candidate, max_bytes: int) -> int:

@@ -9,11 +9,12 @@ from ._output import out
 from .demo import demo
 from .embed import embed
 from .keygen import keygen
+from .scan import scan
 from .verify import verify
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for verb in (keygen, embed, verify, demo):
+for verb in (keygen, embed, verify, scan, demo):
     app.command()(verb)
 
 

@@ -3,13 +3,11 @@
 import json
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _http
+from huggingface_hub import constants
 
-from aiao_diffusers import WatermarkKey, remote, verify
+from aiao_diffusers import WatermarkKey, verify
 from aiao_diffusers.errors import (
     HubError,
     HubUnreachableError,
@@ -20,31 +18,11 @@ from aiao_diffusers.errors import (
 from aiao_diffusers.pull import candidates, declared_base, pull
 from aiao_diffusers.remote import fetch, look_up, read_remote_header
 from tests.hub.samples import card, safetensors
+from tests.hub.suspects import ASSETS, LORA, UNET, folder
 from tests.hub_server import Cut, Hollow, HubServer, RateLimit, ServerError
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-LORA = "pytorch_lora_weights.safetensors"
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-def folder(name: str, *parts: str) -> dict[str, Path]:
-    root = ASSETS / name
-    files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
-    return {path: file for path, file in files.items() if not parts or path.startswith(parts)}
-
-
-@pytest.fixture
-def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """The server as this process's Hub, with waits noted in `hub.waits` instead of waited for."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    server.waits = []  # type: ignore[attr-defined]
-    for module in (_http, file_download, remote):
-        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=server.waits.append))  # type: ignore[attr-defined]
-    return server
 
 
 def hollow(size: int, header: dict[str, object]) -> Hollow:
