@@ -151,7 +151,7 @@ def scan(
     shutil.rmtree(downloads, ignore_errors=True)  # of a run that was killed
     budget, members = _Budget(max_gb), {base_repo, *(n.repo_id for n in tree.nodes if n.lineage)}
     judge = _Judge(base, key, chosen, alpha / (MAX_CANDIDATES * max(1, len(tree.nodes))), trials, seed)
-    own = ScanRow(base_repo, pulled.remote.commit, "", None, (), "base", control.verdict, proves="descent")
+    own = ScanRow(base_repo, pulled.remote.commit, "", None, (), "base", control.verdict)
     judge.remember(
         replace(
             own,
@@ -233,8 +233,11 @@ def _prepare(
     except Exception as error:  # whatever a repository does must not end the scan; the row says what it was
         return replace(ready, rows=(_refused(blank, error),))
     suspects, rows = [], []
+    total = sum(name.endswith(".safetensors") for name in remote.files)
+    more = (f"only the first {MAX_CANDIDATES} candidates of {total} files were read",)
     for candidate in found:
         row = replace(blank, file=candidate.path, kind=candidate.kind)
+        row = replace(row, warnings=more if len(found) == MAX_CANDIDATES < total else ())
         try:
             suspects.append(_suspect(row, remote, candidate, judge, members, budget))
         except Exception as error:  # as above
@@ -321,7 +324,7 @@ class _Judge:
                 put.opened, self.key, record=self.record, alpha=self.alpha, trials=self.trials, seed=self.seed
             )
             seconds = {**row.seconds, "denoiser": time.monotonic() - started}
-        warnings = list(report.warnings)
+        warnings = [*row.warnings, *report.warnings]
         if candidate.kind == "lora" and len(row.lineage) > 1:
             warnings.append(f"declared for {row.lineage[-1]}, read on {row.lineage[0]}")
         row = replace(
@@ -330,7 +333,6 @@ class _Judge:
             reason=report.reason,
             log10_p=report.log10_p,
             bit_accuracy=report.bit_accuracy,
-            proves=report.proves,
             denoiser_evals=report.denoiser_evals,
             distance=put.distance,
             digest=put.digest,
@@ -348,7 +350,6 @@ def _copied(row: ScanRow, twin: ScanRow, distance: float | None) -> ScanRow:
         verdict=twin.verdict,
         log10_p=twin.log10_p,
         bit_accuracy=twin.bit_accuracy,
-        proves=twin.proves if row.kind != "lora" else "carries" if twin.verdict == "verified" else "nothing",
         distance=distance,
         copy_of=twin.label,
         digest=twin.digest,

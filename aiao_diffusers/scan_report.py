@@ -54,7 +54,6 @@ class ScanRow:
     bit_accuracy: float | None = None
     distance: float | None = None
     copy_of: str | None = None
-    proves: str = "nothing"
     kind: str | None = None
     declared_base: str | None = None
     declared_by: str | None = None
@@ -175,6 +174,12 @@ class ScanReport:
             return row.verdict
         return "verified" if self.adjusted[row.label] <= math.log10(self.alpha) else "not_verified"
 
+    def proves(self, row: ScanRow) -> str:
+        """`descent`, `carries` or `nothing`, by the corrected verdict; keys of `report.PROVES`."""
+        if self.verdict_of(row) != "verified":
+            return "nothing"
+        return "carries" if row.kind == "lora" else "descent"
+
     @property
     def sorted_rows(self) -> list[ScanRow]:
         """By p, smallest first; those without one last, by name."""
@@ -187,9 +192,14 @@ class ScanReport:
         return {verdict: found.get(verdict, 0) for verdict in ("verified", "not_verified", "not_testable")}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields, `counts`, and in each row the corrected `verdict` and `log10_p_holm`."""
+        """JSON-ready: the fields, `counts`, and in each row the corrected `verdict`, `log10_p_holm` and `proves`."""
         rows = [
-            {**asdict(row), "verdict": self.verdict_of(row), "log10_p_holm": self.adjusted.get(row.label)}
+            {
+                **asdict(row),
+                "verdict": self.verdict_of(row),
+                "log10_p_holm": self.adjusted.get(row.label),
+                "proves": self.proves(row),
+            }
             for row in self.sorted_rows
         ]
         fields = {k: v for k, v in vars(self).items() if k not in ("rows", "adjusted")}
@@ -205,7 +215,7 @@ class ScanReport:
         return [
             *(row.repo, row.file, self.verdict_of(row), number(row.log10_p, 1)),
             *(number(self.adjusted.get(row.label), 1), number(row.bit_accuracy, 3), number(row.distance, 4)),
-            *(row.relation or "", row.proves, row.copy_of or "", (row.commit or "")[:12], row.found_by, note),
+            *(row.relation or "", self.proves(row), row.copy_of or "", (row.commit or "")[:12], row.found_by, note),
         ]
 
     @property

@@ -13,13 +13,13 @@ from safetensors.torch import save
 
 from aiao_diffusers import WatermarkKey, scan
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError
-from tests.hub.conftest import ROOT
 from tests.hub.samples import card
 from tests.hub.suspects import ASSETS, BASE, LORA, Suspect, folder, lora, mistakes, population, publish
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
 
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 FEW = ("lora-0", "lora-copy", "tuned-0", "copy", "clean", "small-unet", "pickle", "cut", "nan", "grandchild", "gated")
 

@@ -11,7 +11,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from aiao_diffusers.cli.scan import _Live
 from aiao_diffusers.errors import ConfigError, OutputExistsError
 from aiao_diffusers.scan_report import COLUMNS, ScanLog, ScanReport, ScanRow
 from aiao_diffusers.statistics import holm
@@ -61,9 +63,10 @@ class TestHolm:
 class TestReport:
     def test_a_lone_verdict_may_fall_to_the_correction(self) -> None:
         weak = [row(f"weak-{i}", -6.5) for i in range(9)]
-        assert report(weak[0]).counts["verified"] == 1
+        assert report(weak[0]).counts["verified"] == 1 and report(weak[0]).proves(weak[0]) == "descent"
         found = report(*weak, row("strong", -30.0), row("broken"))
         assert found.counts == {"verified": 1, "not_verified": 9, "not_testable": 1}
+        assert found.proves(weak[0]) == "nothing" and found.to_dict()["rows"][0]["proves"] == "descent"
         assert [r.repo for r in found.sorted_rows][:1] == ["u/strong"] and found.sorted_rows[-1].repo == "u/broken"
 
     def test_copies_are_one_test(self) -> None:
@@ -88,7 +91,7 @@ class TestReport:
     def test_json_round_trip(self) -> None:
         fields = report(row("x", -7.0, file_key=("a", "b"), seconds={"read": 1.0})).to_dict()
         assert fields["rows"][0]["log10_p_holm"] == -7.0 and fields["correction"] == "Holm"
-        kept = {k: v for k, v in fields["rows"][0].items() if k != "log10_p_holm"}
+        kept = {k: v for k, v in fields["rows"][0].items() if k not in ("log10_p_holm", "proves")}
         assert ScanRow.of(kept) == row("x", -7.0, file_key=("a", "b"), seconds={"read": 1.0})
 
 
@@ -122,3 +125,11 @@ class TestLog:
         with pytest.raises(ConfigError, match="no scan log"):
             ScanLog(path, {"base": "acme/sd"})
         assert path.read_text() == "precious notes\n"
+
+
+def test_the_live_table_shows_strangers_words_as_they_are() -> None:
+    view, console = _Live("acme/sd"), Console(width=200, file=io.StringIO(), record=True)
+    view.add((row("a", -7.0), row("b", reason="[red]x[/red] [link=http://evil]y[/link]")), 2, 3)
+    console.print(view.table())
+    text = console.export_text()
+    assert "2 of 3 repositories; 1 not_testable, 1 verified" in text and "[red]x[/red]" in text
