@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from .errors import HubError, HubUnreachableError, SuspectError, UnsafeFileError
 from .safefile import MAX_JSON_BYTES, Header, header_length, parse_header, parse_json, short
@@ -202,7 +202,7 @@ def _cached(repo_id: str, revision: str | None, api: HfApi, cache: str | None) -
 def read_remote(remote: Remote, name: str, start: int, length: int) -> bytes:
     """At most `length` bytes of a file from `start` on, by a range request; a server that sends more is cut off."""
     url = hf_hub_url(remote.repo_id, name, revision=remote.commit, endpoint=remote.api.endpoint)
-    headers = {**remote.api._build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
+    headers = {**build_hf_headers(token=remote.api.token), "Range": f"bytes={start}-{start + length - 1}"}
     headers["Accept-Encoding"] = "identity"
 
     def ask() -> bytes:

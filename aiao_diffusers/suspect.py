@@ -104,7 +104,8 @@ def opened(
     """The suspect's denoiser; a LoRA is applied to `base` for the length of the block.
 
     Raises:
-        SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser.
+        SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser. HubError,
+        UnsafeFileError: as `pull`.
     """
     if isinstance(suspect, Opened):
         yield suspect
@@ -120,9 +121,9 @@ def opened(
     warnings: tuple[str, ...] = ()
     if found.kind in ("pipeline", "denoiser", "single_file"):
         # A folder brings its own config; a bare file borrows the base's.
-        given = _base(base, declared).denoiser if base is not None or (declared and found.files) else None
-        denoiser = load_denoiser(path, base=given, dtype=torch.float32)
-        record = find_record(root)
+        given = _base(base, declared) if base is not None or (declared and found.files) else None
+        denoiser = load_denoiser(path, base=given.denoiser if given else None, dtype=torch.float32)
+        record = find_record(root) or (given.record if given else None)
         if record is None and declared is not None:
             record = find_record(pull_record(declared))
             warnings = (f"the record is that of {declared}, the base named by the suspect's own {by}.",)

@@ -11,7 +11,7 @@ from datetime import date, datetime
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from .errors import ConfigError, HubError
 from .remote import REPO_ID, TIMEOUT, retried
@@ -151,7 +151,9 @@ def _listed(api: HfApi, query: list[tuple[str, str]], warnings: list[str], limit
     while url is not None:
 
         def ask(url: str = url, params: Any = params) -> tuple[Any, str | None]:
-            response = get_session().get(url, params=params, headers=api._build_hf_headers(), timeout=TIMEOUT)
+            response = get_session().get(
+                url, params=params, headers=build_hf_headers(token=api.token), timeout=TIMEOUT
+            )
             hf_raise_for_status(response)
             try:
                 return response.json(), response.links.get("next", {}).get("url")

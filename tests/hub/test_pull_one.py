@@ -87,6 +87,8 @@ class TestVerify:
         assert report.verified and report.proves == "descent"
         assert any("the record is that of acme/sd" in text for text in report.warnings)
         assert not hub.requests("GET", "acme/sd/.*unet")
+        named = verify("user/tuned", KEY, base="acme/sd")
+        assert named.log10_p == report.log10_p and not named.warnings
 
     def test_revision_is_pinned(self, hub: HubServer) -> None:
         old = hub.sha("user/lora")
