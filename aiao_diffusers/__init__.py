@@ -9,6 +9,8 @@ from .lazy import LayerProfile, profile, self_profile
 from .pipeline import WatermarkedStableDiffusionPipeline
 from .record import WatermarkRecord
 from .report import VerificationReport
+from .scan import scan
+from .scan_report import ScanReport
 from .verify import verify
 
 
@@ -20,6 +22,7 @@ __all__ = [
     "EmbedReport",
     "LatentData",
     "LayerProfile",
+    "ScanReport",
     "VerificationReport",
     "WatermarkKey",
     "WatermarkRecord",
@@ -28,5 +31,6 @@ __all__ = [
     "push",
     "profile",
     "self_profile",
+    "scan",
     "verify",
 ]

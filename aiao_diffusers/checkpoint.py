@@ -68,7 +68,7 @@ ADAPTER_KEY = re.compile(
 )
 DENOISER_FOLDERS = ("unet", "transformer")
 _LDM_PREFIX = "model.diffusion_model."
-_DIFFUSERS_PREFIXES = ("", "unet.", "transformer.", "model.", "module.", "denoiser.", _LDM_PREFIX)
+DIFFUSERS_PREFIXES = ("", "unet.", "transformer.", "model.", "module.", "denoiser.", _LDM_PREFIX)
 _UPSTREAM_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -100,7 +100,8 @@ class Detected:
     detail: str
 
 
-def _kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
+def kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
+    """`Detected.kind` and what gave it away, from a header's names and shapes."""
     keys = list(keys)
     if not keys:
         return "unknown", "no tensor at all"
@@ -117,7 +118,7 @@ def _kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) ->
         k.startswith(("input_blocks.", "double_blocks.")) for k in keys
     ):
         return "single_file", "keys of the original checkpoint layout"
-    heads = tuple(f"{p}{h}" for p in _DIFFUSERS_PREFIXES for h in ("down_blocks.", "transformer_blocks.", "conv_in."))
+    heads = tuple(f"{p}{h}" for p in DIFFUSERS_PREFIXES for h in ("down_blocks.", "transformer_blocks.", "conv_in."))
     if any(k.startswith(heads) for k in keys) and not any(k.startswith(("decoder.", "encoder.")) for k in keys):
         return "denoiser", "diffusers keys of a whole denoiser"
     if all(TEXT_ENCODER_KEY.match(k) for k in keys):
@@ -140,7 +141,7 @@ def detect(source: str | Path) -> Detected:
         if source.suffix.lower() == ".gguf":
             return Detected("single_file", (source,), "GGUF")
         header = read_header(source)
-        kind, detail = _kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
+        kind, detail = kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
         return Detected(kind, (source,), detail)
     if not source.is_dir():
         raise SuspectError(f"{source} is neither a file nor a folder")
@@ -200,7 +201,7 @@ def _check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> No
             raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")
 
 
-def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
     """Names and shapes must agree exactly; a weight left at random would make every verdict about noise."""
     for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name]:
@@ -252,7 +253,7 @@ def _index_files(folder: Path, path: Path) -> list[Path]:
     return list(files.values())
 
 
-def _modern_attention(name: str) -> str:
+def modern_attention(name: str) -> str:
     """Attention names of diffusers before 0.15, which its loader still renames."""
     name = re.sub(r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0.", name)
     return re.sub(r"(attentions\.\d+)\.(q|k|v)(uery|ey|alue)\.", r"\1.to_\2.", name)
@@ -281,8 +282,8 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
             f"{folder}: {model_class.__name__} cannot be built from config.json: {short(str(error))}"
         ) from error
     if any(".proj_attn." in name for name in found) and not any(".proj_attn." in name for name in expected):
-        found = {_modern_attention(name): shape for name, shape in found.items()}
-    _compare(expected, found, str(folder))
+        found = {modern_attention(name): shape for name, shape in found.items()}
+    compare_shapes(expected, found, str(folder))
     try:
         model = model_class.from_pretrained(
             str(folder), variant=variant, torch_dtype=dtype, use_safetensors=True, local_files_only=True
@@ -301,16 +302,24 @@ def _finished(model: nn.Module, what: str) -> nn.Module:
     return model.eval()
 
 
+def common_prefix(names: Iterable[str], expected: Mapping[str, object]) -> str:
+    """The prefix under which most of the expected names are found; "" where none helps."""
+    names = list(names)
+
+    def matches(prefix: str) -> int:
+        return sum(n.startswith(prefix) and n.removeprefix(prefix) in expected for n in names)
+
+    return max(DIFFUSERS_PREFIXES, key=matches)
+
+
 def _on_base(header: Header, base: nn.Module) -> nn.Module:
     """A whole denoiser state in diffusers keys, put into a copy of the base."""
     expected = {name: tuple(t.shape) for name, t in base.state_dict().items()}
     what = header.path.name
 
-    def stripped(prefix: str) -> dict[str, tuple[int, ...]]:
-        return {k.removeprefix(prefix): t.shape for k, t in header.tensors.items() if k.startswith(prefix)}
-
-    prefix = max(_DIFFUSERS_PREFIXES, key=lambda p: len(stripped(p).keys() & expected.keys()))
-    _compare(expected, stripped(prefix), what)
+    prefix = common_prefix(header.tensors, expected)
+    found = {k.removeprefix(prefix): t.shape for k, t in header.tensors.items() if k.startswith(prefix)}
+    compare_shapes(expected, found, what)
     tensors = {k.removeprefix(prefix): t for k, t in load_tensors(header.path).items() if k.startswith(prefix)}
     check_finite(tensors, what)
     model = copy.deepcopy(base)
@@ -341,7 +350,7 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
             raise WrongBaseError(
                 f"{path.name!r} does not fit {type(base).__name__} of the base: {short(str(error), 300)}"
             ) from error
-    _compare(
+    compare_shapes(
         {name: tuple(t.shape) for name, t in base.state_dict().items()},
         {name: tuple(t.shape) for name, t in model.state_dict().items()},
         path.name,

@@ -65,6 +65,10 @@ class HubError(AIAOError, OSError):
     """A Hub request failed in a way the user can mend."""
 
 
+class HubUnreachableError(HubError):
+    """The Hub did not answer, even after several attempts; the same call may succeed later."""
+
+
 class NotTestableError(AIAOError, ValueError):
     """The question is sound but this suspect cannot answer it."""
 

@@ -29,6 +29,8 @@ class VerificationReport:
         denoiser_evals (`int`): single-sample forwards spent. sites: the test of each out-site.
         suspect, base (`str`): what was compared. proves (`str`): key of `PROVES`.
         controls (`dict`): the same question where the answer must be no. adapter (`dict`): what a LoRA changed.
+        source (`dict`): for `suspect` and `base` from a Hub, the repository and its commit; of the base also `declared_by`
+            (where the suspect itself names it) and `matches_record` (its weights are those of the marked model).
     """
 
     verdict: str
@@ -50,6 +52,7 @@ class VerificationReport:
     looks: tuple[dict[str, Any], ...] = ()
     adapter: dict[str, Any] | None = None
     hashes: dict[str, str | None] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verified(self) -> bool:
@@ -78,6 +81,7 @@ class VerificationReport:
                 *(f"| {s.name} | {s.channels} | {s.hits} | {s.log10_p:.1f} |" for s in self.sites),
                 "",
             ]
+        lines += [f"- {name}: {told}" for name, told in _sources(self.source)]
         lines += [f"- control `{name}`: {value}" for name, value in self.controls.items()]
         lines += [f"- warning: {text}" for text in self.warnings]
         return "\n".join(lines) + "\n"
@@ -100,3 +104,18 @@ class VerificationReport:
         axes.set_title(f"{self.verdict}, log10 p = {self.log10_p:.1f}" if self.log10_p is not None else self.verdict)
         axes.legend()
         return figure
+
+
+def _sources(source: dict[str, Any]) -> list[tuple[str, str]]:
+    """Each model's origin in words."""
+    lines = []
+    for name, told in source.items():
+        words = [f"repository {told['repo']} at commit {told['commit']}"] if "repo" in told else []
+        if told.get("declared_by"):
+            words.append(f"self-declared by the suspect's {told['declared_by']}")
+        if "matches_record" in told:
+            words.append(f"weights are {'' if told['matches_record'] else 'not '}those of the record's marked model")
+        if told.get("from_cache_alone"):
+            words.append("read from the cache, for the Hub was away")
+        lines.append((name, "; ".join(words)))
+    return lines

@@ -138,25 +138,40 @@ def read_header(path: str | Path, *, max_bytes: int = MAX_TENSOR_BYTES) -> Heade
     path = Path(path)
     if not path.is_file():
         raise SuspectError(f"{path} is not a file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = header_length(path, file.read(8), size)
+        raw = file.read(length)
+    return parse_header(path, raw, size, max_bytes=max_bytes)
+
+
+def header_length(path: Path, prefix: bytes, size: int) -> int:
+    """Bytes of the header that follow a file's first 8; `path` names the file, which may lie elsewhere.
+
+    Args:
+        prefix: the first 8 bytes. size: of the whole file, in bytes.
+    Raises:
+        UnsafeFileError: not a safetensors file by name or start, or a header that is cut or beyond `MAX_HEADER_BYTES`.
+    """
     refuse_pickle(path)
     where = path.name
     if path.suffix.lower() != ".safetensors":
         raise UnsafeFileError(f"{where!r} is not a .safetensors file; only these are read")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
+    if len(prefix) < 8:
+        raise UnsafeFileError(f"{where!r} has {size} bytes; a safetensors file has at least 10")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > size - 8:
         if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and size > 8:
-            (length,) = struct.unpack("<Q", prefix)
-            if length > size - 8:
-                raise UnsafeFileError(f"{where!r} is a zip or pickle named .safetensors; it was not read")
-        if len(prefix) < 8:
-            raise UnsafeFileError(f"{where!r} has {size} bytes; a safetensors file has at least 10")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > size - 8:
-            raise UnsafeFileError(f"{where!r}: header of {length} bytes runs past the end ({size} bytes); truncated?")
-        if length > MAX_HEADER_BYTES:
-            raise UnsafeFileError(f"{where!r}: header of {length} bytes, at most {MAX_HEADER_BYTES} are accepted")
-        raw = file.read(length)
+            raise UnsafeFileError(f"{where!r} is a zip or pickle named .safetensors; it was not read")
+        raise UnsafeFileError(f"{where!r}: header of {length} bytes runs past the end ({size} bytes); truncated?")
+    if length > MAX_HEADER_BYTES:
+        raise UnsafeFileError(f"{where!r}: header of {length} bytes, at most {MAX_HEADER_BYTES} are accepted")
+    return int(length)
+
+
+def parse_header(path: Path, raw: bytes, size: int, *, max_bytes: int = MAX_TENSOR_BYTES) -> Header:
+    """`read_header` on the header's bytes alone: `raw`, whose length `header_length` told, of a file of `size` bytes."""
+    where, length = path.name, len(raw)
     if not raw.startswith(b"{"):
         raise UnsafeFileError(f"{where!r}: the header does not start with an opening brace")
     table = parse_json(raw, where)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,18 @@ from torch import nn
 from .checkpoint import detect, load_denoiser
 from .errors import NotTestableError, RecordError, SuspectError
 from .lora import applied
-from .record import WatermarkRecord, has_record
+from .pull import Pulled, pull, pull_record
+from .record import WatermarkRecord, has_record, weights_sha256
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A denoiser ready to be read, and how it came about."""
+    """A denoiser ready to be read, and how it came about.
+
+    Args:
+        source (`dict`): `suspect` and `base`, where they came from a Hub: repository, commit, and who named the base.
+        base_sha256 (`str`, *optional*): of the base before an adapter went onto it.
+    """
 
     denoiser: nn.Module
     label: str
@@ -26,31 +32,48 @@ class Opened:
     record: WatermarkRecord | None
     adapter: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    source: dict[str, Any] = field(default_factory=dict)
+    base_sha256: str | None = None
 
 
 def label_of(source: Any) -> str:
     """A short name for a report."""
+    if isinstance(source, Opened):
+        return source.label
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
-WANTED = ("*.json", "unet/*.safetensors", "transformer/*.safetensors", "*.safetensors", "aiao/*")
-
-
-def local_path(source: str | Path, revision: str | None = None, patterns: tuple[str, ...] = WANTED) -> Path:
-    """`source` as a local path; of a Hub repository the files that match `patterns` are downloaded first.
+def local_path(source: str | Path, revision: str | None = None, patterns: tuple[str, ...] | None = None) -> Path:
+    """`source` as a local path; of a Hub repository the suspect's files, or those that match `patterns`, are downloaded.
 
     Raises:
-        SuspectError: there is neither such a path nor a plausible repository id.
+        SuspectError: there is neither such a path nor a plausible repository id. HubError, UnsafeFileError,
+        NotTestableError: as `pull`.
     """
+    if patterns is None:
+        return _located(source, revision, None)[0]
     path = Path(source)
     if path.exists():
         return path
-    text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/")) or path.suffix:
-        raise SuspectError(f"no file or folder '{source}', and it is no repository id of the form 'user/name'.")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(text, revision=revision, allow_patterns=list(patterns)))
+    return Path(snapshot_download(_repo_id(source), revision=revision, allow_patterns=list(patterns)))
+
+
+def _repo_id(source: str | Path) -> str:
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/")) or Path(text).suffix in (".safetensors", ".gguf", ".json"):
+        raise SuspectError(f"no file or folder '{source}', and it is no repository id of the form 'user/name'.")
+    return text
+
+
+def _located(source: str | Path, revision: str | None, weight_name: str | None) -> tuple[Path, Path, Pulled | None]:
+    """What the loaders take, the folder that may hold a record, and how it was pulled where it came from a Hub."""
+    path = Path(source)
+    if path.exists():
+        return path, path, None
+    pulled = pull(_repo_id(source), revision, weight_name)
+    return pulled.path, pulled.root, pulled
 
 
 def denoiser_of(source: Any) -> nn.Module | None:
@@ -81,32 +104,89 @@ def opened(
     """The suspect's denoiser; a LoRA is applied to `base` for the length of the block.
 
     Raises:
-        SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser.
+        SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser. HubError,
+        UnsafeFileError: as `pull`.
     """
+    if isinstance(suspect, Opened):
+        yield suspect
+        return
     module = denoiser_of(suspect)
     if module is not None:
         yield Opened(module, label_of(suspect), None, "descent", find_record(suspect))
         return
-    path = local_path(suspect, revision)
-    found = detect(path)
+    path, root, pulled = _located(suspect, revision, weight_name)
+    found, source = detect(path), _told("suspect", pulled)
+    declared = pulled.base if pulled is not None and base is None else None
+    by = pulled.base_by if pulled is not None else None
+    warnings: tuple[str, ...] = ()
     if found.kind in ("pipeline", "denoiser", "single_file"):
-        given = denoiser_of(base) if base is not None else None
-        if given is None and base is not None:
-            given = load_denoiser(local_path(base), dtype=torch.float32)
-        denoiser = load_denoiser(path, base=given, dtype=torch.float32)
-        yield Opened(denoiser, label_of(suspect), None, "descent", find_record(path))
+        # A folder brings its own config; a bare file borrows the base's.
+        given = _base(base, declared) if base is not None or (declared and found.files) else None
+        denoiser = load_denoiser(path, base=given.denoiser if given else None, dtype=torch.float32)
+        record = find_record(root) or (given.record if given else None)
+        if record is None and declared is not None:
+            record = find_record(pull_record(declared))
+            warnings = (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
+        yield Opened(denoiser, label_of(suspect), None, "descent", record, None, warnings, source)
         return
     if found.kind != "lora":
         raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser.")
-    if base is None:
+    if base is None and declared is None:
         raise SuspectError(
             f"'{suspect}' is a LoRA, which holds deltas alone: pass the model it is used with as base=."
         )
-    denoiser = denoiser_of(base) or load_denoiser(local_path(base), dtype=torch.float32)
-    with applied(denoiser, path, weight_name=weight_name) as loaded:
-        record = find_record(path, base)
-        adapter = asdict(loaded)
-        yield Opened(denoiser, label_of(suspect), label_of(base), "carries", record, adapter, loaded.warnings)
+    under = _base(base, declared)
+    if declared is not None:
+        under.source.setdefault("base", {})["declared_by"] = by
+        warnings = (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
+    digest = weights_sha256(under.denoiser)
+    with applied(under.denoiser, path, weight_name=None if pulled else weight_name) as loaded:
+        yield Opened(
+            under.denoiser,
+            label_of(suspect),
+            under.label,
+            "carries",
+            find_record(root) or under.record,
+            asdict(loaded),
+            (*warnings, *loaded.warnings),
+            {**source, **under.source},
+            digest,
+        )
+
+
+@dataclass(frozen=True)
+class _Base:
+    denoiser: nn.Module
+    label: str
+    record: WatermarkRecord | None
+    source: dict[str, Any]
+
+
+def _base(base: Any, declared: str | None) -> _Base:
+    """The model under a suspect: as the verifier gave it, else as the suspect names it.
+
+    What a suspect names is a repository, never a folder that happens to lie on this machine.
+    """
+    module = denoiser_of(base) if base is not None else None
+    if module is not None:
+        return _Base(module, label_of(base), find_record(base), {})
+    pulled: Pulled | None
+    if base is not None:
+        path, root, pulled = _located(base, None, None)
+    else:
+        pulled = pull(str(declared))
+        path, root = pulled.path, pulled.root
+    denoiser = load_denoiser(path, dtype=torch.float32)
+    return _Base(denoiser, str(base or declared), find_record(root), _told("base", pulled))
+
+
+def _told(role: str, pulled: Pulled | None) -> dict[str, Any]:
+    """Where a model came from, for the report; empty unless that is a Hub."""
+    if pulled is None:
+        return {}
+    remote = pulled.remote
+    told = {"repo": remote.repo_id, "commit": remote.commit, "file": pulled.path.relative_to(pulled.root).as_posix()}
+    return {role: {**told, "from_cache_alone": remote.offline}}
 
 
 def require_record(record: Any, found: WatermarkRecord | None) -> WatermarkRecord:

@@ -56,8 +56,9 @@ def verify(
         `VerificationReport`.
     Raises:
         ConfigError: alpha or trials out of range. RecordError, SuspectError, UnsafeFileError, SiteError: misuse and broken
-        files. KeyMismatchError: the folder passed as `record` commits to another key (a record found beside the
-        suspect only warns, for it is evidence, not a choice). RecordError: the record names another reference.
+        files. HubError: a repository is missing, private, gated or away. KeyMismatchError: the folder passed as `record`
+        commits to another key (a record found beside the suspect only warns, for it is evidence, not a choice).
+        RecordError: the record names another reference.
     Source: DESIGN section 3. The looks and their order are in `looks`; the k-th pays 2^k.
     """
     if not 0 < alpha < 1:
@@ -122,6 +123,12 @@ def _read(
     warnings = [*found.warnings, *means.warnings, *_further(looks, denoiser, means)]
     if not record.belongs_to(key):
         warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
+    source = {name: dict(told) for name, told in found.source.items()}
+    if found.base_sha256 is not None and record.marked_sha256 is not None:
+        matches = found.base_sha256 == record.marked_sha256
+        source.setdefault("base", {})["matches_record"] = matches
+        if not matches:
+            warnings.append("the base's weights are not those of the marked model in the record (another SHA-256).")
     tests, plain = looks.tests, looks.plain
     passed = sum(p <= math.log10(alpha) for p in plain.alone)
     return VerificationReport(
@@ -142,7 +149,8 @@ def _read(
         warnings=tuple(warnings),
         looks=looks.to_dicts(),
         adapter=found.adapter,
-        hashes={"suspect": weights_sha256(denoiser), "marked": record.marked_sha256},
+        hashes={"suspect": weights_sha256(denoiser), "base": found.base_sha256, "marked": record.marked_sha256},
+        source=source,
     )
 
 

@@ -11,11 +11,12 @@ from .embed import embed
 from .keygen import keygen
 from .profile import profile
 from .push import push
+from .scan import scan
 from .verify import verify
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for verb in (keygen, embed, verify, push, profile, demo):
+for verb in (keygen, embed, verify, push, scan, profile, demo):
     app.command()(verb)
 
 

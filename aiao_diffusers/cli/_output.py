@@ -2,9 +2,11 @@
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.table import Table
 
 
@@ -32,6 +34,10 @@ class Output:
     def note(self, text: str) -> None:
         """Progress, on stderr."""
         self._console.print(text, markup=False)
+
+    def live(self, render: Callable[[], RenderableType]) -> Live:
+        """A view on stderr, drawn anew four times a second while its `with` block runs; still where there is no terminal."""
+        return Live(get_renderable=render, console=self._console, refresh_per_second=4, transient=True)
 
     def error(self, text: str) -> None:
         """What went wrong, on stderr."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ sys.path.insert(0, str(ROOT))
 # read once, when huggingface_hub is imported; `hermetic` covers the case that another test imported it before
 os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
 
-from huggingface_hub import HfApi, constants  # noqa: E402
+from huggingface_hub import HfApi, constants, file_download  # noqa: E402
+from huggingface_hub.utils import _http  # noqa: E402
 
+from aiao_diffusers import remote  # noqa: E402
 from tests.hub_server import HubServer  # noqa: E402
 
 
@@ -55,6 +58,18 @@ def api(server: HubServer) -> HfApi:
 @pytest.fixture
 def guest(server: HubServer) -> HfApi:
     return HfApi(endpoint=server.url, token=False)
+
+
+@pytest.fixture
+def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """The server as this process's Hub, with waits noted in `hub.waits` instead of waited for."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    server.waits = []  # type: ignore[attr-defined]
+    for module in (_http, file_download, remote):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=server.waits.append))  # type: ignore[attr-defined]
+    return server
 
 
 @pytest.fixture

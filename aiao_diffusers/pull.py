@@ -1,0 +1,209 @@
+"""Fetch of a Hub repository only what a verdict needs, at one pinned commit: names, then headers, then weights.
+
+`candidates` reads headers by range requests and says which files could change a denoiser; `pull` downloads the one meant
+and finds the base that it names for itself. Nothing is unpickled, no code of a repository is imported.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from .checkpoint import DENOISER_FOLDERS, kind_of_keys
+from .errors import NotTestableError, SuspectError, UnsafeFileError
+from .record import BANK, DOCUMENT, FOLDER
+from .remote import REPO_ID, Remote, fetch, look_up, read_remote_header, read_remote_json
+from .safefile import MAX_TENSOR_BYTES, PICKLE_SUFFIXES, Header, short
+
+
+MAX_CANDIDATES = 8
+MAX_RECORD_BYTES = 512 * 2**20
+_STANDARD = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_COMPONENTS = ("vae", "text_encoder", "safety_checker", "image_encoder", "feature_extractor", "tokenizer", FOLDER)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Files that together could change a denoiser.
+
+    Args:
+        kind: `folder` (a diffusers denoiser with its config), `lora`, `denoiser` or `single_file`.
+        path: file or folder within the repository, as the loaders take it; "" is its root.
+        weights: paths of the safetensors; headers: theirs, checked. others: small files that go with them.
+    """
+
+    kind: str
+    path: str
+    weights: tuple[str, ...]
+    headers: tuple[Header, ...]
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """One suspect on disk. `root` is the snapshot, `path` what the loaders take; `base` is self-declared by `base_by`."""
+
+    remote: Remote
+    candidate: Candidate
+    root: Path
+    path: Path
+    base: str | None
+    base_by: str | None
+
+
+def candidates(remote: Remote, weight_name: str | None = None) -> list[Candidate]:
+    """What of a repository could change a denoiser, best first, at most `MAX_CANDIDATES`; only headers are read.
+
+    Args:
+        weight_name: path of the one adapter or checkpoint file meant.
+    Raises:
+        NotTestableError: nothing in it concerns a denoiser. UnsafeFileError: pickles only, a hostile header, path tricks.
+        SuspectError: no file of that name. HubError.
+    """
+    if weight_name is not None:
+        if weight_name not in remote.files:
+            raise SuspectError(f"{remote.repo_id} has no file {short(weight_name)}.")
+        return [_single(remote, weight_name)]
+    folders = [f for prefix in (*DENOISER_FOLDERS, "") if (f := _denoiser_folder(remote, prefix)) is not None]
+    taken = {name for found in folders for name in found.weights}
+    tensors = [name for name in sorted(remote.files) if name.endswith(".safetensors") and name not in taken]
+    names = [name for name in tensors if "/" not in name]
+    if not names and not folders:
+        names = [name for name in tensors if not name.startswith(_COMPONENTS)]
+    # What trainers write comes first, then the shortest name: the final file beside its checkpoints.
+    names.sort(key=lambda n: (n not in _STANDARD, len(n), n))
+    singles: list[Candidate] = []
+    refusals: list[NotTestableError | UnsafeFileError] = []
+    for name in names[:MAX_CANDIDATES]:
+        try:
+            singles.append(_single(remote, name))
+        except (NotTestableError, UnsafeFileError) as error:
+            refusals.append(error)
+    found = [*folders, *singles][:MAX_CANDIDATES]
+    if found:
+        return found
+    if refusals:
+        # A hostile file is the stronger reason; otherwise the first one found.
+        raise next((r for r in refusals if isinstance(r, UnsafeFileError)), refusals[0])
+    raise _nothing(remote)
+
+
+def _nothing(remote: Remote) -> NotTestableError | UnsafeFileError:
+    suffixes = {Path(name).suffix.lower() for name in remote.files}
+    pickles = sorted(name for name in remote.files if Path(name).suffix.lower() in PICKLE_SUFFIXES)
+    if pickles:
+        return UnsafeFileError(
+            f"{remote.repo_id} holds pickles only (first {short(pickles[0])}); they are never opened."
+        )
+    if remote.refused:
+        return UnsafeFileError(
+            f"{remote.repo_id} names a file {short(remote.refused[0])}, which leads out of its folder."
+        )
+    if ".gguf" in suffixes:
+        return NotTestableError(f"{remote.repo_id} is GGUF: convert it to safetensors, or pass the file to verify.")
+    return NotTestableError(f"{remote.repo_id} holds no safetensors of an adapter or denoiser.")
+
+
+def _single(remote: Remote, name: str) -> Candidate:
+    header = read_remote_header(remote, name)
+    kind, detail = kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
+    if kind not in ("lora", "denoiser", "single_file"):
+        raise NotTestableError(
+            f"{short(name)} in {remote.repo_id} is {kind} ({detail}): it does not change the denoiser."
+        )
+    config = f"{name.rpartition('/')[0]}/adapter_config.json".lstrip("/")
+    others = (config,) if kind == "lora" and config in remote.files else ()
+    return Candidate(kind, name, (name,), (header,), others)
+
+
+def _denoiser_folder(remote: Remote, folder: str) -> Candidate | None:
+    """A diffusers denoiser in `folder`; the plain file before its variants, a whole file before shards."""
+    prefix = f"{folder}/" if folder else ""
+    if f"{prefix}config.json" not in remote.files:
+        return None
+    stem = re.escape(prefix) + r"diffusion_pytorch_model(\.(?!safetensors)[\w-]+)?"
+    whole = sorted((n for n in remote.files if re.fullmatch(stem + r"\.safetensors", n)), key=len)
+    whole = [n for n in whole if not re.search(r"-\d{5}-of-\d{5}", n)]
+    index = sorted((n for n in remote.files if re.fullmatch(stem + r"\.safetensors\.index(\.\w+)?\.json", n)), key=len)
+    others: tuple[str, ...] = (f"{prefix}config.json",)
+    if whole:
+        weights: tuple[str, ...] = (whole[0],)
+    elif index:
+        others = (*others, index[0])
+        table = read_remote_json(remote, index[0]).get("weight_map")
+        names = set(table.values()) if isinstance(table, dict) else set()
+        if not names or not all(isinstance(n, str) and "/" not in n and f"{prefix}{n}" in remote.files for n in names):
+            raise UnsafeFileError(f"{index[0]} in {remote.repo_id} names files that are not beside it.")
+        weights = tuple(f"{prefix}{n}" for n in sorted(names))
+    else:
+        return None
+    return Candidate("folder", folder, weights, tuple(read_remote_header(remote, n) for n in weights), others)
+
+
+def declared_base(remote: Remote, candidate: Candidate | None = None) -> tuple[str | None, str | None]:
+    """The base that the repository names for itself, and where: adapter config, then card or tag.
+
+    Only a repository id counts: a path in a stranger's config must not open a folder of this machine.
+    """
+    for name in candidate.others if candidate else ():
+        if name.endswith("adapter_config.json"):
+            value = read_remote_json(remote, name).get("base_model_name_or_path")
+            if isinstance(value, str) and REPO_ID.fullmatch(value):
+                return value, "adapter_config.json"
+    return remote.card_base, "model card" if remote.card_base else None
+
+
+def record_files(remote: Remote) -> list[str]:
+    """Paths of the watermark record in a repository; none where it is absent or larger than any record."""
+    names = [f"{FOLDER}/{DOCUMENT}", f"{FOLDER}/{BANK}"]
+    whole = all(n in remote.files and remote.files[n].size <= MAX_RECORD_BYTES for n in names)
+    return names if whole else []
+
+
+def pull(
+    repo_id: str,
+    revision: str | None = None,
+    weight_name: str | None = None,
+    *,
+    api: HfApi | None = None,
+    max_bytes: int = MAX_TENSOR_BYTES,
+) -> Pulled:
+    """One suspect of the Hub: its adapter or denoiser, its record where it has one, and the base it names.
+
+    Args:
+        weight_name: which file, where there are several. max_bytes: of all files together, default 128 GiB.
+    Raises:
+        SuspectError: no repository id, or several adapters and no `weight_name`. HubError: missing, private or gated,
+        changed during the download. NotTestableError, UnsafeFileError: as `candidates`, or larger than `max_bytes`.
+    """
+    remote = look_up(repo_id, revision, api)
+    found = candidates(remote, weight_name)
+    loras = [c for c in found if c.kind == "lora"]
+    standard = [c for c in found if c.kind == "folder" or c.path.endswith(_STANDARD)]
+    if len(found) > 1 and not standard and len(loras) != 1:
+        names = ", ".join(c.path for c in found)
+        raise SuspectError(f"{repo_id} holds several candidates: {names}. Say which one with weight_name=.")
+    chosen = (standard or loras or found)[0]
+    check_size(remote, chosen, max_bytes)
+    base, by = declared_base(remote, chosen)
+    root = fetch(remote, [*chosen.weights, *chosen.others, *record_files(remote)])
+    return Pulled(remote, chosen, root, root / chosen.path, base, by)
+
+
+def check_size(remote: Remote, candidate: Candidate, max_bytes: int) -> int:
+    """Bytes of a candidate's weights; NotTestableError above `max_bytes`."""
+    size = sum(remote.files[name].size for name in candidate.weights)
+    if size > max_bytes:
+        raise NotTestableError(
+            f"{short(candidate.path)} in {remote.repo_id} has {size / 1e9:.1f} GB, more than the {max_bytes / 1e9:.1f} "
+            "GB allowed here; it was not downloaded."
+        )
+    return size
+
+
+def pull_record(repo_id: str, revision: str | None = None, api: HfApi | None = None) -> Path | None:
+    """The folder of a repository's watermark record, without any weight; None where it has none."""
+    remote = look_up(repo_id, revision, api)
+    names = record_files(remote)
+    return fetch(remote, names) if names else None

@@ -1,0 +1,156 @@
+"""A scan over real HTTP: every kind of suspect, faults, a kill in the middle, budgets. The large one is an example."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save
+
+from aiao_diffusers import WatermarkKey, scan
+from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError
+from tests.hub.samples import card
+from tests.hub.suspects import ASSETS, BASE, LORA, Suspect, folder, lora, mistakes, population, publish
+from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
+
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+FEW = ("lora-0", "lora-copy", "tuned-0", "copy", "clean", "small-unet", "pickle", "cut", "nan", "grandchild", "gated")
+
+
+def few(*names: str) -> list[Suspect]:
+    return [suspect for suspect in population() if suspect.repo.partition("/")[2] in (names or FEW)]
+
+
+def named(suspects: list[Suspect]) -> list[str]:
+    return [suspect.repo for suspect in suspects if suspect.named]
+
+
+def test_every_kind_is_classified_rightly(hub: HubServer, tmp_path: Path) -> None:
+    suspects = publish(hub, population())
+    report = scan(BASE, KEY, output=tmp_path / "out", repos=named(suspects), workers=2)
+    rows = report.to_dict()["rows"]
+    assert mistakes(rows, suspects) == []
+    assert report.counts == {"verified": 15, "not_verified": 3, "not_testable": 23}
+
+    assert [row["log10_p"] or 0.0 for row in rows] == sorted(row["log10_p"] or 0.0 for row in rows)
+    found = {row["repo"].partition("/")[2]: row for row in rows}
+    assert all(
+        row["commit"] == hub.sha(row["repo"]) for row in rows if row["repo"] != "nobody/nothing" and row["commit"]
+    )
+    assert found["tuned-0"]["proves"] == "descent" and found["lora-0"]["proves"] == "carries"
+    assert found["clean"]["proves"] == "nothing"
+    # identical tensors are named without a forward, however the file was written
+    for name in ("copy", "copy-resaved"):
+        assert (found[name]["copy_of"], found[name]["distance"], found[name]["denoiser_evals"]) == (BASE, 0.0, 0)
+    assert found["copy"]["bytes"] == 0 and found["copy-resaved"]["bytes"] > 0
+    assert 0 < found["lora-0"]["distance"] < found["lora-2"]["distance"] < found["scrambled"]["distance"]
+    assert any("declared for user0/tuned-0" in text for text in found["grandchild"]["warnings"])
+
+    # the base came once; what cannot be tested cost no weights
+    base_bytes = (ASSETS / "marked" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert hub.bytes_sent("acme/sd/.*diffusion_pytorch_model") < base_bytes + 2**17
+    for name in ("giant", "header", "small-unet", "sdxl-lora", "pickle", "tricks", "lora-of-others"):
+        assert hub.bytes_sent(f"user0/{name}/.*(safetensors|bin)") < 2**17
+    assert not (tmp_path / "out" / "downloads").exists()
+    for suffix in ("md", "html", "csv", "json"):
+        assert (tmp_path / "out" / f"report.{suffix}").stat().st_size > 1000
+    assert "Holm" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_unmarked_base_and_wrong_key_are_refused(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, few("lora-0"))
+    with pytest.raises(KeyMismatchError):
+        scan(BASE, KEY.child("wrong"), output=tmp_path / "out")
+    with pytest.raises(ConfigError, match="workers=0"):
+        scan(BASE, KEY, output=tmp_path / "out", workers=0)
+
+
+def test_ten_percent_faults_lose_nothing(hub: HubServer, tmp_path: Path) -> None:
+    suspects = publish(hub, few())
+    faults = [
+        ServerError(probability=0.04, seed=1),
+        RateLimit(probability=0.03, seed=2),
+        Cut(probability=0.04, seed=3),
+    ]
+    for fault in faults:
+        hub.faults.add(fault)
+    report = scan(BASE, KEY, output=tmp_path / "out", repos=named(suspects))
+    assert mistakes(report.to_dict()["rows"], suspects) == []
+    assert sum(fault.hits for fault in faults) > 0.05 * len(hub.log)
+
+
+def test_budget_then_resume(hub: HubServer, tmp_path: Path) -> None:
+    suspects = publish(hub, few("tuned-0", "tuned-1", "lora-0", "pickle"))
+    out, names = tmp_path / "out", named(suspects)
+    poor = scan(BASE, KEY, output=out, repos=names, max_gb=0.02)
+    spent = [row for row in poor.rows if "max_gb" in (row.reason or "")]
+    assert spent and not any(row.settled for row in spent) and poor.statistics["downloaded"] <= 0.02e9
+    hub.log.clear()
+    rich = scan(BASE, KEY, output=out, repos=names)
+    assert mistakes(rich.to_dict()["rows"], suspects) == []
+    settled = {row.repo for row in poor.rows if row.settled}
+    assert settled and not any(hub.requests("GET", f"{repo}/") for repo in settled)
+    with pytest.raises(OutputExistsError, match="another scan"):
+        scan(BASE, KEY, output=out, alpha=1e-3)
+
+
+def test_a_new_commit_is_read_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.add_repo(BASE, folder("marked"))
+    hub.add_repo("u/x", {"README.md": card(base_model=BASE), "x.bin": b"\x80\x04"})
+    assert scan(BASE, KEY, output=tmp_path / "out").counts["not_testable"] == 1
+    hub.commit("u/x", {LORA: ASSETS / "lora" / LORA}, deletes=["x.bin"])
+    again = scan(BASE, KEY, output=tmp_path / "out")
+    assert again.counts == {"verified": 1, "not_verified": 0, "not_testable": 0}
+    assert again.rows[0].commit == hub.sha("u/x")
+
+
+def test_a_file_that_changes_in_mid_download_is_logged(hub: HubServer, tmp_path: Path) -> None:
+    suspects = publish(hub, few("lora-0", "lora-1"))
+    other = save(lora(99))  # of the same size
+    hub.swap_file("user0/lora-1", LORA, other, after=1)  # the header is the true one, the download is not
+    report = scan(BASE, KEY, output=tmp_path / "out", repos=named(suspects))
+    rows = {row.repo: row for row in report.rows}
+    assert rows["user0/lora-0"].verdict == "verified"
+    assert (
+        rows["user0/lora-1"].verdict == "not_testable" and "changed during the download" in rows["user0/lora-1"].reason
+    )
+
+
+def test_resumes_after_kill_nine(hub: HubServer, tmp_path: Path) -> None:
+    suspects = publish(hub, few())
+    slow = hub.faults.add(Slow(host="cdn", bytes_per_second=8e6, path="user0"))
+    out = tmp_path / "out"
+    words = ["scan", BASE, "--key", ASSETS / "demo.key", "-o", out, "--workers", "1", "--json"]
+    words += [word for name in named(suspects) for word in ("--repo", name)]
+    program = "from aiao_diffusers.cli import main; main()"
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env.update(hub.env(tmp_path / "home", token=hub.token))
+    command = [sys.executable, "-c", program, *map(str, words)]
+    log = out / "scan.jsonl"
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while not log.is_file() or log.read_bytes().count(b"\n") < 4:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    before = log.read_bytes()
+    lines = before.split(b"\n")
+    with log.open("ab") as file:
+        file.write(b'{"repo": "user0/torn", "comm')  # what a kill in mid-write leaves
+    slow.times = 0
+    hub.log.clear()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert mistakes(result["rows"], suspects) == []
+    assert log.read_bytes().startswith(before)  # append-only
+    known = {json.loads(line)["repo"] for line in lines[1:] if line}
+    settled = {s.repo for s in suspects if s.repo in known and s.reason not in ("missing", "accept its terms")}
+    assert settled and not any(hub.requests("GET", f"{repo}/resolve") for repo in settled)
