@@ -177,6 +177,7 @@ def embed(
         scheduler=json.loads(json.dumps(dict(scheduler.config), default=str)),
         bank=bank,
         marked_sha256=weights_sha256(denoiser),
+        layout=tuple(sites),
     )
     if hasattr(model, "record"):
         model.record = record

@@ -11,6 +11,7 @@ from torch import nn
 from .data import LatentData
 from .errors import ConfigError, SiteError
 from .key import WatermarkKey
+from .setups import placement
 from .trigger import channel_axis
 
 
@@ -114,13 +115,10 @@ def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
 
 def trace_on(denoiser: nn.Module, data: LatentData) -> list[Site]:
     """`trace` with the first row of `data`, in the denoiser's own dtype and on its device, at timestep 0."""
-    weight = next(p for p in denoiser.parameters() if p.is_floating_point())
+    device, dtype = placement(denoiser)
     first = data.take(torch.zeros(1, dtype=torch.long))
-    sample, time = (
-        first.latents.to(weight.device, weight.dtype),
-        torch.zeros(1, dtype=torch.long, device=weight.device),
-    )
-    return trace(denoiser, lambda: denoiser(sample, time, **first.keywords(weight.device, weight.dtype)))
+    sample, time = first.latents.to(device, dtype), torch.zeros(1, dtype=torch.long, device=device)
+    return trace(denoiser, lambda: denoiser(sample, time, **first.keywords(device, dtype)))
 
 
 def span(sites: list[Site], share: tuple[float, float]) -> list[Site]:

@@ -1,8 +1,8 @@
 """Open what a verifier is given: a denoiser, a pipeline, a folder, a file or a Hub repository."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 from .checkpoint import detect, load_denoiser
 from .errors import NotTestableError, RecordError, SuspectError
 from .lora import applied
-from .record import WatermarkRecord, has_record
+from .record import WatermarkRecord, has_record, weights_sha256
+from .sites import unwrap
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Opened:
     record: WatermarkRecord | None
     adapter: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    hashes: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def label_of(source: Any) -> str:
@@ -103,10 +105,12 @@ def opened(
             f"'{suspect}' is a LoRA, which holds deltas alone: pass the model it is used with as base=."
         )
     denoiser = denoiser_of(base) or load_denoiser(local_path(base), dtype=torch.float32)
+    base_sha256 = weights_sha256(unwrap(denoiser))
     with applied(denoiser, path, weight_name=weight_name) as loaded:
         record = find_record(path, base)
         adapter = asdict(loaded)
-        yield Opened(denoiser, label_of(suspect), label_of(base), "carries", record, adapter, loaded.warnings)
+        hashes = {"suspect": loaded.sha256, "base": base_sha256}
+        yield Opened(denoiser, label_of(suspect), label_of(base), "carries", record, adapter, loaded.warnings, hashes)
 
 
 def require_record(record: Any, found: WatermarkRecord | None) -> WatermarkRecord:

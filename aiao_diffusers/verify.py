@@ -1,7 +1,8 @@
 """Verify a suspect: Monte Carlo trials over sub-paths, exact statistics, a report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import ConfigError, KeyMismatchError, NotTestableError
+from .errors import AIAOError, ConfigError, KeyMismatchError, NotTestableError, ShapeError
 from .key import WatermarkKey
 from .probe import Wired, probe
 from .record import WatermarkRecord, weights_sha256
 from .report import VerificationReport
 from .safefile import check_finite
-from .sites import Site, choose, trace_on, unwrap
+from .setups import Values, bare, placement
+from .sites import Site, attention_modules, choose, trace_on, unwrap
 from .statistics import (
     SequentialTest,
     SiteTest,
@@ -30,6 +32,7 @@ from .subpath import SubPath, draw
 from .suspect import Opened, label_of, opened, require_record
 
 
+MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
 AMPLITUDES = (1.0, 2.0, 4.0)  # the looks of escalated reading: an attacker who suppresses a mark rarely erases it
 
 
@@ -77,7 +80,9 @@ def verify(
                     f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
                     "pass the record that was published with this key."
                 )
-            report = _read(found, key, chosen, alpha=alpha, trials=trials, seed=seed, early_stop=early_stop)
+            with bare(unwrap(found.denoiser)) as notes:
+                found = replace(found, warnings=(*found.warnings, *notes))
+                report = _read(found, key, chosen, alpha=alpha, trials=trials, seed=seed, early_stop=early_stop)
     except NotTestableError as error:
         return VerificationReport("not_testable", label_of(suspect), alpha, reason=str(error))
     if clean_base is not None:
@@ -94,12 +99,16 @@ class _Evidence:
     key: WatermarkKey
     total: dict[str, np.ndarray] = field(default_factory=dict)
     alone: list[float] = field(default_factory=list)
+    cells: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, readings: Sequence[Any]) -> None:
+    def add(self, subpath: SubPath, readings: Sequence[Any]) -> None:
         single = {reading.site: reading.d.double().numpy() for reading in readings}
         for name, d in single.items():
             self.total[name] = self.total.get(name, 0.0) + d
-        self.alone.append(combined_log10_p([triple for _, triple in self.triples(single)]))
+        triples = self.triples(single)
+        self.alone.append(combined_log10_p([t for _, t in triples]))
+        bits = {name: agreeing / channels for name, (channels, _, agreeing) in triples}
+        self.cells.append({"in": [site.name for site in subpath.in_sites], "bits": bits})
 
     def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
         return [(name, triple(d, self.key.response_pattern(name, len(d)))) for name, d in response.items()]
@@ -125,9 +134,14 @@ def _read(
 ) -> VerificationReport:
     denoiser = unwrap(found.denoiser)
     record.check_fits(denoiser)
-    check_finite(dict(denoiser.named_parameters()), "the suspect's weights")
+    check_finite(Values(denoiser), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
     warnings = list(found.warnings)
+    if len(ins) < record.in_sites or len(outs) < record.out_sites:
+        warnings.append(
+            f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
+            f"{record.out_sites} out-sites: read on those."
+        )
     if not record.belongs_to(key):
         warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -140,7 +154,8 @@ def _read(
                 evidence = _Evidence(key)
                 plain = plain or evidence
                 for trial in range(1, trials + 1):
-                    evidence.add(_trial(wired, key, record, draw(ins, outs, random), amplitude, generator))
+                    subpath = draw(ins, outs, random)
+                    evidence.add(subpath, _trial(wired, key, record, subpath, amplitude, generator))
                     evaluations += 2
                     if trial & (trial - 1) and trial != trials:
                         continue
@@ -178,21 +193,57 @@ def _read(
             for k in sequence.looks
         ),
         adapter=found.adapter,
-        hashes={"suspect": weights_sha256(denoiser), "marked": record.marked_sha256},
+        subpaths=tuple(plain.cells),
+        seed=seed,
+        hashes={
+            "suspect": weights_sha256(denoiser),
+            **found.hashes,
+            "marked": record.marked_sha256,
+            "record": record.sha256,
+            "commitment": key.commitment,
+        },
     )
 
 
 def key_sites(
     denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord
 ) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    """The in-sites and out-sites of `key` on this denoiser; NotTestableError when it has another number of sites."""
+    """The in-sites and out-sites of `key` that this denoiser has.
+
+    By the record's layout, without a forward: the key chooses among all sites, those missing here drop out by name, which
+    depends on no response pattern, so p stays exact. A record without a layout needs every site and one traced forward.
+
+    Raises:
+        NotTestableError: fewer than `MIN_SHARE` of the key's in-sites or of its out-sites are there.
+    """
+    if record.layout is None:
+        with answering():
+            sites = trace_on(denoiser, record.bank)
+        if len(sites) != record.sites:
+            raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
+        return choose(sites, key, record.in_sites, record.out_sites)
+    ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites)
+    here = attention_modules(denoiser)
+    found_ins, found_outs = (tuple(site for site in part if site.name in here) for part in (ins, outs))
+    if len(found_ins) < MIN_SHARE * len(ins) or len(found_outs) < MIN_SHARE * len(outs):
+        raise NotTestableError(
+            f"the suspect has {len(found_ins)} of the key's {len(ins)} in-sites and {len(found_outs)} of its {len(outs)} "
+            f"out-sites ({len(here)} of {record.sites} sites); at least {MIN_SHARE:.0%} of each are needed."
+        )
+    return found_ins, found_outs
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn what a denoiser raises on inputs that do not fit it into NotTestableError."""
     try:
-        sites = trace_on(denoiser, record.bank)
-    except RuntimeError as error:
+        yield
+    except ShapeError as error:
+        raise NotTestableError(f"the suspect's widths are not the record's: {error}") from error
+    except AIAOError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
         raise NotTestableError(f"the suspect does not take the record's probe inputs: {error}") from error
-    if len(sites) != record.sites:
-        raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
-    return choose(sites, key, record.in_sites, record.out_sites)
 
 
 def _trial(
@@ -208,20 +259,28 @@ def _trial(
     # The ends of the schedule are left out: pure noise and clean latents tell least.
     low, high = round(0.1 * record.timesteps), round(0.9 * record.timesteps)
     t = torch.randint(low, high, (1,), generator=generator)
-    weight = next(p for p in wired.denoiser.parameters() if p.is_floating_point())
-    sample = record.noised(row.latents, noise, t).to(weight.device, weight.dtype)
-    keywords = row.keywords(weight.device, weight.dtype)
-    return wired.read(key, subpath, record.kappa * amplitude, sample, t.to(weight.device), keywords)
+    device, dtype = placement(wired.denoiser)
+    sample = record.noised(row.latents, noise, t).to(device, dtype)
+    with answering():
+        return wired.read(key, subpath, record.kappa * amplitude, sample, t.to(device), row.keywords(device, dtype))
 
 
 def wrong_responses(response: dict[str, np.ndarray], key: WatermarkKey, count: int = 100) -> dict[str, Any]:
     """The same readings against `count` wrong response patterns: their p-values must look uniform.
 
     Returns:
-        `{"n", "median_log10_p", "smallest_log10_p"}`; about -.3 and -log10(n) are expected.
+        `{"n", "median_log10_p", "smallest_log10_p", "hits"}`; about -.3 and -log10(n) are expected. `hits` holds each
+        pattern's total, for a histogram.
     """
-    values = []
+    values, totals = [], []
     for number in range(count):
         wrong = key.child(f"control/{number}")
-        values.append(combined_log10_p([triple(d, wrong.response_pattern(n, len(d))) for n, d in response.items()]))
-    return {"n": count, "median_log10_p": float(np.median(values)), "smallest_log10_p": float(min(values))}
+        triples = [triple(d, wrong.response_pattern(n, len(d))) for n, d in response.items()]
+        values.append(combined_log10_p(triples))
+        totals.append(sum(agreeing for _, _, agreeing in triples))
+    return {
+        "n": count,
+        "median_log10_p": float(np.median(values)),
+        "smallest_log10_p": float(min(values)),
+        "hits": totals,
+    }

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from ..errors import OutputExistsError
 from ..key import WatermarkKey
+from ..plots import new_figure
 from ..verify import verify as run
-from ._output import out
+from ._output import out, write_whole
 
 
 def verify(
@@ -24,9 +26,15 @@ def verify(
     trials: Annotated[int, typer.Option(help="Monte Carlo trials a look, at most.")] = 8,
     all_trials: Annotated[bool, typer.Option(help="Run all plain trials, for the verification rate.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write the report with plots to this new HTML file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read a mark. Exit code 0: verified; 3: ran and did not verify."""
+    if html is not None:
+        # Before the reading, which may take minutes.
+        if html.exists():
+            raise OutputExistsError(f"output '{html}' exists: choose another name or remove it.")
+        new_figure(1, 1)
     report = run(
         suspect,
         WatermarkKey.load(key),
@@ -40,6 +48,8 @@ def verify(
         seed,
         early_stop=not all_trials,
     )
+    if html is not None:
+        write_whole(html, report.to_html())
     if as_json:
         out.json(report.to_dict())
     else:
