@@ -40,7 +40,9 @@ class Site:
 
 def unwrap(denoiser: nn.Module) -> nn.Module:
     """The plain module behind `torch.compile` and data-parallel wrappers; weights are shared."""
-    return extract_model_from_parallel(denoiser, keep_fp32_wrapper=False)
+    # A compiled wrapper would put its prefix before every site's name, and masks hang on names. The fp32 wrapper stays,
+    # for taking it off changes the module itself and ends the user's mixed precision.
+    return extract_model_from_parallel(denoiser, keep_torch_compile=False)
 
 
 def attention_modules(denoiser: nn.Module) -> dict[str, Any]:

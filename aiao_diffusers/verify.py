@@ -49,6 +49,7 @@ def verify(
     seed: int = 0,
     *,
     early_stop: bool = True,
+    amplitudes: Sequence[float] = AMPLITUDES,
 ) -> VerificationReport:
     """Does `suspect` descend from a model marked with `key`?
 
@@ -60,6 +61,8 @@ def verify(
         seed (`int`): of sub-paths, timesteps, probe inputs and noise.
         early_stop (`bool`, defaults to True): stop at the first look that verifies; False runs all plain trials, which
             the verification rate wants.
+        amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
+            fixed beforehand, for a list chosen by an earlier outcome makes p too small.
     Returns:
         `VerificationReport`.
     Raises:
@@ -72,6 +75,8 @@ def verify(
         raise ConfigError(f"alpha is a probability between 0 and 1, got {alpha}.")
     if trials < 1:
         raise ConfigError(f"trials must be at least 1, got {trials}.")
+    if not amplitudes or not all(0 < amplitude < math.inf for amplitude in amplitudes):
+        raise ConfigError(f"amplitudes are positive numbers, at least one, got {list(amplitudes)}.")
     try:
         with opened(suspect, base, weight_name=weight_name, revision=revision) as found:
             chosen = require_record(record, found.record)
@@ -82,7 +87,16 @@ def verify(
                 )
             with bare(unwrap(found.denoiser)) as notes:
                 found = replace(found, warnings=(*found.warnings, *notes))
-                report = _read(found, key, chosen, alpha=alpha, trials=trials, seed=seed, early_stop=early_stop)
+                report = _read(
+                    found,
+                    key,
+                    chosen,
+                    alpha=alpha,
+                    trials=trials,
+                    seed=seed,
+                    early_stop=early_stop,
+                    amplitudes=amplitudes,
+                )
     except NotTestableError as error:
         return VerificationReport("not_testable", label_of(suspect), alpha, reason=str(error))
     if clean_base is not None:
@@ -131,6 +145,7 @@ def _read(
     trials: int,
     seed: int,
     early_stop: bool,
+    amplitudes: Sequence[float],
 ) -> VerificationReport:
     denoiser = unwrap(found.denoiser)
     record.check_fits(denoiser)
@@ -150,7 +165,7 @@ def _read(
     sequence, best, plain, evaluations = SequentialTest(alpha=alpha), None, None, 0
     try:
         with probe(denoiser, [site.name for site in (*ins, *outs)]) as wired:
-            for amplitude in AMPLITUDES:
+            for amplitude in amplitudes:
                 evidence = _Evidence(key)
                 plain = plain or evidence
                 for trial in range(1, trials + 1):
