@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import nn
 
+from .align import Reference, observe
 from .data import LatentData, prepare
 from .errors import AlreadyMarkedError, ConfigError, NotTestableError, TrainingError
 from .key import WatermarkKey
@@ -88,13 +89,15 @@ class EmbedConfig:
 class EmbedReport:
     """What embedding did: the record to publish, the loss curves, seconds, and the noise-prediction price.
 
-    `fidelity` is mean |eps_marked - eps_base|^2 over the model's own noise loss; .01 is one percent.
+    `fidelity` is mean |eps_marked - eps_base|^2 over the model's own noise loss; .01 is one percent. `reference` is for
+    reading through disguises (`align`): keep it, or the clean twin, in private.
     """
 
     record: WatermarkRecord
     history: list[dict[str, float]] = field(repr=False)
     seconds: float
     fidelity: float
+    reference: Reference | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the probe bank."""
@@ -150,6 +153,8 @@ def embed(
     teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
     sites = trace_on(denoiser, latents)
     ins, outs = choose(sites, key, config.in_sites, config.out_sites)
+    # Of the clean denoiser: only what does not know the key may align a suspect.
+    clean_sha256, reference = weights_sha256(denoiser), observe(denoiser, latents, scheduler.config)
     # The user's random state is not ours to spend.
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -178,10 +183,12 @@ def embed(
         bank=bank,
         marked_sha256=weights_sha256(denoiser),
         layout=tuple(sites),
+        teacher_sha256=clean_sha256,
+        reference_sha256=reference.sha256,
     )
     if hasattr(model, "record"):
         model.record = record
-    return EmbedReport(record, history, time.time() - started, price["ratio"])
+    return EmbedReport(record, history, time.time() - started, price["ratio"], reference)
 
 
 def _train(

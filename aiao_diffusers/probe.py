@@ -8,7 +8,7 @@ with probe(denoiser, names) as wired:        # AIAO processors installed, unarme
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -27,6 +27,16 @@ class Reading:
 
     site: str
     d: torch.Tensor
+
+
+class Coordinates(Protocol):
+    """The bases that a suspect's sites are written in, seen from the key's; see `align.Alignment`."""
+
+    def mask(self, site: str, mask: torch.Tensor) -> torch.Tensor:
+        """What to add at an in-site, in the suspect's basis and units: `(C,)` to `(C,)`."""
+
+    def hidden(self, site: str, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What entered an out-site, in the key's basis; shape kept."""
 
 
 class _Stop(Exception):
@@ -123,24 +133,28 @@ class Wired:
         sample: torch.Tensor,
         timestep: torch.Tensor,
         conditioning: Mapping[str, Any],
+        through: Coordinates | None = None,
     ) -> list[Reading]:
         """One stacked forward, clean half and triggered half; the response of every out-site of `subpath`.
 
         Args:
             kappa (`float`): trigger amplitude in units of the in-site's rms.
             sample (`torch.Tensor`): noised latents, `(B, ...)`; timestep: `(B,)`; conditioning: keyword tensors `(B, ...)`.
+            through: an alignment that masks and hidden states pass through; default: the sites are read as they are.
         """
         batch = sample.shape[0]
         amplitude = torch.cat([torch.zeros(batch), torch.full((batch,), float(kappa))]).to(sample.device)
-        masks = {
-            site.name: torch.from_numpy(key.trigger_mask(site.name, site.width_out)).to(sample.device)
-            for site in subpath.in_sites
-        }
+        masks = {site.name: torch.from_numpy(key.trigger_mask(site.name, site.width_out)) for site in subpath.in_sites}
+        if through is not None:
+            masks = {name: through.mask(name, mask) for name, mask in masks.items()}
+        masks = {name: mask.to(sample.device) for name, mask in masks.items()}
         doubled = repeat(conditioning, 2)
         stacked, times = torch.cat([sample, sample]), torch.cat([timestep, timestep])
         names = [site.name for site in subpath.out_sites]
         with self.armed(masks, amplitude):
             entered = self.activations(names, lambda: self.denoiser(stacked, times, **doubled))
+        if through is not None:
+            entered = {name: through.hidden(name, states) for name, states in entered.items()}
         for site in subpath.out_sites:
             width = entered[site.name].shape[channel_axis(entered[site.name])]
             if width != site.width_in:

@@ -39,6 +39,8 @@ class WatermarkRecord:
         marked_sha256 (`str`, *optional*): hash of the marked denoiser's weights.
         layout (`tuple[Site, ...]`, *optional*): every site of the marked denoiser in order of execution. Public, for the
             architecture is; it spares verification a forward, and lets it match a suspect with fewer sites by name.
+        teacher_sha256, reference_sha256 (`str`, *optional*): hashes of the clean twin's weights and of the alignment
+            reference made from it (`align`). Both stay private; named here, neither can be exchanged later.
     Raises:
         RecordError: scheme unknown, or a number out of range.
     """
@@ -55,6 +57,8 @@ class WatermarkRecord:
     bank: LatentData
     marked_sha256: str | None = None
     layout: tuple[Site, ...] | None = None
+    teacher_sha256: str | None = None
+    reference_sha256: str | None = None
     scheme: str = SCHEME
 
     def __post_init__(self) -> None:

@@ -1,39 +1,26 @@
 """Verify a suspect: Monte Carlo trials over sub-paths, exact statistics, a report."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from .errors import AIAOError, ConfigError, KeyMismatchError, NotTestableError, ShapeError
+from .align import Reference, align, reference_for
+from .data import LatentData, prepare
+from .errors import ConfigError, KeyMismatchError, NotTestableError
+from .healing import BATCH, STEPS, healed
 from .key import WatermarkKey
-from .probe import Wired, probe
+from .looks import AMPLITUDES, Looks, key_sites, wrong_responses
 from .record import WatermarkRecord, weights_sha256
 from .report import VerificationReport
 from .safefile import check_finite
-from .setups import Values, bare, placement
-from .sites import Site, attention_modules, choose, trace_on, unwrap
-from .statistics import (
-    SequentialTest,
-    SiteTest,
-    clopper_pearson,
-    combined_log10_p,
-    floor_log10_p,
-    hits,
-    site_log10_p,
-)
-from .subpath import SubPath, draw
+from .setups import Values, bare
+from .sites import unwrap
+from .statistics import clopper_pearson, floor_log10_p
 from .suspect import Opened, label_of, opened, require_record
-
-
-MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
-AMPLITUDES = (1.0, 2.0, 4.0)  # the looks of escalated reading: an attacker who suppresses a mark rarely erases it
 
 
 def verify(
@@ -50,6 +37,8 @@ def verify(
     *,
     early_stop: bool = True,
     amplitudes: Sequence[float] = AMPLITUDES,
+    reference: Any = None,
+    healing: Any = None,
 ) -> VerificationReport:
     """Does `suspect` descend from a model marked with `key`?
 
@@ -63,13 +52,18 @@ def verify(
             the verification rate wants.
         amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
             fixed beforehand, for a list chosen by an earlier outcome makes p too small.
+        reference: clean activations for reading through function-preserving disguises, see `align`: the file that
+            embedding wrote, or the clean twin (a denoiser, a pipeline, a folder, a repository id). Costs 32 forwards and
+            the looks, only where the plain looks did not verify.
+        healing: opt-in; a short key-blind fine-tune of a copy of the suspect before a last set of looks. True trains on
+            the record's probe bank, else training latents (`LatentData` or its file). Costs 150 steps of batch 8.
     Returns:
         `VerificationReport`.
     Raises:
         ConfigError: alpha or trials out of range. RecordError, SuspectError, UnsafeFileError, SiteError: misuse and broken
         files. KeyMismatchError: the folder passed as `record` commits to another key (a record found beside the
-        suspect only warns, for it is evidence, not a choice).
-    Source: DESIGN section 3. Looks come after 1, 2, 4, ... trials at amplitude x1, then x2, then x4; the k-th pays 2^k.
+        suspect only warns, for it is evidence, not a choice). RecordError: the record names another reference.
+    Source: DESIGN section 3. The looks and their order are in `looks`; the k-th pays 2^k.
     """
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha is a probability between 0 and 1, got {alpha}.")
@@ -85,12 +79,14 @@ def verify(
                     f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
                     "pass the record that was published with this key."
                 )
+            means = _means(chosen, reference, healing)
             with bare(unwrap(found.denoiser)) as notes:
                 found = replace(found, warnings=(*found.warnings, *notes))
                 report = _read(
                     found,
                     key,
                     chosen,
+                    means,
                     alpha=alpha,
                     trials=trials,
                     seed=seed,
@@ -100,46 +96,37 @@ def verify(
     except NotTestableError as error:
         return VerificationReport("not_testable", label_of(suspect), alpha, reason=str(error))
     if clean_base is not None:
-        control = verify(clean_base, key, record=chosen, alpha=alpha, trials=trials, seed=seed)
+        # Through the same reference: one made with the key in mind gives itself away here.
+        control = verify(
+            clean_base, key, record=chosen, alpha=alpha, trials=trials, seed=seed, reference=means.reference
+        )
         answer = {"verdict": control.verdict, "log10_p": control.log10_p}
         report = replace(report, controls={**report.controls, "clean_base": answer})
     return report
 
 
-@dataclass
-class _Evidence:
-    """Readings of one amplitude, summed over its trials; trials share masks, so d is averaged before the split."""
+@dataclass(frozen=True)
+class _Means:
+    """What the verifier offers for looking further than plainly."""
 
-    key: WatermarkKey
-    total: dict[str, np.ndarray] = field(default_factory=dict)
-    alone: list[float] = field(default_factory=list)
-    cells: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, subpath: SubPath, readings: Sequence[Any]) -> None:
-        single = {reading.site: reading.d.double().numpy() for reading in readings}
-        for name, d in single.items():
-            self.total[name] = self.total.get(name, 0.0) + d
-        triples = self.triples(single)
-        self.alone.append(combined_log10_p([t for _, t in triples]))
-        bits = {name: agreeing / channels for name, (channels, _, agreeing) in triples}
-        self.cells.append({"in": [site.name for site in subpath.in_sites], "bits": bits})
-
-    def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
-        return [(name, triple(d, self.key.response_pattern(name, len(d)))) for name, d in response.items()]
-
-    def tests(self) -> tuple[SiteTest, ...]:
-        return tuple(SiteTest(n, c, h, site_log10_p(c, plus, h)) for n, (c, plus, h) in self.triples(self.total))
+    reference: Reference | None
+    healing: LatentData | None
+    warnings: tuple[str, ...] = ()
 
 
-def triple(d: np.ndarray, s: np.ndarray) -> tuple[int, int, int]:
-    """`(channels, plus, hits)` of one out-site, as `statistics` takes it."""
-    return len(s), int((s > 0).sum()), hits(d, s)
+def _means(record: WatermarkRecord, reference: Any, healing: Any) -> _Means:
+    # Before any look: a broken offer is misuse, whatever the suspect.
+    found, warnings = (None, ()) if reference is None else reference_for(record, reference)
+    if healing is None or healing is False:
+        return _Means(found, None, warnings)
+    return _Means(found, record.bank if healing is True else prepare(None, healing), warnings)
 
 
 def _read(
     found: Opened,
     key: WatermarkKey,
     record: WatermarkRecord,
+    means: _Means,
     *,
     alpha: float,
     trials: int,
@@ -151,7 +138,9 @@ def _read(
     record.check_fits(denoiser)
     check_finite(Values(denoiser), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
-    warnings = list(found.warnings)
+    looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes)
+    looks.escalate(denoiser, gradual=True, early_stop=early_stop)
+    warnings = [*found.warnings, *means.warnings, *_further(looks, denoiser, means)]
     if len(ins) < record.in_sites or len(outs) < record.out_sites:
         warnings.append(
             f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
@@ -159,54 +148,25 @@ def _read(
         )
     if not record.belongs_to(key):
         warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
-    random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    training = denoiser.training
-    denoiser.eval()
-    sequence, best, plain, evaluations = SequentialTest(alpha=alpha), None, None, 0
-    try:
-        with probe(denoiser, [site.name for site in (*ins, *outs)]) as wired:
-            for amplitude in amplitudes:
-                evidence = _Evidence(key)
-                plain = plain or evidence
-                for trial in range(1, trials + 1):
-                    subpath = draw(ins, outs, random)
-                    evidence.add(subpath, _trial(wired, key, record, subpath, amplitude, generator))
-                    evaluations += 2
-                    if trial & (trial - 1) and trial != trials:
-                        continue
-                    log10_p = combined_log10_p([t for _, t in evidence.triples(evidence.total)])
-                    sequence = sequence.look(f"amplitude x{amplitude:g}", trials=trial, log10_p=log10_p)
-                    if best is None or sequence.looks[-1].log10_p_adjusted <= sequence.log10_p:
-                        best = (dict(evidence.total), evidence.tests())
-                    if early_stop and sequence.verdict == "verified":
-                        break
-                if sequence.verdict == "verified":
-                    break
-    finally:
-        denoiser.train(training)
-    assert best is not None and plain is not None
-    response, tests = best
+    tests, plain = looks.tests, looks.plain
     passed = sum(p <= math.log10(alpha) for p in plain.alone)
     return VerificationReport(
-        verdict=sequence.verdict,
+        verdict=looks.sequence.verdict,
         suspect=found.label,
         alpha=alpha,
         base=found.base,
-        log10_p=sequence.log10_p,
+        log10_p=looks.sequence.log10_p,
         log10_p_floor=floor_log10_p([(t.channels, t.channels // 2, t.channels) for t in tests]),
         bit_accuracy=sum(t.hits for t in tests) / sum(t.channels for t in tests),
         verification_rate=passed / len(plain.alone),
         verification_rate_ci=clopper_pearson(passed, len(plain.alone)),
         trials=len(plain.alone),
-        denoiser_evals=evaluations,
+        denoiser_evals=looks.evaluations,
         sites=tests,
-        proves=found.proves if sequence.verdict == "verified" else "nothing",
-        controls={"wrong_response": wrong_responses(response, key)},
+        proves=found.proves if looks.verified else "nothing",
+        controls={"wrong_response": wrong_responses(looks.response, key)},
         warnings=tuple(warnings),
-        looks=tuple(
-            {"label": k.label, "trials": k.trials, "log10_p": k.log10_p, "log10_p_adjusted": k.log10_p_adjusted}
-            for k in sequence.looks
-        ),
+        looks=looks.to_dicts(),
         adapter=found.adapter,
         subpaths=tuple(plain.cells),
         seed=seed,
@@ -220,82 +180,31 @@ def _read(
     )
 
 
-def key_sites(
-    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord
-) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    """The in-sites and out-sites of `key` that this denoiser has.
-
-    By the record's layout, without a forward: the key chooses among all sites, those missing here drop out by name, which
-    depends on no response pattern, so p stays exact. A record without a layout needs every site and one traced forward.
-
-    Raises:
-        NotTestableError: fewer than `MIN_SHARE` of the key's in-sites or of its out-sites are there.
-    """
-    if record.layout is None:
-        with answering():
-            sites = trace_on(denoiser, record.bank)
-        if len(sites) != record.sites:
-            raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
-        return choose(sites, key, record.in_sites, record.out_sites)
-    ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites)
-    here = attention_modules(denoiser)
-    found_ins, found_outs = (tuple(site for site in part if site.name in here) for part in (ins, outs))
-    if len(found_ins) < MIN_SHARE * len(ins) or len(found_outs) < MIN_SHARE * len(outs):
-        raise NotTestableError(
-            f"the suspect has {len(found_ins)} of the key's {len(ins)} in-sites and {len(found_outs)} of its {len(outs)} "
-            f"out-sites ({len(here)} of {record.sites} sites); at least {MIN_SHARE:.0%} of each are needed."
-        )
-    return found_ins, found_outs
-
-
-@contextmanager
-def answering() -> Iterator[None]:
-    """Turn what a denoiser raises on inputs that do not fit it into NotTestableError."""
+def _further(looks: Looks, denoiser: nn.Module, means: _Means) -> list[str]:
+    """The looks after the plain ones, until one verifies; returns what could not be done and why."""
+    notes = _aligned(looks, denoiser, means.reference, "aligned")
+    if looks.verified or means.healing is None:
+        return notes
     try:
-        yield
-    except ShapeError as error:
-        raise NotTestableError(f"the suspect's widths are not the record's: {error}") from error
-    except AIAOError:
-        raise
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise NotTestableError(f"the suspect does not take the record's probe inputs: {error}") from error
+        twin = healed(denoiser, means.healing, looks.record.scheduler, seed=looks.seed)
+    except NotTestableError as error:
+        return [*notes, f"the healing looks are not available: {error}"]
+    looks.evaluations += STEPS * BATCH
+    looks.escalate(twin, "healed")
+    if means.reference is not None:
+        _aligned(looks, twin, means.reference, "healed, aligned")
+    return notes
 
 
-def _trial(
-    wired: Wired,
-    key: WatermarkKey,
-    record: WatermarkRecord,
-    subpath: SubPath,
-    amplitude: float,
-    generator: torch.Generator,
-) -> list[Any]:
-    row = record.bank.take(torch.randint(len(record.bank), (1,), generator=generator))
-    noise = torch.randn(row.latents.shape, generator=generator)
-    # The ends of the schedule are left out: pure noise and clean latents tell least.
-    low, high = round(0.1 * record.timesteps), round(0.9 * record.timesteps)
-    t = torch.randint(low, high, (1,), generator=generator)
-    device, dtype = placement(wired.denoiser)
-    sample = record.noised(row.latents, noise, t).to(device, dtype)
-    with answering():
-        return wired.read(key, subpath, record.kappa * amplitude, sample, t.to(device), row.keywords(device, dtype))
-
-
-def wrong_responses(response: dict[str, np.ndarray], key: WatermarkKey, count: int = 100) -> dict[str, Any]:
-    """The same readings against `count` wrong response patterns: their p-values must look uniform.
-
-    Returns:
-        `{"n", "median_log10_p", "smallest_log10_p", "hits"}`; about -.3 and -log10(n) are expected. `hits` holds each
-        pattern's total, for a histogram.
-    """
-    values, totals = [], []
-    for number in range(count):
-        wrong = key.child(f"control/{number}")
-        triples = [triple(d, wrong.response_pattern(n, len(d))) for n, d in response.items()]
-        values.append(combined_log10_p(triples))
-        totals.append(sum(agreeing for _, _, agreeing in triples))
-    return {
-        "n": count,
-        "median_log10_p": float(np.median(values)),
-        "smallest_log10_p": float(min(values)),
-        "hits": totals,
-    }
+def _aligned(looks: Looks, denoiser: nn.Module, reference: Reference | None, label: str) -> list[str]:
+    if looks.verified:
+        return []
+    if reference is None:
+        return ["the alignment looks are not available: pass reference= (the file from embedding, or the clean twin)."]
+    try:
+        alignment = align(reference, denoiser, looks.ins, looks.outs)
+    except NotTestableError as error:
+        return [f"the alignment looks are not available: {error}"]
+    looks.evaluations += len(reference.inputs)
+    looks.escalate(denoiser, label, through=alignment, note=alignment.summary())
+    return []

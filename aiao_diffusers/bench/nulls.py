@@ -23,6 +23,7 @@ from torch import nn
 from ..checkpoint import load_denoiser
 from ..data import LatentData
 from ..key import WatermarkKey
+from ..looks import triple
 from ..lora import applied
 from ..plots import BLUE, ORANGE, new_figure
 from ..probe import probe, repeat
@@ -32,7 +33,6 @@ from ..statistics import Site as Triple
 from ..statistics import clopper_pearson, combined_log10_p, randomised_p
 from ..subpath import draw
 from ..trigger import difference
-from ..verify import triple
 from .attacks.finetune import full, lora
 
 

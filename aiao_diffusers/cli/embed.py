@@ -22,11 +22,16 @@ def embed(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = EmbedConfig.steps,
     seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
     allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Write the private file for `verify --reference` here; the clean twin serves as well."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Mark a pipeline. An interrupted run goes on from OUTPUT.checkpoint when called again."""
-    if output.exists():
-        raise OutputExistsError(f"output '{output}' exists: choose another folder or remove it.")
+    for path in (output, reference):
+        if path is not None and path.exists():
+            raise OutputExistsError(f"output '{path}' exists: choose another name or remove it.")
     secret = WatermarkKey.load(key)
     pipe = WatermarkedStableDiffusionPipeline.from_pretrained(base)
     config = EmbedConfig(steps=steps, seed=seed, checkpoint_dir=output.with_name(output.name + ".checkpoint"))
@@ -37,6 +42,8 @@ def embed(
 
     report = pipe.embed(secret, data, config, progress, allow_marked=allow_marked)
     save_new(pipe, output)
+    if reference is not None and report.reference is not None:
+        report.reference.save(reference)
     result = {"output": str(output), **report.to_dict()}
     if as_json:
         out.json(result)

@@ -27,6 +27,10 @@ def verify(
     all_trials: Annotated[bool, typer.Option(help="Run all plain trials, for the verification rate.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write the report with plots to this new HTML file.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="For disguised suspects: the private file from embedding, or the clean twin.")
+    ] = None,
+    healing: Annotated[bool, typer.Option(help="At last, fine-tune a copy for a moment and look again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read a mark. Exit code 0: verified; 3: ran and did not verify."""
@@ -47,6 +51,8 @@ def verify(
         trials,
         seed,
         early_stop=not all_trials,
+        reference=reference,
+        healing=healing,
     )
     if html is not None:
         write_whole(html, report.to_html())

@@ -94,7 +94,7 @@ class TestPipelines:
         pipe.load_lora_weights(ASSETS / "lora", adapter_name="style")
         report = verify(pipe, KEY)
         from_file = verify(ASSETS / "lora", KEY, base=ASSETS / "marked", record=record)
-        assert report.verdict == "verified" and "['style'] are active" in report.warnings[-1]
+        assert report.verdict == "verified" and any("['style'] are active" in text for text in report.warnings)
         assert report.sites == from_file.sites
         pipe.set_adapters(["style"], [0.0])
         assert verify(pipe, KEY).sites == verify(ASSETS / "marked", KEY, record=record).sites
@@ -139,4 +139,5 @@ def test_a_site_renamed_away_is_left_out(record):
     setattr(unet.get_submodule(parent), leaf, Renamed(unet.get_submodule(gone)))
     report = verify(unet, KEY, record=record)
     assert report.verdict == "verified" and gone not in [s.name for s in report.sites]
-    assert f"{record.out_sites - 1} of its {record.out_sites} out-sites" in report.warnings[0]
+    said = f"{record.out_sites - 1} of its {record.out_sites} out-sites"
+    assert any(said in text for text in report.warnings)

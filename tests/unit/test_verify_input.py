@@ -10,9 +10,9 @@ from torch import nn
 
 from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
 from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
+from aiao_diffusers.looks import key_sites
 from aiao_diffusers.record import DOCUMENT, FOLDER
 from aiao_diffusers.sites import choose, trace_on
-from aiao_diffusers.verify import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -56,7 +56,8 @@ class TestFewerSites:
     def test_all_there(self, record):
         assert key_sites(tiny_unet(), KEY, record) == chosen(record)
         report = verify(tiny_unet(), KEY, record=record, trials=1)
-        assert report.verdict == "not_verified" and len(report.sites) == 3 and not report.warnings
+        assert report.verdict == "not_verified" and len(report.sites) == 3
+        assert not any("in-sites" in text for text in report.warnings)
 
     def test_reads_on_those_that_match_and_says_how_many(self, record):
         ins, outs = chosen(record)
@@ -64,7 +65,7 @@ class TestFewerSites:
         assert key_sites(suspect, KEY, record) == (ins[1:], (outs[0], outs[2]))
         report = verify(suspect, KEY, record=record, trials=1)
         assert [s.name for s in report.sites] == [outs[0].name, outs[2].name]
-        assert "1 of the key's 2 in-sites and 2 of its 3 out-sites" in report.warnings[0]
+        assert any("1 of the key's 2 in-sites and 2 of its 3 out-sites" in text for text in report.warnings)
 
     def test_below_the_minimum_is_refused(self, record):
         ins, outs = chosen(record)

@@ -1,61 +1,23 @@
 """Ordinary fine-tuning: all weights, or a LoRA by peft. The training objective is diffusers' noise prediction."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from ...data import LatentData
-from ...record import noise_schedule
+from ...healing import finetune
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def finetune(
-    denoiser: nn.Module,
-    data: LatentData,
-    scheduler: Any,
-    *,
-    steps: int,
-    lr: float,
-    batch_size: int = 16,
-    seed: int = 0,
-    callback: Callable[[int, float], None] | None = None,
-) -> nn.Module:
-    """Train whatever requires a gradient, in place: AdamW without decay, constant learning rate, gradients clipped to 1.
-
-    Args:
-        data: latents of the new style or subject; scheduler: the noise schedule.
-    """
-    optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-    noising = noise_schedule(dict(scheduler.config))
-    denoiser.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for step in range(steps):
-            batch = data.take(torch.randint(len(data), (batch_size,)))
-            noise = torch.randn_like(batch.latents)
-            t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,))
-            noised = noising.add_noise(batch.latents, noise, t)
-            loss = F.mse_loss(denoiser(noised, t, **batch.keywords()).sample, noise)
-            loss.backward()
-            nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if callback is not None:
-                callback(step + 1, loss.item())
-    return denoiser.eval()
-
-
 def full(denoiser: nn.Module, data: LatentData, scheduler: Any, **options: Any) -> nn.Module:
-    """Fine-tune every weight of `denoiser`, in place; options as for `finetune`."""
+    """Fine-tune every weight of `denoiser`, in place; options as for `healing.finetune`."""
     return finetune(denoiser.requires_grad_(True), data, scheduler, **options).requires_grad_(False)
 
 

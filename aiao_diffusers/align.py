@@ -1,0 +1,358 @@
+"""Read a mark through a change of coordinates: the answer to function-preserving disguises.
+
+Per site a linear map between the suspect's clean activations and reference activations, on the same inputs, is estimated;
+triggers are applied and responses read through it.
+
+Why p stays exact. It is exact whenever the response patterns are independent of whatever d was read with (`statistics`,
+assumption 2). Here d = A d', where d' is the suspect's own response and the map A follows from the suspect's *clean*
+activations (no trigger armed, no key used) and the reference. So the reference must not know the key: it comes from the
+clean teacher, taken before embedding starts. Activations of the marked model would not do: its weights follow the response
+patterns, and a map fitted to them can carry the patterns into the reading of *any* suspect. Which map is taken at a site is
+decided by a held-out fit to clean activations as well.
+That argument binds an honest owner only. Who makes a reference *with* the key in mind (activations that vary along his
+response patterns) can pull any suspect towards them. Hence the record, published before the suspect appears, names the
+hashes of reference and clean twin; a judge asks for the twin, checks its hash, makes the reference anew by `observe`, and
+looks at the controls, where unrelated models are read through the same reference.
+
+Why the reference stays private. Only a holder of the key can use it, so publishing it helps no one else. It would hand an
+attacker the targets that undo, site by site, what embedding did to the clean activations, and the difference between
+marked and clean activations to search for the response patterns in (a first search finds nothing: docs/disguises.md), and
+let him recognise the clean twin. So `embed` returns it; the owner keeps it beside the key or, which is as good, keeps the
+clean twin and passes that. The record works without either: then the alignment looks are left out, and the report says so.
+
+Source: our choice (DESIGN section 5); Hungarian assignment from scipy, orthogonal Procrustes (Schoenemann 1966).
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from .data import LatentData
+from .errors import NotTestableError, RecordError
+from .record import WatermarkRecord, noise_schedule, weights_sha256
+from .safefile import load_tensors, tensor_sha256
+from .setups import placement
+from .sites import IN_SPAN, OUT_SPAN, Site, attention_modules, first_tensor, span, trace_on, unwrap
+from .suspect import opened
+from .trigger import channel_axis
+
+
+HELD_OUT = 4  # every fourth input is held out
+PARSIMONY = 3.5  # see `fit`; rotated sites lie well above, permuted ones below, but for sites of few live directions
+BATCH = 8  # inputs a forward
+TINY = 1e-12  # keeps a dead channel from dividing by zero
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Clean activations on fixed inputs, of every site that some key may select.
+
+    Args:
+        inputs (`LatentData`): noised latents with conditioning, `(N, ...)`; timesteps: `(N,)`, int64.
+        leaving: what processors returned, at the candidates for in-sites; `(N, T, C)` each, T tokens taken of an input.
+        entering: what entered processors, at the candidates for out-sites; `(N, T, C)`.
+    """
+
+    inputs: LatentData
+    timesteps: torch.Tensor
+    leaving: Mapping[str, torch.Tensor]
+    entering: Mapping[str, torch.Tensor]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As stored: float16, names with prefixes."""
+        result = {"latents": self.inputs.latents, **{f"cond.{n}": v for n, v in self.inputs.conditioning.items()}}
+        result |= {f"leaving.{n}": v for n, v in self.leaving.items()}
+        result |= {f"entering.{n}": v for n, v in self.entering.items()}
+        result = {n: (v.half() if v.is_floating_point() else v).contiguous() for n, v in result.items()}
+        return {**result, "timesteps": self.timesteps}
+
+    @property
+    def sha256(self) -> str:
+        """`tensor_sha256` of the stored tensors; a record names it."""
+        return tensor_sha256(self.tensors())
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file, under a temporary name first. Keep it private, as the key."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        save_file(self.tensors(), str(partial))
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Reference":
+        """Read what `save` wrote.
+
+        Raises:
+            RecordError: no reference file. UnsafeFileError: no safetensors file.
+        """
+        tensors = load_tensors(path)
+        parts: dict[str, dict[str, torch.Tensor]] = {"cond": {}, "leaving": {}, "entering": {}}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind in parts:
+                parts[kind][rest] = value.float() if value.is_floating_point() else value
+        if not {"latents", "timesteps"} <= set(tensors) or not parts["leaving"] or not parts["entering"]:
+            raise RecordError(
+                f"'{path}' is no alignment reference: pass the file that embedding wrote, or the clean twin."
+            )
+        inputs = LatentData(tensors["latents"].float(), parts["cond"])
+        return cls(inputs, tensors["timesteps"], parts["leaving"], parts["entering"])
+
+
+def observe(
+    denoiser: nn.Module,
+    data: LatentData,
+    schedule: Mapping[str, Any],
+    *,
+    inputs: int = 32,
+    per_channel: int = 4,
+    seed: int = 0,
+) -> Reference:
+    """The reference of a clean denoiser: call it before embedding.
+
+    Args:
+        data: clean latents with conditioning; rows are taken evenly. schedule: the noise schedule's config.
+        inputs (`int`, defaults to 32): forwards, each at its own timestep and noise.
+        per_channel (`int`, defaults to 4): activations kept per channel of a site, where its resolution offers them.
+    """
+    model: Any = unwrap(denoiser)
+    random = torch.Generator().manual_seed(seed)
+    rows = data.take(torch.linspace(0, len(data) - 1, inputs).round().long())
+    noising = noise_schedule(dict(schedule))
+    steps = int(noising.config["num_train_timesteps"])
+    # As in a trial, the ends of the schedule are left out.
+    times = torch.linspace(0.1 * steps, 0.9 * steps - 1, inputs).long()[torch.randperm(inputs, generator=random)]
+    noise = torch.randn(rows.latents.shape, generator=random)
+    # Through float16 at once: a suspect is fed what the file holds.
+    noised = LatentData(
+        noising.add_noise(rows.latents, noise, times).half().float(),
+        {n: v.half().float() if v.is_floating_point() else v for n, v in rows.conditioning.items()},
+    )
+    sites = trace_on(model, data)
+
+    def count(width: int) -> int:
+        return -(-per_channel * width // inputs)
+
+    leaving = {site.name: count(site.width_out) for site in span(sites, IN_SPAN)}
+    entering = {site.name: count(site.width_in) for site in span(sites, OUT_SPAN)}
+    return Reference(noised, times, *_capture(model, noised, times, leaving, entering))
+
+
+def reference_for(record: WatermarkRecord, source: Any) -> tuple[Reference, tuple[str, ...]]:
+    """The reference that a verifier gives, checked against the record, and warnings.
+
+    Args:
+        source: a `Reference`, its file, or the clean twin: a denoiser, a pipeline, a folder or a Hub repository id.
+    Raises:
+        RecordError: the record names another reference or twin, or the twin cannot be run. Errors of `suspect.opened`.
+    """
+    if isinstance(source, str | Path) and Path(source).is_file():
+        source = Reference.load(source)
+    if isinstance(source, Reference):
+        stated, found, what = record.reference_sha256, source.sha256, "reference"
+        reference = source
+    else:
+        try:
+            with opened(source) as twin:
+                stated, found, what = record.teacher_sha256, weights_sha256(unwrap(twin.denoiser)), "clean twin"
+                reference = observe(twin.denoiser, record.bank, record.scheduler)
+        except NotTestableError as error:  # of the reference, not of the suspect
+            raise RecordError(f"the clean twin given as reference cannot be run: {error}") from error
+    if stated is not None and stated != found:
+        raise RecordError(
+            f"the record names another {what} than the one given: pass the one that embedding started from."
+        )
+    if stated is None:
+        return reference, (
+            f"the record names no {what}: an aligned p-value is exact only if it was made without the key.",
+        )
+    return reference, ()
+
+
+@torch.no_grad()
+def _capture(
+    denoiser: nn.Module,
+    inputs: LatentData,
+    timesteps: torch.Tensor,
+    leaving: Mapping[str, int],
+    entering: Mapping[str, int],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Activations `(N, T, C)`, float32, CPU; the mappings say how many tokens to take of an input at each site."""
+    modules, kept = attention_modules(denoiser), ({}, {})  # type: tuple[Any, tuple[dict[str, Any], dict[str, Any]]]
+
+    def keep(target: dict[str, Any], name: str, hidden: torch.Tensor, count: int, start: int) -> None:
+        tokens = hidden.flatten(2).transpose(1, 2) if channel_axis(hidden) == 1 else hidden
+        # Evenly spaced, shifted from input to input, so that all places are seen.
+        first = start + torch.arange(len(tokens))[:, None]
+        count = min(count, tokens.shape[1])
+        index = (first * 7 + torch.arange(count)[None] * tokens.shape[1] // count) % tokens.shape[1]
+        chosen = tokens.float().cpu().gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+        target.setdefault(name, []).append(chosen.clamp(-65504, 65504))
+
+    device, dtype = placement(denoiser)
+    training = denoiser.training
+    denoiser.eval()
+    try:
+        for start in range(0, len(inputs), BATCH):
+            rows = torch.arange(start, min(start + BATCH, len(inputs)))
+            batch, times = inputs.take(rows), timesteps[rows].to(device)
+            with ExitStack() as stack:
+                for name, count in leaving.items():
+
+                    def left(
+                        m: Any, a: Any, out: Any, name: str = name, count: int = count, start: int = start
+                    ) -> None:
+                        keep(kept[0], name, first_tensor(out), count, start)
+
+                    stack.callback(modules[name].register_forward_hook(left).remove)
+                for name, count in entering.items():
+
+                    def entered(
+                        m: Any, a: Any, k: Any, name: str = name, count: int = count, start: int = start
+                    ) -> None:
+                        keep(kept[1], name, a[0] if a else k["hidden_states"], count, start)
+
+                    stack.callback(modules[name].register_forward_pre_hook(entered, with_kwargs=True).remove)
+                denoiser(batch.latents.to(device, dtype), times, **batch.keywords(device, dtype))
+    finally:
+        denoiser.train(training)
+    return tuple({name: torch.cat(parts) for name, parts in side.items()} for side in kept)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class SiteMap:
+    """A map between two bases: `target = source @ matrix.T + offset`; `error` is the held-out share not explained."""
+
+    kind: str
+    matrix: torch.Tensor
+    offset: torch.Tensor
+    error: float
+
+
+def fit(source: torch.Tensor, target: torch.Tensor) -> SiteMap:
+    """The map from `source` to `target` activations, `(N, T, C)` both: a permutation or a rotation, by held-out error.
+
+    A rotation can always follow what embedding and fine-tuning changed as well, and is worse for it off the clean
+    activations; so the permutation is taken unless its error is `PARSIMONY` times the rotation's. Ridge regression, tried
+    and left out, has the smallest error of all and reads far worse: it follows the few directions in which clean
+    activations vary and shrinks the rest, while a response lies in all of them.
+    """
+    held = torch.arange(len(source)) % HELD_OUT == HELD_OUT - 1
+    x, y = source.double(), target.double()
+    x_fit, y_fit, x_held, y_held = (v[rows].flatten(0, 1) for rows in (~held, held) for v in (x, y))
+    spread = (y_held - y_fit.mean(0)).square().sum().clamp(min=TINY)
+
+    def error(matrix: torch.Tensor, offset: torch.Tensor) -> float:
+        return float((x_held @ matrix.T + offset - y_held).square().sum() / spread)
+
+    errors = {kind: error(*_affine(solve, x_fit, y_fit)) for kind, solve in SOLVERS.items()}
+    kind = "permutation" if errors["permutation"] <= PARSIMONY * errors["rotation"] else "rotation"
+    return SiteMap(kind, *_affine(SOLVERS[kind], x.flatten(0, 1), y.flatten(0, 1)), errors[kind])
+
+
+Solver = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _affine(solve: Solver, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    matrix = solve(x - mean_x, y - mean_y)
+    return matrix, mean_y - mean_x @ matrix.T
+
+
+def _permutation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Signed permutation with a factor for each channel: the assignment with the largest sum of |correlations|."""
+    sx, sy = (v.square().mean(0).sqrt().clamp(min=TINY) for v in (x, y))
+    correlation = (y / sy).T @ (x / sx) / len(x)
+    rows, columns = linear_sum_assignment(correlation.abs().numpy(), maximize=True)
+    matrix = torch.zeros_like(correlation)
+    sign = torch.where(correlation[rows, columns] < 0, -1.0, 1.0)
+    matrix[rows, columns] = sign * sy[rows] / sx[columns]
+    return matrix
+
+
+def _rotation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Orthogonal Procrustes with one factor."""
+    u, _, v = torch.linalg.svd(y.T @ x)
+    return u @ v * (y.norm() / x.norm().clamp(min=TINY))
+
+
+SOLVERS: dict[str, Solver] = {"permutation": _permutation, "rotation": _rotation}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Maps of a suspect's sites: at in-sites from the reference to the suspect, at out-sites back; `probe.Coordinates`.
+
+    Args:
+        ins, outs: by site name.
+        gain: what a unit of the suspect's rms at an in-site is in the reference's, so that amplitudes keep their meaning.
+    """
+
+    ins: Mapping[str, SiteMap]
+    outs: Mapping[str, SiteMap]
+    gain: Mapping[str, float]
+
+    def mask(self, site: str, mask: torch.Tensor) -> torch.Tensor:
+        """B m, in the suspect's basis and units; `(C,)`, float32."""
+        return (self.ins[site].matrix @ mask.double() * self.gain[site]).float()
+
+    def hidden(self, site: str, hidden_states: torch.Tensor) -> torch.Tensor:
+        """A h + c, in the reference's basis; shape kept, float32."""
+        found, axis = self.outs[site], channel_axis(hidden_states)
+        matrix, offset = (v.float().to(hidden_states.device) for v in (found.matrix, found.offset))
+        return (hidden_states.float().movedim(axis, -1) @ matrix.T + offset).movedim(-1, axis)
+
+    def summary(self) -> dict[str, Any]:
+        """`{"permutation": sites, "rotation": sites, "worst_error": ...}` for the report."""
+        maps = [*self.ins.values(), *self.outs.values()]
+        return {**Counter(m.kind for m in maps), "worst_error": round(max(m.error for m in maps), 4)}
+
+
+def align(reference: Reference, denoiser: nn.Module, ins: Sequence[Site], outs: Sequence[Site]) -> Alignment:
+    """Estimate the maps of a suspect; no key takes part, `ins` and `outs` only say which maps are wanted.
+
+    Raises:
+        NotTestableError: the reference does not have these sites, or with another width or resolution.
+    """
+    missing = [s.name for s in ins if s.name not in reference.leaving]
+    missing += [s.name for s in outs if s.name not in reference.entering]
+    if missing:
+        raise NotTestableError(f"the reference has no activations of {missing}: it is of another architecture.")
+    left, entered = _capture(
+        unwrap(denoiser),
+        reference.inputs,
+        reference.timesteps,
+        {s.name: reference.leaving[s.name].shape[1] for s in ins},
+        {s.name: reference.entering[s.name].shape[1] for s in outs},
+    )
+    pairs = [(v, reference.leaving[n]) for n, v in left.items()] + [
+        (v, reference.entering[n]) for n, v in entered.items()
+    ]
+    if any(a.shape != b.shape for a, b in pairs):
+        raise NotTestableError("the suspect's sites have another width or resolution than the reference's.")
+    if not all(torch.isfinite(a).all() for a, _ in pairs):
+        raise NotTestableError("the suspect's activations on the reference's inputs are not finite.")
+    return Alignment(
+        # LayerNorm drops the mean over channels, so a disguise may put anything there: leave it out on both sides.
+        {s.name: fit(_centred(reference.leaving[s.name]), _centred(left[s.name])) for s in ins},
+        {s.name: fit(entered[s.name], reference.entering[s.name]) for s in outs},
+        {s.name: _power(reference.leaving[s.name]) / max(_power(left[s.name]), TINY) for s in ins},
+    )
+
+
+def _centred(v: torch.Tensor) -> torch.Tensor:
+    return v.float() - v.float().mean(-1, keepdim=True)
+
+
+def _power(v: torch.Tensor) -> float:
+    return float(v.float().square().mean((1, 2)).sqrt().mean())

@@ -1,0 +1,177 @@
+"""Disguised models and their controls, read plainly and through an alignment: `python -m aiao_diffusers.bench.disguise`.
+
+Every row says how many of n suspects were verified by plain looks and by all looks, with 95% Clopper-Pearson intervals.
+"""
+
+import argparse
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..align import Reference, observe
+from ..checkpoint import load_denoiser
+from ..data import LatentData
+from ..errors import NotTestableError
+from ..key import WatermarkKey
+from ..record import WatermarkRecord
+from ..statistics import clopper_pearson
+from ..verify import verify
+from .attacks.disguise import disguise
+from .attacks.finetune import full
+
+
+EVERYTHING = "rotate+flip+shear"
+ALPHA = 1e-6
+Make = Callable[[int], tuple[nn.Module, WatermarkKey]]
+
+
+def suspects(
+    key: WatermarkKey,
+    base: nn.Module,
+    marked: nn.Module,
+    descendants: dict[str, nn.Module],
+    style: LatentData,
+    schedule: dict[str, Any],
+    steps: int,
+) -> Iterator[tuple[str, str, Make]]:
+    """`(row, expected verdict, maker)`; a maker takes a seed and gives a suspect and the key to ask for."""
+
+    def hidden(model: nn.Module, kind: str, asked: Callable[[int], WatermarkKey] = lambda seed: key) -> Make:
+        return lambda seed: (disguise(copy.deepcopy(model), kind, seed=seed), asked(seed))
+
+    def tuned(kind: str) -> Make:
+        def make(seed: int) -> tuple[nn.Module, WatermarkKey]:
+            model = disguise(copy.deepcopy(marked), kind, seed=seed)
+            return full(model, style, schedule, steps=steps, lr=1e-4, seed=seed), key
+
+        return make
+
+    def random(seed: int) -> tuple[nn.Module, WatermarkKey]:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return type(base).from_config(dict(base.config)).eval(), key  # type: ignore[attr-defined, arg-type]
+
+    for kind in ("permute", "flip", "rotate", "shear", EVERYTHING):
+        yield f"marked, {kind}", "verified", hidden(marked, kind)
+    for name, model in descendants.items():
+        for kind in ("permute+flip", EVERYTHING):
+            yield f"{name}, {kind}", "verified", hidden(model, kind)
+    for kind in ("permute", EVERYTHING):
+        yield f"marked, {kind}, then {steps} steps of fine-tuning", "verified", tuned(kind)
+    yield "control: base, as it is", "not_verified", lambda seed: (base, key.child(f"base/{seed}") if seed else key)
+    for kind in ("permute+flip", EVERYTHING):
+        yield f"control: base, {kind}", "not_verified", hidden(base, kind)
+        wrong = hidden(marked, kind, lambda seed: key.child(f"wrong/{seed}"))
+        yield f"control: marked, {kind}, wrong key", "not_verified", wrong
+    yield "control: random weights", "not_verified", random
+
+
+def measure(
+    rows: Iterator[tuple[str, str, Make]], record: WatermarkRecord, reference: Reference, seeds: int
+) -> Iterator[dict[str, Any]]:
+    """One dictionary a row; log10 p is the reported one, after paying for all looks."""
+    for name, expected, make in rows:
+        plain: list[float] = []
+        every: list[float] = []
+        bits: list[float] = []
+        kinds: set[str] = set()
+        for seed in range(seeds):
+            model, key = make(seed)
+            report = verify(model, key, record=record, reference=reference, alpha=ALPHA, seed=seed)
+            if report.log10_p is None or report.bit_accuracy is None:
+                raise NotTestableError(f"{name}: {report.reason}")
+            looks = [(look["label"].startswith("amplitude"), look["log10_p_adjusted"]) for look in report.looks]
+            plain.append(min(p for is_plain, p in looks if is_plain))
+            every.append(report.log10_p)
+            bits.append(report.bit_accuracy)
+            kinds |= set(report.looks[-1]) & {"permutation", "rotation"}
+        limit = float(np.log10(ALPHA))
+        counts = {look: int(sum(p <= limit for p in ps)) for look, ps in (("plain", plain), ("all", every))}
+        yield {
+            "suspect": name,
+            "expected": expected,
+            "n": seeds,
+            "verified": counts,
+            "ci": {look: clopper_pearson(count, seeds) for look, count in counts.items()},
+            "log10_p_plain": [float(min(plain)), float(np.median(plain)), float(max(plain))],
+            "log10_p": [float(min(every)), float(np.median(every)), float(max(every))],
+            "bit_accuracy": float(np.mean(bits)),
+            "maps": sorted(kinds),
+        }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| suspect | n | verified plainly (95% CI) | with alignment (95% CI) | log10 p plain, median | log10 p all looks, median (smallest to largest) | bits | maps |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shown = [f"{row['verified'][k]} ({row['ci'][k][0]:.2f}-{row['ci'][k][1]:.2f})" for k in ("plain", "all")]
+        low, middle, high = row["log10_p"]
+        lines.append(
+            f"| {row['suspect']} | {row['n']} | {shown[0]} | {shown[1]} | {row['log10_p_plain'][1]:.1f} | "
+            f"{middle:.1f} ({low:.1f} to {high:.1f}) | {row['bit_accuracy']:.3f} | {', '.join(row['maps'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def leakage(
+    marked: nn.Module, clean: Reference, key: WatermarkKey, record: WatermarkRecord, keys: int = 200
+) -> dict[str, float]:
+    """Do clean activations of the marked model, less the reference, show the response patterns? An attacker who had the
+    reference would search there.
+
+    Returns:
+        bit accuracy of the mean difference against the true patterns, over all out-sites, and mean and deviation of the
+        same over `keys` wrong ones.
+    """
+    from ..looks import key_sites, triple
+
+    own = observe(marked, record.bank, record.scheduler)
+    outs = key_sites(marked, key, record)[1]
+    change = {s.name: (own.entering[s.name] - clean.entering[s.name].float()).mean((0, 1)).numpy() for s in outs}
+
+    def accuracy(asked: WatermarkKey) -> float:
+        parts = [triple(d, asked.response_pattern(n, len(d))) for n, d in change.items()]
+        return sum(p[2] for p in parts) / sum(p[0] for p in parts)
+
+    wrong = [accuracy(key.child(f"leak/{i}")) for i in range(keys)]
+    return {"true": accuracy(key), "wrong_mean": float(np.mean(wrong)), "wrong_sd": float(np.std(wrong)), "keys": keys}
+
+
+def main() -> None:
+    """Run on the shipped model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
+    parser.add_argument("--seeds", type=int, default=10, help="suspects a row, each with its own disguise and trials")
+    parser.add_argument("--steps", type=int, default=50, help="of fine-tuning after the disguise, batch 16, lr 1e-4")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    args = parser.parse_args()
+    key = WatermarkKey(bytes(range(32)), "Demo")
+    record = WatermarkRecord.load(args.assets / "marked")
+    base, marked, tuned = (
+        load_denoiser(args.assets / name, dtype=torch.float32) for name in ("base", "marked", "finetuned")
+    )
+    reference = observe(base, record.bank, record.scheduler)
+    style = LatentData.load(args.assets / "latents" / "twemoji.safetensors")
+    print("leak of the response patterns in clean activations:", json.dumps(leakage(marked, reference, key, record)))
+    rows = suspects(key, base, marked, {"full fine-tune": tuned}, style, record.scheduler, args.steps)
+    done = []
+    for row in measure((r for r in rows if args.only in r[0]), record, reference, args.seeds):
+        done.append(row)
+        print(json.dumps(row), flush=True)
+    print(f"\nseeds 0-{args.seeds - 1}, alpha {ALPHA:g}\n\n{table(done)}")
+    if args.json:
+        args.json.write_text(json.dumps(done, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

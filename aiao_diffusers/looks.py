@@ -1,0 +1,223 @@
+"""Looks at a suspect: trials, averaged, give a p-value at each look, and each look pays its share of alpha.
+
+The list of looks is fixed by what the verifier passes in, not by what is seen: plain amplitudes x1, x2, x4 after 1, 2, 4,
+... trials each; with a reference the three amplitudes through an alignment; with healing the three amplitudes on the healed
+copy, and, with a reference too, on the healed copy through its own alignment; these once each, after all trials. Seeing
+decides only when to stop, as `SequentialTest` asks.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import AIAOError, NotTestableError, ShapeError
+from .key import WatermarkKey
+from .probe import Coordinates, Reading, Wired, probe
+from .record import WatermarkRecord
+from .setups import placement
+from .sites import Site, attention_modules, choose, trace_on
+from .statistics import SequentialTest, SiteTest, combined_log10_p, hits, site_log10_p
+from .subpath import SubPath, draw
+
+
+MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
+AMPLITUDES = (1.0, 2.0, 4.0)  # an attacker who suppresses a mark rarely erases it
+
+
+@dataclass
+class Evidence:
+    """Readings of one amplitude, summed over its trials; trials share masks, so d is averaged before the split."""
+
+    key: WatermarkKey
+    total: dict[str, np.ndarray] = field(default_factory=dict)
+    alone: list[float] = field(default_factory=list)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, subpath: SubPath, readings: Sequence[Reading]) -> None:
+        """One trial more; `cells` keeps which in-sites it armed and each out-site's share of agreeing bits."""
+        single = {reading.site: reading.d.double().numpy() for reading in readings}
+        for name, d in single.items():
+            self.total[name] = self.total.get(name, 0.0) + d
+        triples = self.triples(single)
+        self.alone.append(combined_log10_p([t for _, t in triples]))
+        bits = {name: agreeing / channels for name, (channels, _, agreeing) in triples}
+        self.cells.append({"in": [site.name for site in subpath.in_sites], "bits": bits})
+
+    def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
+        """Of each out-site its name and `(channels, plus, hits)`."""
+        return [(name, triple(d, self.key.response_pattern(name, len(d)))) for name, d in response.items()]
+
+    def tests(self) -> tuple[SiteTest, ...]:
+        """Each out-site by itself."""
+        return tuple(SiteTest(n, c, h, site_log10_p(c, plus, h)) for n, (c, plus, h) in self.triples(self.total))
+
+
+@dataclass
+class Looks:
+    """All looks at one suspect, in order; `escalate` takes the next ones.
+
+    Args:
+        ins, outs: the key's sites. trials (`int`): for each amplitude, at most. seed (`int`): of sub-paths and inputs.
+    Attributes:
+        sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. response, tests: of
+        the best look. notes: for each look what the report adds to it. evaluations: single-sample forwards spent.
+    """
+
+    key: WatermarkKey
+    record: WatermarkRecord
+    ins: Sequence[Site]
+    outs: Sequence[Site]
+    alpha: float
+    trials: int
+    seed: int
+    amplitudes: Sequence[float] = AMPLITUDES
+
+    def __post_init__(self) -> None:
+        self.sequence = SequentialTest(alpha=self.alpha)
+        self.random, self.generator = np.random.default_rng(self.seed), torch.Generator().manual_seed(self.seed)
+        self.plain = Evidence(self.key)
+        self.response: dict[str, np.ndarray] = {}
+        self.tests: tuple[SiteTest, ...] = ()
+        self.notes: list[dict[str, Any]] = []
+        self.evaluations = 0
+
+    @property
+    def verified(self) -> bool:
+        """Whether some look has verified."""
+        return self.sequence.verdict == "verified"
+
+    def escalate(
+        self,
+        denoiser: nn.Module,
+        label: str = "amplitude",
+        *,
+        through: Coordinates | None = None,
+        note: dict[str, Any] | None = None,
+        gradual: bool = False,
+        early_stop: bool = True,
+    ) -> None:
+        """Take the looks at all amplitudes, until one verifies.
+
+        Args:
+            gradual (`bool`): look after 1, 2, 4, ... trials, not only after all. early_stop (`bool`): leave an amplitude's
+                remaining trials out once a look has verified.
+        """
+        training = denoiser.training
+        denoiser.eval()
+        try:
+            with probe(denoiser, [site.name for site in (*self.ins, *self.outs)]) as wired:
+                for amplitude in self.amplitudes:
+                    evidence = Evidence(self.key)
+                    if not self.sequence.looks:
+                        self.plain = evidence
+                    for trial in range(1, self.trials + 1):
+                        subpath = draw(self.ins, self.outs, self.random)
+                        evidence.add(subpath, self._trial(wired, subpath, amplitude, through))
+                        if trial == self.trials or (gradual and not trial & (trial - 1)):
+                            self._look(f"{label} x{amplitude:g}", trial, evidence, note or {})
+                            if self.verified and early_stop:
+                                return
+                    if self.verified:
+                        return
+        finally:
+            denoiser.train(training)
+
+    def _look(self, label: str, trial: int, evidence: Evidence, note: dict[str, Any]) -> None:
+        log10_p = combined_log10_p([t for _, t in evidence.triples(evidence.total)])
+        self.sequence = self.sequence.look(label, trials=trial, log10_p=log10_p)
+        self.notes.append(note)
+        if self.sequence.looks[-1].log10_p_adjusted <= self.sequence.log10_p or not self.tests:
+            self.response, self.tests = dict(evidence.total), evidence.tests()
+
+    def _trial(self, wired: Wired, subpath: SubPath, amplitude: float, through: Coordinates | None) -> list[Reading]:
+        record, generator = self.record, self.generator
+        row = record.bank.take(torch.randint(len(record.bank), (1,), generator=generator))
+        noise = torch.randn(row.latents.shape, generator=generator)
+        # The ends of the schedule are left out: pure noise and clean latents tell least.
+        low, high = round(0.1 * record.timesteps), round(0.9 * record.timesteps)
+        t = torch.randint(low, high, (1,), generator=generator)
+        device, dtype = placement(wired.denoiser)
+        sample, keywords = record.noised(row.latents, noise, t).to(device, dtype), row.keywords(device, dtype)
+        self.evaluations += 2
+        with answering():
+            return wired.read(self.key, subpath, record.kappa * amplitude, sample, t.to(device), keywords, through)
+
+    def to_dicts(self) -> tuple[dict[str, Any], ...]:
+        """The looks for a report."""
+        fields = ("label", "trials", "log10_p", "log10_p_adjusted")
+        return tuple(
+            {**{name: getattr(look, name) for name in fields}, **note}
+            for look, note in zip(self.sequence.looks, self.notes, strict=True)
+        )
+
+
+def key_sites(
+    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord
+) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    """The in-sites and out-sites of `key` that this denoiser has.
+
+    By the record's layout, without a forward: the key chooses among all sites, those missing here drop out by name, which
+    depends on no response pattern, so p stays exact. A record without a layout needs every site and one traced forward.
+
+    Raises:
+        NotTestableError: fewer than `MIN_SHARE` of the key's in-sites or of its out-sites are there.
+    """
+    if record.layout is None:
+        with answering():
+            sites = trace_on(denoiser, record.bank)
+        if len(sites) != record.sites:
+            raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
+        return choose(sites, key, record.in_sites, record.out_sites)
+    ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites)
+    here = attention_modules(denoiser)
+    found_ins, found_outs = (tuple(site for site in part if site.name in here) for part in (ins, outs))
+    if len(found_ins) < MIN_SHARE * len(ins) or len(found_outs) < MIN_SHARE * len(outs):
+        raise NotTestableError(
+            f"the suspect has {len(found_ins)} of the key's {len(ins)} in-sites and {len(found_outs)} of its {len(outs)} "
+            f"out-sites ({len(here)} of {record.sites} sites); at least {MIN_SHARE:.0%} of each are needed."
+        )
+    return found_ins, found_outs
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn what a denoiser raises on inputs that do not fit it into NotTestableError."""
+    try:
+        yield
+    except ShapeError as error:
+        raise NotTestableError(f"the suspect's widths are not the record's: {error}") from error
+    except AIAOError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise NotTestableError(f"the suspect does not take the record's probe inputs: {error}") from error
+
+
+def triple(d: np.ndarray, s: np.ndarray) -> tuple[int, int, int]:
+    """`(channels, plus, hits)` of one out-site, as `statistics` takes it."""
+    return len(s), int((s > 0).sum()), hits(d, s)
+
+
+def wrong_responses(response: dict[str, np.ndarray], key: WatermarkKey, count: int = 100) -> dict[str, Any]:
+    """The same readings against `count` wrong response patterns: their p-values must look uniform.
+
+    Returns:
+        `{"n", "median_log10_p", "smallest_log10_p", "hits"}`; about -.3 and -log10(n) are expected. `hits` holds each
+        pattern's total, for a histogram.
+    """
+    values, totals = [], []
+    for number in range(count):
+        wrong = key.child(f"control/{number}")
+        triples = [triple(d, wrong.response_pattern(n, len(d))) for n, d in response.items()]
+        values.append(combined_log10_p(triples))
+        totals.append(sum(agreeing for _, _, agreeing in triples))
+    return {
+        "n": count,
+        "median_log10_p": float(np.median(values)),
+        "smallest_log10_p": float(min(values)),
+        "hits": totals,
+    }
