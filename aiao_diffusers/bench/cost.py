@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from scipy import stats
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..checkpoint import load_denoiser
 from ..data import LatentData
@@ -110,9 +110,13 @@ def forward(denoiser: Any, record: WatermarkRecord, batch: int = 1) -> torch.Ten
 
 def flops(call: Callable[[], object]) -> int:
     """Floating-point operations of `call`, by torch's counter."""
+
+    def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
     # torch counts attention on GPUs only; on a CPU it is this operator.
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         call()
     return int(counter.get_total_flops())
 
@@ -141,9 +145,8 @@ def guided_steps(unet: Any, record: WatermarkRecord, steps: int) -> Callable[[],
     return sample
 
 
-def flop_ratio(unet: nn.Module, record: WatermarkRecord, verdict: Callable[[], object]) -> dict[str, Any]:
-    """FLOPs of a verdict over those of one full forward at batch 1 and native latent size."""
-    whole, spent = flops(lambda: forward(unet, record)), flops(verdict)
+def flop_ratio(whole: int, spent: int) -> dict[str, Any]:
+    """FLOPs of a verdict, and over those of one full forward at batch 1 and native latent size."""
     return {"forward_gflop": whole / 1e9, "verdict_gflop": spent / 1e9, "forwards": spent / whole}
 
 
@@ -199,11 +202,11 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def peak_memory(unet: nn.Module, record: WatermarkRecord, baseline: int) -> dict[str, Any]:
+def peak_memory(unet: nn.Module, verdict: Callable[[], object], baseline: int) -> dict[str, Any]:
     """Peak resident memory during a verdict, above `baseline` (the interpreter with everything imported), over the weights."""
     weights = sum(p.numel() * p.element_size() for p in unet.parameters())
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    first_look(unet, record)
+    verdict()
     peak = memory("VmHWM")
     return {
         "weights_mib": weights / MIB,
@@ -246,23 +249,31 @@ def large(
     config: Mapping[str, Any] = SD15,
     vae: Mapping[str, Any] = VAE,
     *,
+    dtype: torch.dtype = torch.bfloat16,
     reduced: int = 16,
     rounds: int = 3,
     steps: int = 2,
     latency_rounds: int = 5,
 ) -> dict[str, Any]:
-    """Everything about a large geometry, in bfloat16 on this machine's CPU.
+    """Everything about a large geometry on this machine's CPU.
 
     Args:
+        dtype: bfloat16 is half the memory; processors without bfloat16 instructions are far slower in it.
         reduced (`int`): latent size of the reduced probe.
     """
     baseline = memory("VmRSS")
-    unet = random_model(UNet2DConditionModel, config)
+    unet = random_model(UNet2DConditionModel, config, dtype)
     native, small = record_for(unet, config["sample_size"]), record_for(unet, reduced)
-    result: dict[str, Any] = {"memory": peak_memory(unet, native, baseline)}
-    result["flops"] = flop_ratio(unet, native, lambda: first_look(unet, native))
-    result["reduced_flops"] = flop_ratio(unet, native, lambda: first_look(unet, small))
-    result["wall"] = wall_clock(unet, random_model(AutoencoderKL, vae), native, small, rounds=rounds, steps=steps)
+    spent: list[int] = []
+    # One run for both: a forward of this size may take minutes.
+    used = peak_memory(unet, lambda: spent.append(flops(lambda: first_look(unet, native))), baseline)
+    whole = flops(lambda: forward(unet, native))
+    result: dict[str, Any] = {"memory": used, "dtype": str(dtype).removeprefix("torch.")}
+    result["flops"] = flop_ratio(whole, spent[0])
+    result["reduced_flops"] = flop_ratio(whole, flops(lambda: first_look(unet, small)))
+    result["wall"] = wall_clock(
+        unet, random_model(AutoencoderKL, vae, dtype), native, small, rounds=rounds, steps=steps
+    )
     result["unarmed"] = unarmed(unet, native, rounds=latency_rounds)
     return result
 
@@ -274,7 +285,7 @@ def shipped(assets: Path, *, latency_rounds: int = 101) -> dict[str, Any]:
     unet = load_denoiser(assets / "marked", dtype=torch.float32)
     report = verify(unet, key, record=record)
     return {
-        "flops": flop_ratio(unet, record, lambda: verify(unet, key, record=record)),
+        "flops": flop_ratio(flops(lambda: forward(unet, record)), flops(lambda: verify(unet, key, record=record))),
         "verdict": report.verdict,
         "log10_p": report.log10_p,
         "unarmed": unarmed(unet, record, rounds=latency_rounds),
@@ -283,8 +294,9 @@ def shipped(assets: Path, *, latency_rounds: int = 101) -> dict[str, Any]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table for people; `result` holds `shipped` and, where it was measured, `large`."""
-    lines = ["| what | shipped model, float32 | SD 1.5 geometry, bfloat16 |", "|---|---|---|"]
     small, big = result["shipped"], result.get("large")
+    dtype = "bfloat16" if big is None else big["dtype"]
+    lines = [f"| what | shipped model, float32 | SD 1.5 geometry, {dtype} |", "|---|---|---|"]
 
     def row(what: str, a: str, b: Callable[[Any], str]) -> None:
         lines.append(f"| {what} | {a} | {'not measured' if big is None else b(big)} |")

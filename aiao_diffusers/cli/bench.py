@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from ..errors import SuspectError
@@ -27,7 +28,8 @@ def verify_cost(
     rounds: Annotated[int, typer.Option(min=1, help="Paired timings of verdict and sampling.")] = 3,
     steps: Annotated[int, typer.Option(min=1, max=20, help="Guided steps timed a round; 20 are extrapolated.")] = 2,
     reduced: Annotated[int, typer.Option(min=8, help="Latent size of the reduced probe.")] = 16,
-    latency_rounds: Annotated[int, typer.Option(min=1, help="Paired forwards for the unarmed latency.")] = 101,
+    latency_rounds: Annotated[int, typer.Option(min=1, help="Paired forwards of the shipped model, unarmed.")] = 101,
+    half: Annotated[bool, typer.Option(help="The geometry in bfloat16, not float32.")] = True,
     output: Folder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +38,10 @@ def verify_cost(
 
     _need(assets)
     # First, for its memory is counted from a fresh interpreter.
-    large = cost.large(rounds=rounds, steps=steps, reduced=reduced) if geometry else None
+    large = None
+    if geometry:
+        dtype = torch.bfloat16 if half else torch.float32
+        large = cost.large(dtype=dtype, rounds=rounds, steps=steps, reduced=reduced, latency_rounds=rounds)
     result = {"shipped": cost.shipped(assets, latency_rounds=latency_rounds)}
     if large is not None:
         result["large"] = large

@@ -89,6 +89,7 @@ def test_half_precision(dtype):
     assert nn.functional.cosine_similarity(responses(unet), PLAIN).min() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["wrapper", "in place", "blocks"])
 def test_compiled(way):
     runs = []
