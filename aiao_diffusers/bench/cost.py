@@ -23,7 +23,7 @@ from ..key import WatermarkKey
 from ..probe import probe
 from ..record import WatermarkRecord
 from ..setups import placement
-from ..sites import attention_modules, trace_on
+from ..sites import attention_modules, choose, trace, trace_on
 from ..verify import verify
 
 
@@ -45,6 +45,7 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "latent_channels": 4,
 }
+IN_SITES, OUT_SITES = 5, 7  # as `EmbedConfig` has them
 TEXT_TOKENS = 77
 GUIDED_STEPS = 20
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -84,8 +85,8 @@ def record_for(unet: Any, size: int) -> WatermarkRecord:
         commitment=KEY.commitment,
         denoiser=type(unet).__name__,
         sites=len(layout),
-        in_sites=5,
-        out_sites=7,
+        in_sites=IN_SITES,
+        out_sites=OUT_SITES,
         kappa=1.0,
         response=1.0,
         scheduler=SCHEDULE,
@@ -148,6 +149,32 @@ def guided_steps(unet: Any, record: WatermarkRecord, steps: int) -> Callable[[],
 def flop_ratio(whole: int, spent: int) -> dict[str, Any]:
     """FLOPs of a verdict, and over those of one full forward at batch 1 and native latent size."""
     return {"forward_gflop": whole / 1e9, "verdict_gflop": spent / 1e9, "forwards": spent / whole}
+
+
+def geometry_flops(config: Mapping[str, Any] = SD15, *, reduced: int = 16) -> dict[str, Any]:
+    """`flop_ratio` of a verdict's first look from the geometry alone, in seconds: on torch's meta device, without weights.
+
+    Returns:
+        `native` and `reduced`: with probe latents of the model's own size, and of `reduced` x `reduced`.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config).eval()
+
+    def call(batch: int, size: int) -> Callable[[], object]:
+        sample = torch.zeros(batch, unet.config.in_channels, size, size, device="meta")
+        text = torch.zeros(batch, TEXT_TOKENS, unet.config.cross_attention_dim, device="meta")
+        time_ = torch.zeros(batch, dtype=torch.long, device="meta")
+        return torch.no_grad()(lambda: unet(sample, time_, encoder_hidden_states=text))
+
+    layout = trace(unet, call(1, config["sample_size"]))
+    ins, outs = choose(layout, KEY, IN_SITES, OUT_SITES)
+
+    def look(size: int) -> int:
+        with probe(unet, [site.name for site in (*ins, *outs)]) as wired:
+            return flops(lambda: wired.activations([site.name for site in outs], call(2, size)))
+
+    whole = flops(call(1, config["sample_size"]))
+    return {"native": flop_ratio(whole, look(config["sample_size"])), "reduced": flop_ratio(whole, look(reduced))}
 
 
 def wall_clock(
@@ -293,7 +320,7 @@ def shipped(assets: Path, *, latency_rounds: int = 101) -> dict[str, Any]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The table for people; `result` holds `shipped` and, where it was measured, `large`."""
+    """The table for people; `result` holds `shipped`, `geometry` and, where it was measured, `large`."""
     small, big = result["shipped"], result.get("large")
     dtype = "bfloat16" if big is None else big["dtype"]
     lines = [f"| what | shipped model, float32 | SD 1.5 geometry, {dtype} |", "|---|---|---|"]
@@ -312,9 +339,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         value, low, high = part[name]
         return f"1/{value:.0f} (1/{low:.0f}-1/{high:.0f} in {part['rounds']} rounds; {part[spent]:.1f} s of {part['image_s']:.0f} s)"
 
-    row("default verdict, FLOPs", count(small["flops"]), lambda b: count(b["flops"]))
+    geometry = result["geometry"]
+    lines.append(f"| default verdict, FLOPs | {count(small['flops'])} | {count(geometry['native'])} |")
     row("its log10 p", f"{small['log10_p']:.1f} ({small['verdict']})", lambda b: "random weights: first look only")
-    row("with the reduced probe, FLOPs", "", lambda b: count(b["reduced_flops"]))
+    lines.append(f"| with the reduced probe, FLOPs | | {count(geometry['reduced'])} |")
     row("wall clock over one 20-step guided image", "", lambda b: times(b["wall"], "verdicts_an_image", "verdict_s"))
     row("the same, reduced probe", "", lambda b: times(b["wall"], "reduced_an_image", "reduced_s"))
     row(

@@ -24,7 +24,7 @@ ASSETS = Path("examples/emoji_diffusion")
 @app.command("verify-cost")
 def verify_cost(
     assets: Assets = ASSETS,
-    geometry: Annotated[bool, typer.Option(help="Measure the SD 1.5 geometry too (4 GB of memory, minutes).")] = True,
+    geometry: Annotated[bool, typer.Option(help="Run the SD 1.5 geometry too (4 GB of memory, minutes).")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Paired timings of verdict and sampling.")] = 3,
     steps: Annotated[int, typer.Option(min=1, max=20, help="Guided steps timed a round; 20 are extrapolated.")] = 2,
     reduced: Annotated[int, typer.Option(min=8, help="Latent size of the reduced probe.")] = 16,
@@ -43,6 +43,7 @@ def verify_cost(
         dtype = torch.bfloat16 if half else torch.float32
         large = cost.large(dtype=dtype, rounds=rounds, steps=steps, reduced=reduced, latency_rounds=rounds)
     result = {"shipped": cost.shipped(assets, latency_rounds=latency_rounds)}
+    result["geometry"] = cost.geometry_flops(reduced=reduced)
     if large is not None:
         result["large"] = large
     _say("verify-cost", result, cost.markdown(result), output, as_json)

@@ -105,7 +105,10 @@ class TestCost:
     def test_large_geometry_in_small(self):
         result = {"shipped": cost.shipped(ASSETS, latency_rounds=1)}
         result["large"] = cost.large(SMALL, SMALL_VAE, rounds=1, steps=1, reduced=8, latency_rounds=1)
-        large = result["large"]
+        large, result["geometry"] = result["large"], cost.geometry_flops(SMALL, reduced=8)
+        # Counted from the geometry alone, and from a whole verdict with weights.
+        assert result["geometry"]["native"] == large["flops"]
+        assert result["geometry"]["reduced"] == large["reduced_flops"]
         assert 1 < large["flops"]["forwards"] <= 2
         assert large["reduced_flops"]["forwards"] < 0.15  # a sixteenth of the area
         assert large["wall"]["image_s"] > large["wall"]["verdict_s"] > 0
