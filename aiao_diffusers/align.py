@@ -40,6 +40,7 @@ from .errors import NotTestableError, RecordError
 from .maps import TINY, SiteMap, fit, fit_stream
 from .record import WatermarkRecord, noise_schedule, weights_sha256
 from .safefile import load_tensors, tensor_sha256
+from .setups import placement
 from .sites import IN_SPAN, OUT_SPAN, Site, attention_modules, first_tensor, span, trace_on, unwrap
 from .suspect import opened
 from .trigger import channel_axis
@@ -195,13 +196,13 @@ def _capture(
         chosen = tokens.float().cpu().gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
         target.setdefault(name, []).append(chosen.clamp(-65504, 65504))
 
-    weight = next(p for p in denoiser.parameters() if p.is_floating_point())
+    device, dtype = placement(denoiser)
     training = denoiser.training
     denoiser.eval()
     try:
         for start in range(0, len(inputs), BATCH):
             rows = torch.arange(start, min(start + BATCH, len(inputs)))
-            batch, times = inputs.take(rows), timesteps[rows].to(weight.device)
+            batch, times = inputs.take(rows), timesteps[rows].to(device)
             with ExitStack() as stack:
                 for name, count in leaving.items():
 
@@ -219,9 +220,7 @@ def _capture(
                         keep(kept[1], name, a[0] if a else k["hidden_states"], count, start)
 
                     stack.callback(modules[name].register_forward_pre_hook(entered, with_kwargs=True).remove)
-                denoiser(
-                    batch.latents.to(weight.device, weight.dtype), times, **batch.keywords(weight.device, weight.dtype)
-                )
+                denoiser(batch.latents.to(device, dtype), times, **batch.keywords(device, dtype))
     finally:
         denoiser.train(training)
     return tuple({name: torch.cat(parts) for name, parts in side.items()} for side in kept)  # type: ignore[return-value]

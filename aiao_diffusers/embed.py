@@ -90,7 +90,7 @@ def embed(
             update.undo()
             raise
         cost = price(before, predictions(denoiser.eval(), latents, scheduler)[0], noise)
-    record = _record(denoiser, key, len(sites), latents, scheduler, config, base, reference)
+    record = _record(denoiser, key, sites, latents, scheduler, config, base, reference)
     if hasattr(model, "record"):
         model.record = record
     return EmbedReport(record, history, time.time() - started, cost["ratio"], trained, stopped, reference)
@@ -164,7 +164,7 @@ def _borrowed(denoiser: nn.Module, seed: int) -> Iterator[None]:
 def _record(
     denoiser: nn.Module,
     key: WatermarkKey,
-    sites: int,
+    sites: Sequence[Site],
     latents: LatentData,
     scheduler: Any,
     config: EmbedConfig,
@@ -177,7 +177,7 @@ def _record(
         owner=key.owner,
         commitment=key.commitment,
         denoiser=type(denoiser).__name__,
-        sites=sites,
+        sites=len(sites),
         in_sites=config.in_sites,
         out_sites=config.out_sites,
         kappa=config.kappa,
@@ -186,5 +186,6 @@ def _record(
         bank=latents.take(order[: config.bank_size]),
         marked_sha256=weights_sha256(denoiser),
         teacher_sha256=teacher_sha256,
+        layout=tuple(sites),
         reference_sha256=reference.sha256,
     )

@@ -61,6 +61,10 @@ class WrongBaseError(SuspectError):
     """A suspect's weights do not fit the base they are applied to."""
 
 
+class MissingExtraError(AIAOError, ImportError):
+    """A package of an optional extra is not installed."""
+
+
 class HubError(AIAOError, OSError):
     """A Hub request failed in a way the user can mend."""
 

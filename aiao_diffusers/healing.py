@@ -8,6 +8,7 @@ exact. What it cannot do is bring a mark into a model that has none: training kn
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from .data import LatentData
@@ -29,9 +30,14 @@ def healed(denoiser: nn.Module, data: LatentData, scheduler: Any, *, steps: int 
         NotTestableError: the suspect has weights that cannot be trained (quantised ones).
     """
     twin: nn.Module = copy.deepcopy(unwrap(denoiser))
-    frozen = [n for n, p in twin.named_parameters() if not p.is_floating_point()]
+    # Subclasses of Parameter's data (torchao, quanto) call themselves floating point, but hold integers.
+    frozen = [n for n, p in twin.named_parameters() if not p.is_floating_point() or type(p.data) is not torch.Tensor]
     if frozen:
         raise NotTestableError(f"weights such as {frozen[0]!r} are quantised and cannot be trained: dequantise first.")
+    if any(p.is_meta for p in twin.parameters()):
+        raise NotTestableError(
+            "the suspect's weights are offloaded and cannot be trained: load it without offloading."
+        )
     return finetune(
         twin.float().requires_grad_(True), data, scheduler, steps=steps, lr=RATE, batch_size=BATCH, seed=seed
     )

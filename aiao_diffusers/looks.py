@@ -6,7 +6,8 @@ copy, and, with a reference too, on the healed copy through its own alignment; t
 decides only when to stop, as `SequentialTest` asks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import NotTestableError
+from .errors import AIAOError, NotTestableError, ShapeError
 from .key import WatermarkKey
 from .probe import Coordinates, Reading, Wired, probe
 from .record import WatermarkRecord
-from .sites import Site, choose, trace_on
+from .setups import placement
+from .sites import Site, attention_modules, choose, trace_on
 from .statistics import SequentialTest, SiteTest, combined_log10_p, hits, site_log10_p
 from .subpath import SubPath, draw
 
 
+MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
 AMPLITUDES = (1.0, 2.0, 4.0)  # an attacker who suppresses a mark rarely erases it
 
 
@@ -33,13 +36,17 @@ class Evidence:
     key: WatermarkKey
     total: dict[str, np.ndarray] = field(default_factory=dict)
     alone: list[float] = field(default_factory=list)
+    cells: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, readings: Sequence[Reading]) -> None:
-        """One trial more."""
+    def add(self, subpath: SubPath, readings: Sequence[Reading]) -> None:
+        """One trial more; `cells` keeps which in-sites it armed and each out-site's share of agreeing bits."""
         single = {reading.site: reading.d.double().numpy() for reading in readings}
         for name, d in single.items():
             self.total[name] = self.total.get(name, 0.0) + d
-        self.alone.append(combined_log10_p([triple for _, triple in self.triples(single)]))
+        triples = self.triples(single)
+        self.alone.append(combined_log10_p([t for _, t in triples]))
+        bits = {name: agreeing / channels for name, (channels, _, agreeing) in triples}
+        self.cells.append({"in": [site.name for site in subpath.in_sites], "bits": bits})
 
     def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
         """Of each out-site its name and `(channels, plus, hits)`."""
@@ -68,6 +75,7 @@ class Looks:
     alpha: float
     trials: int
     seed: int
+    amplitudes: Sequence[float] = AMPLITUDES
 
     def __post_init__(self) -> None:
         self.sequence = SequentialTest(alpha=self.alpha)
@@ -103,13 +111,13 @@ class Looks:
         denoiser.eval()
         try:
             with probe(denoiser, [site.name for site in (*self.ins, *self.outs)]) as wired:
-                for amplitude in AMPLITUDES:
+                for amplitude in self.amplitudes:
                     evidence = Evidence(self.key)
                     if not self.sequence.looks:
                         self.plain = evidence
                     for trial in range(1, self.trials + 1):
                         subpath = draw(self.ins, self.outs, self.random)
-                        evidence.add(self._trial(wired, subpath, amplitude, through))
+                        evidence.add(subpath, self._trial(wired, subpath, amplitude, through))
                         if trial == self.trials or (gradual and not trial & (trial - 1)):
                             self._look(f"{label} x{amplitude:g}", trial, evidence, note or {})
                             if self.verified and early_stop:
@@ -133,11 +141,11 @@ class Looks:
         # The ends of the schedule are left out: pure noise and clean latents tell least.
         low, high = round(0.1 * record.timesteps), round(0.9 * record.timesteps)
         t = torch.randint(low, high, (1,), generator=generator)
-        weight = next(p for p in wired.denoiser.parameters() if p.is_floating_point())
-        sample = record.noised(row.latents, noise, t).to(weight.device, weight.dtype)
-        keywords = row.keywords(weight.device, weight.dtype)
+        device, dtype = placement(wired.denoiser)
+        sample, keywords = record.noised(row.latents, noise, t).to(device, dtype), row.keywords(device, dtype)
         self.evaluations += 2
-        return wired.read(self.key, subpath, record.kappa * amplitude, sample, t.to(weight.device), keywords, through)
+        with answering():
+            return wired.read(self.key, subpath, record.kappa * amplitude, sample, t.to(device), keywords, through)
 
     def to_dicts(self) -> tuple[dict[str, Any], ...]:
         """The looks for a report."""
@@ -151,14 +159,42 @@ class Looks:
 def key_sites(
     denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord
 ) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    """The in-sites and out-sites of `key` on this denoiser; NotTestableError when it has another number of sites."""
+    """The in-sites and out-sites of `key` that this denoiser has.
+
+    By the record's layout, without a forward: the key chooses among all sites, those missing here drop out by name, which
+    depends on no response pattern, so p stays exact. A record without a layout needs every site and one traced forward.
+
+    Raises:
+        NotTestableError: fewer than `MIN_SHARE` of the key's in-sites or of its out-sites are there.
+    """
+    if record.layout is None:
+        with answering():
+            sites = trace_on(denoiser, record.bank)
+        if len(sites) != record.sites:
+            raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
+        return choose(sites, key, record.in_sites, record.out_sites)
+    ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites)
+    here = attention_modules(denoiser)
+    found_ins, found_outs = (tuple(site for site in part if site.name in here) for part in (ins, outs))
+    if len(found_ins) < MIN_SHARE * len(ins) or len(found_outs) < MIN_SHARE * len(outs):
+        raise NotTestableError(
+            f"the suspect has {len(found_ins)} of the key's {len(ins)} in-sites and {len(found_outs)} of its {len(outs)} "
+            f"out-sites ({len(here)} of {record.sites} sites); at least {MIN_SHARE:.0%} of each are needed."
+        )
+    return found_ins, found_outs
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn what a denoiser raises on inputs that do not fit it into NotTestableError."""
     try:
-        sites = trace_on(denoiser, record.bank)
-    except RuntimeError as error:
+        yield
+    except ShapeError as error:
+        raise NotTestableError(f"the suspect's widths are not the record's: {error}") from error
+    except AIAOError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
         raise NotTestableError(f"the suspect does not take the record's probe inputs: {error}") from error
-    if len(sites) != record.sites:
-        raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
-    return choose(sites, key, record.in_sites, record.out_sites)
 
 
 def triple(d: np.ndarray, s: np.ndarray) -> tuple[int, int, int]:
@@ -170,10 +206,18 @@ def wrong_responses(response: dict[str, np.ndarray], key: WatermarkKey, count: i
     """The same readings against `count` wrong response patterns: their p-values must look uniform.
 
     Returns:
-        `{"n", "median_log10_p", "smallest_log10_p"}`; about -.3 and -log10(n) are expected.
+        `{"n", "median_log10_p", "smallest_log10_p", "hits"}`; about -.3 and -log10(n) are expected. `hits` holds each
+        pattern's total, for a histogram.
     """
-    values = []
+    values, totals = [], []
     for number in range(count):
         wrong = key.child(f"control/{number}")
-        values.append(combined_log10_p([triple(d, wrong.response_pattern(n, len(d))) for n, d in response.items()]))
-    return {"n": count, "median_log10_p": float(np.median(values)), "smallest_log10_p": float(min(values))}
+        triples = [triple(d, wrong.response_pattern(n, len(d))) for n, d in response.items()]
+        values.append(combined_log10_p(triples))
+        totals.append(sum(agreeing for _, _, agreeing in triples))
+    return {
+        "n": count,
+        "median_log10_p": float(np.median(values)),
+        "smallest_log10_p": float(min(values)),
+        "hits": totals,
+    }

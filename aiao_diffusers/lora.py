@@ -24,7 +24,17 @@ from torch import nn
 from .checkpoint import detect
 from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
 from .lora_formats import EXPECTED_PREFIXES, Group, Parsed, Scaling, new_weight, parse, scaling_of
-from .safefile import check_finite, inside, list_weight_files, load_tensors, parse_json, read_header, read_json, short
+from .safefile import (
+    check_finite,
+    inside,
+    list_weight_files,
+    load_tensors,
+    parse_json,
+    read_header,
+    read_json,
+    short,
+    tensor_sha256,
+)
 
 
 __all__ = ["LoadedLora", "applied"]
@@ -61,6 +71,7 @@ class LoadedLora:
         unused_keys: keys that found no module of this denoiser (text-encoder keys are counted apart).
         text_encoder_keys: their number; they change no denoiser.
         warnings: what the report must say.
+        sha256: `tensor_sha256` of the adapter file's tensors.
     """
 
     kind: str
@@ -71,6 +82,7 @@ class LoadedLora:
     unused_keys: tuple[str, ...]
     text_encoder_keys: int
     warnings: tuple[str, ...]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -343,6 +355,7 @@ def applied(
         unused,
         parsed.text_encoder_keys,
         tuple(warnings),
+        tensor_sha256(file.state),
     )
     originals = [(parameter, parameter.data) for parameter, _ in plan.entries.values()]
     try:

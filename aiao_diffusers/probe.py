@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .errors import SiteError
+from .errors import ShapeError, SiteError
 from .key import WatermarkKey
 from .processor import AIAOAttnProcessor
 from .sites import attention_modules, unwrap
 from .subpath import SubPath
-from .trigger import difference
+from .trigger import channel_axis, difference
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,13 @@ class Wired:
         """
 
         def collect() -> dict[str, torch.Tensor]:
-            missing = [name for name in names if self.processors[name].entered is None]
+            # Armed sites too: a trigger that was never applied would read as "no mark".
+            used = {*names, *(name for name, p in self.processors.items() if p.mask is not None)}
+            missing = sorted(name for name in used if not self.processors[name].calls)
             if missing:
-                raise SiteError(f"no forward reached the sites {missing}: were processors or blocks replaced?")
+                raise SiteError(
+                    f"no forward reached the sites {missing}: {self.replaced() or 'blocks were replaced.'}"
+                )
             return {name: self.processors[name].entered for name in names}  # type: ignore[misc]
 
         try:
@@ -81,10 +85,24 @@ class Wired:
             yield collect
         finally:
             for name in names:
-                self.processors[name].reading, self.processors[name].entered = False, None
+                processor = self.processors[name]
+                processor.reading, processor.entered, processor.calls = False, None, 0
+
+    def replaced(self) -> str:
+        """What to do about processors that were exchanged since the sites were wrapped; empty when all are in place."""
+        modules = attention_modules(self.denoiser)
+        lost = [name for name, processor in self.processors.items() if modules[name].processor is not processor]
+        if not lost:
+            return ""
+        return (
+            f"the processors of {lost[:3]} ({len(lost)} sites) were replaced after wrapping. set_attention_slice, "
+            "fuse_qkv_projections, load_ip_adapter and xformers do that: call them before, or leave the `probe` block."
+        )
 
     def activations(self, names: Sequence[str], forward: Callable[[], object]) -> dict[str, torch.Tensor]:
         """Hidden states entering `names` in one call of `forward`, which ends behind the last of them."""
+        if self.replaced():
+            raise SiteError(self.replaced())
         modules = attention_modules(self.denoiser)
         pending = set(names)
 
@@ -137,6 +155,10 @@ class Wired:
             entered = self.activations(names, lambda: self.denoiser(stacked, times, **doubled))
         if through is not None:
             entered = {name: through.hidden(name, states) for name, states in entered.items()}
+        for site in subpath.out_sites:
+            width = entered[site.name].shape[channel_axis(entered[site.name])]
+            if width != site.width_in:
+                raise ShapeError(f"site {site.name!r} has {width} channels, expected {site.width_in}.")
         return [Reading(name, difference(entered[name][batch:], entered[name][:batch])) for name in names]
 
 
@@ -166,6 +188,8 @@ def probe(denoiser: nn.Module, names: Sequence[str]) -> Iterator[Wired]:
     if nested:
         raise SiteError(f"sites {nested} are wrapped already: leave the outer `probe` block first.")
     with ExitStack() as stack:
+        # `torch.compile` of a module or its blocks would trace the wrappers, once more for each sub-path.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         processors = {}
         for name, inner in installed.items():
             processors[name] = AIAOAttnProcessor(inner)

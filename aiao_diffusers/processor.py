@@ -20,6 +20,7 @@ class AIAOAttnProcessor:
         mask (`torch.Tensor`, *optional*): trigger mask `(C,)` or, one a sample, `(B, C)`; None is unarmed.
         amplitude (`torch.Tensor` or `float`): per sample `(B,)` or one for all, in units of the output's rms.
         reading (`bool`): keep the hidden states that enter, in `entered`, `(B, T, C)` or `(B, C, H, W)`.
+        calls (`int`): times it ran while armed or reading, since the last `disarm`.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -28,6 +29,7 @@ class AIAOAttnProcessor:
         self.amplitude: torch.Tensor | float = 0.0
         self.reading = False
         self.entered: torch.Tensor | None = None
+        self.calls = 0
         # `Attention.forward` drops every keyword that is missing in this signature, so show the inner one's.
         self._call = _Call(self)
         self._call.__signature__ = inspect.signature(inner.__call__)
@@ -44,6 +46,8 @@ class AIAOAttnProcessor:
         return getattr(self.inner, name)
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.reading or self.mask is not None:
+            self.calls += 1
         if self.reading:
             self.entered = hidden_states
         output = self.inner(attn, hidden_states, *args, **kwargs)
@@ -54,7 +58,7 @@ class AIAOAttnProcessor:
 
     def disarm(self) -> None:
         """Back to passing calls on; drops the mask and what was read."""
-        self.mask, self.amplitude, self.reading, self.entered = None, 0.0, False, None
+        self.mask, self.amplitude, self.reading, self.entered, self.calls = None, 0.0, False, None, 0
 
 
 class _Call:

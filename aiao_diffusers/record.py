@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from .data import LatentData
-from .errors import RecordError
+from .errors import AIAOError, RecordError
 from .key import SCHEME, WatermarkKey
 from .safefile import tensor_sha256
+from .setups import Values
+from .sites import Site
 
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
@@ -34,6 +37,8 @@ class WatermarkRecord:
         scheduler (`dict`): the noise schedule, as diffusers' config.
         bank (`LatentData`): a few in-distribution latents with conditioning; random ones do not work as probes.
         marked_sha256 (`str`, *optional*): hash of the marked denoiser's weights.
+        layout (`tuple[Site, ...]`, *optional*): every site of the marked denoiser in order of execution. Public, for the
+            architecture is; it spares verification a forward, and lets it match a suspect with fewer sites by name.
         teacher_sha256, reference_sha256 (`str`, *optional*): hashes of the clean twin's weights and of the alignment
             reference made from it (`align`). Both stay private; named here, neither can be exchanged later.
     Raises:
@@ -51,6 +56,7 @@ class WatermarkRecord:
     scheduler: dict[str, Any]
     bank: LatentData
     marked_sha256: str | None = None
+    layout: tuple[Site, ...] | None = None
     teacher_sha256: str | None = None
     reference_sha256: str | None = None
     scheme: str = SCHEME
@@ -60,6 +66,8 @@ class WatermarkRecord:
             raise RecordError(f"record of scheme {self.scheme!r}; this version reads {SCHEME!r}: install its version.")
         if min(self.sites, self.in_sites, self.out_sites) < 1 or not self.kappa > 0 or not self.response > 0:
             raise RecordError("a record's site counts and amplitudes are positive: it was altered or cut.")
+        if self.layout is not None and len(self.layout) != self.sites:
+            raise RecordError(f"the record lists {len(self.layout)} sites and counts {self.sites}: it was altered.")
 
     def belongs_to(self, key: WatermarkKey) -> bool:
         """Whether this record commits to `key`."""
@@ -79,19 +87,32 @@ class WatermarkRecord:
         if type(denoiser).__name__ != self.denoiser:
             raise RecordError(f"the record is of a {self.denoiser}, the suspect is a {type(denoiser).__name__}.")
 
+    def _files(self) -> tuple[bytes, bytes]:
+        """The document and the bank, as bytes; fields that are None are left out."""
+        tensors = {"latents": self.bank.latents, **{f"cond.{n}": v for n, v in self.bank.conditioning.items()}}
+        bank = to_bytes({n: (v.float() if v.is_floating_point() else v).contiguous() for n, v in tensors.items()})
+        document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "bank"}
+        if self.layout is not None:
+            document["layout"] = [[site.name, site.width_in, site.width_out] for site in self.layout]
+        probe = {"file": BANK, "sha256": hashlib.sha256(bank).hexdigest()}
+        document = {"scheme": document.pop("scheme"), **document, "probe": probe}
+        document = {name: value for name, value in document.items() if value is not None}
+        return (json.dumps(document, indent=2) + "\n").encode(), bank
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `aiao/watermark.json` as `save` writes it; it names the bank's hash, so it stands for both files."""
+        return hashlib.sha256(self._files()[0]).hexdigest()
+
     def save(self, folder: str | Path) -> Path:
         """Write `folder/aiao/`: the bank first, then the document that names its hash; each under a temporary name."""
         target = Path(folder) / FOLDER
         target.mkdir(parents=True, exist_ok=True)
-        partial = target / f".{BANK}.partial"
-        self.bank.save(partial, torch.float32)
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-        os.replace(partial, target / BANK)
-        document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "bank"}
-        document = {"scheme": document.pop("scheme"), **document, "probe": {"file": BANK, "sha256": digest}}
-        partial = target / f".{DOCUMENT}.partial"
-        partial.write_text(json.dumps(document, indent=2) + "\n")
-        os.replace(partial, target / DOCUMENT)
+        document, bank = self._files()
+        for name, content in ((BANK, bank), (DOCUMENT, document)):
+            partial = target / f".{name}.partial"
+            partial.write_bytes(content)
+            os.replace(partial, target / name)
         return target
 
     @classmethod
@@ -119,8 +140,13 @@ class WatermarkRecord:
         if hashlib.sha256(bank).hexdigest() != stated:
             raise RecordError(f"the probe bank in '{source}' does not match the record's hash: it was altered.")
         try:
-            return cls(**document, bank=LatentData.load(source / BANK))
-        except TypeError as error:
+            layout = document.pop("layout", None)
+            if layout is not None:
+                layout = tuple(Site(str(n), i, int(a), int(b)) for i, (n, a, b) in enumerate(layout))
+            return cls(**document, layout=layout, bank=LatentData.load(source / BANK))
+        except AIAOError:
+            raise
+        except (TypeError, ValueError) as error:
             raise RecordError(f"the record in '{folder}' has missing or unknown fields ({error}).") from error
 
 
@@ -139,4 +165,4 @@ def weights_sha256(module: nn.Module) -> str:
 
     Values, not storage: fp16 weights loaded as float32 hash like the same numbers stored as float32.
     """
-    return tensor_sha256({n: v.float() if v.is_floating_point() else v for n, v in module.state_dict().items()})
+    return tensor_sha256(Values(module))

@@ -7,6 +7,13 @@ from typing import Any
 from .statistics import SiteTest
 
 
+UNPROVEN = {
+    "descent": "Not who made the suspect, when, or with what right. The p-value supposes that the key was fixed before the "
+    "suspect was seen; a commitment dated before that is what shows it.",
+    "carries": "Not that the adapter was trained on the marked model: only a merged checkpoint can show that. Nor when it "
+    "was made, or with what right; and the key must have been fixed before, which a dated commitment shows.",
+    "nothing": "Not that the suspect is independent: training hard enough, distillation or a deep merge remove a mark.",
+}
 PROVES = {
     "descent": "The suspect's own weights carry the mark: it descends from the owner's model.",
     "carries": "Whoever runs this adapter on the given base still runs marked weights. It does not prove on which twin "
@@ -31,6 +38,10 @@ class VerificationReport:
         controls (`dict`): the same question where the answer must be no. adapter (`dict`): what a LoRA changed.
         source (`dict`): for `suspect` and `base` from a Hub, the repository and its commit; of the base also `declared_by`
             (where the suspect itself names it) and `matches_record` (its weights are those of the marked model).
+        hashes (`dict`): SHA-256 of suspect (of the adapter file, where it is one), base, marked model and record, and the
+            key's commitment. seed (`int`): of the trials.
+        subpaths (`tuple[dict]`): of each plain trial the armed in-sites and each out-site's share of agreeing bits. It
+            names sites that the key chose: masks stay secret, but hand a report only to who needs it.
     """
 
     verdict: str
@@ -53,19 +64,28 @@ class VerificationReport:
     adapter: dict[str, Any] | None = None
     hashes: dict[str, str | None] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    subpaths: tuple[dict[str, Any], ...] = ()
+    seed: int | None = None
 
     @property
     def verified(self) -> bool:
         """Whether the verdict is `verified`."""
         return self.verdict == "verified"
 
+    @property
+    def proves_in_words(self) -> str:
+        """What follows from the verdict."""
+        if self.verdict == "not_testable":
+            return "Nothing: the question could not be put to this suspect."
+        return PROVES[self.proves]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the fields of the public contract and some more."""
-        return json.loads(json.dumps({**asdict(self), "proves_in_words": PROVES[self.proves]}))
+        return json.loads(json.dumps({**asdict(self), "proves_in_words": self.proves_in_words}))
 
     def to_markdown(self) -> str:
         """The report for people."""
-        lines = [f"# {self.verdict}: {self.suspect}", "", PROVES[self.proves], ""]
+        lines = [f"# {self.verdict}: {self.suspect}", "", self.proves_in_words, ""]
         if self.reason:
             lines += [f"Reason: {self.reason}", ""]
         if self.log10_p is not None:
@@ -82,28 +102,39 @@ class VerificationReport:
                 "",
             ]
         lines += [f"- {name}: {told}" for name, told in _sources(self.source)]
-        lines += [f"- control `{name}`: {value}" for name, value in self.controls.items()]
+        lines += [f"- control `{name}`: {said(fields)}" for name, fields in self.controls.items()]
         lines += [f"- warning: {text}" for text in self.warnings]
         return "\n".join(lines) + "\n"
 
-    def plot(self) -> Any:
-        """A matplotlib figure: agreeing bits of each out-site against the null's mean and two standard deviations."""
-        from matplotlib.figure import Figure
+    def to_html(self) -> str:
+        """The report as one self-contained page with plots.
 
-        figure = Figure(figsize=(7, 3), layout="constrained")
-        axes = figure.subplots()
-        places = range(len(self.sites))
-        shares = [site.hits / site.channels for site in self.sites]
-        spread = [2 / (site.channels - 1) ** 0.5 for site in self.sites]
-        axes.bar(places, shares, color="tab:blue", label="read")
-        axes.errorbar(places, [0.5] * len(shares), yerr=spread, fmt="_", color="black", label="null, 2 sd")
-        axes.set_xticks(
-            list(places), [site.name.split(".transformer")[0] for site in self.sites], rotation=30, ha="right"
-        )
-        axes.set_ylabel("bit accuracy")
-        axes.set_title(f"{self.verdict}, log10 p = {self.log10_p:.1f}" if self.log10_p is not None else self.verdict)
-        axes.legend()
-        return figure
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from .report_html import page
+
+        return page(self)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: hits by site, the null and the observed value, the sub-paths, the rate.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from .plots import figure
+
+        return figure(self)
+
+
+def said(fields: Any) -> str:
+    """A control in one line, without its long lists."""
+    if not isinstance(fields, dict):
+        return str(fields)
+    shown = {
+        n: f"{v:.2f}" if isinstance(v, float) else v for n, v in fields.items() if not isinstance(v, list | tuple)
+    }
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _sources(source: dict[str, Any]) -> list[tuple[str, str]]:

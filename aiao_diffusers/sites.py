@@ -11,6 +11,7 @@ from torch import nn
 from .data import LatentData
 from .errors import ConfigError, SiteError
 from .key import WatermarkKey
+from .setups import placement
 from .trigger import channel_axis
 
 
@@ -39,7 +40,9 @@ class Site:
 
 def unwrap(denoiser: nn.Module) -> nn.Module:
     """The plain module behind `torch.compile` and data-parallel wrappers; weights are shared."""
-    return extract_model_from_parallel(denoiser, keep_fp32_wrapper=False)
+    # A compiled wrapper would put its prefix before every site's name, and masks hang on names. The fp32 wrapper stays,
+    # for taking it off changes the module itself and ends the user's mixed precision.
+    return extract_model_from_parallel(denoiser, keep_torch_compile=False)
 
 
 def attention_modules(denoiser: nn.Module) -> dict[str, Any]:
@@ -114,13 +117,10 @@ def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
 
 def trace_on(denoiser: nn.Module, data: LatentData) -> list[Site]:
     """`trace` with the first row of `data`, in the denoiser's own dtype and on its device, at timestep 0."""
-    weight = next(p for p in denoiser.parameters() if p.is_floating_point())
+    device, dtype = placement(denoiser)
     first = data.take(torch.zeros(1, dtype=torch.long))
-    sample, time = (
-        first.latents.to(weight.device, weight.dtype),
-        torch.zeros(1, dtype=torch.long, device=weight.device),
-    )
-    return trace(denoiser, lambda: denoiser(sample, time, **first.keywords(weight.device, weight.dtype)))
+    sample, time = first.latents.to(device, dtype), torch.zeros(1, dtype=torch.long, device=device)
+    return trace(denoiser, lambda: denoiser(sample, time, **first.keywords(device, dtype)))
 
 
 def span(sites: list[Site], share: tuple[float, float]) -> list[Site]:

@@ -1,6 +1,6 @@
 """Open what a verifier is given: a denoiser, a pipeline, a folder, a file or a Hub repository."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from .errors import NotTestableError, RecordError, SuspectError
 from .lora import applied
 from .pull import Pulled, pull, pull_record
 from .record import WatermarkRecord, has_record, weights_sha256
+from .sites import unwrap
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Opened:
 
     Args:
         source (`dict`): `suspect` and `base`, where they came from a Hub: repository, commit, and who named the base.
-        base_sha256 (`str`, *optional*): of the base before an adapter went onto it.
+        hashes (`dict`): of an adapter's file and of the base before the adapter went onto it.
     """
 
     denoiser: nn.Module
@@ -33,7 +34,7 @@ class Opened:
     adapter: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
-    base_sha256: str | None = None
+    hashes: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def label_of(source: Any) -> str:
@@ -139,7 +140,7 @@ def opened(
     if declared is not None:
         under.source.setdefault("base", {})["declared_by"] = by
         warnings = (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
-    digest = weights_sha256(under.denoiser)
+    base_sha256 = weights_sha256(unwrap(under.denoiser))
     with applied(under.denoiser, path, weight_name=None if pulled else weight_name) as loaded:
         yield Opened(
             under.denoiser,
@@ -150,7 +151,7 @@ def opened(
             asdict(loaded),
             (*warnings, *loaded.warnings),
             {**source, **under.source},
-            digest,
+            {"suspect": loaded.sha256, "base": base_sha256},
         )
 
 

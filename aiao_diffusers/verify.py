@@ -1,6 +1,7 @@
 """Verify a suspect: Monte Carlo trials over sub-paths, exact statistics, a report."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from .data import LatentData, prepare
 from .errors import ConfigError, KeyMismatchError, NotTestableError
 from .healing import BATCH, STEPS, healed
 from .key import WatermarkKey
-from .looks import Looks, key_sites, wrong_responses
+from .looks import AMPLITUDES, Looks, key_sites, wrong_responses
 from .record import WatermarkRecord, weights_sha256
 from .report import VerificationReport
 from .safefile import check_finite
+from .setups import Values, bare
 from .sites import unwrap
 from .statistics import clopper_pearson, floor_log10_p
 from .suspect import Opened, label_of, opened, require_record
@@ -34,6 +36,7 @@ def verify(
     seed: int = 0,
     *,
     early_stop: bool = True,
+    amplitudes: Sequence[float] = AMPLITUDES,
     reference: Any = None,
     healing: Any = None,
 ) -> VerificationReport:
@@ -47,6 +50,8 @@ def verify(
         seed (`int`): of sub-paths, timesteps, probe inputs and noise.
         early_stop (`bool`, defaults to True): stop at the first look that verifies; False runs all plain trials, which
             the verification rate wants.
+        amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
+            fixed beforehand, for a list chosen by an earlier outcome makes p too small.
         reference: clean activations for reading through function-preserving disguises, see `align`: the file that
             embedding wrote, or the clean twin (a denoiser, a pipeline, a folder, a repository id). Costs 32 forwards and
             the looks, only where the plain looks did not verify.
@@ -65,6 +70,8 @@ def verify(
         raise ConfigError(f"alpha is a probability between 0 and 1, got {alpha}.")
     if trials < 1:
         raise ConfigError(f"trials must be at least 1, got {trials}.")
+    if not amplitudes or not all(0 < amplitude < math.inf for amplitude in amplitudes):
+        raise ConfigError(f"amplitudes are positive numbers, at least one, got {list(amplitudes)}.")
     try:
         with opened(suspect, base, weight_name=weight_name, revision=revision) as found:
             chosen = require_record(record, found.record)
@@ -74,7 +81,19 @@ def verify(
                     "pass the record that was published with this key."
                 )
             means = _means(chosen, reference, healing)
-            report = _read(found, key, chosen, means, alpha=alpha, trials=trials, seed=seed, early_stop=early_stop)
+            with bare(unwrap(found.denoiser)) as notes:
+                found = replace(found, warnings=(*found.warnings, *notes))
+                report = _read(
+                    found,
+                    key,
+                    chosen,
+                    means,
+                    alpha=alpha,
+                    trials=trials,
+                    seed=seed,
+                    early_stop=early_stop,
+                    amplitudes=amplitudes,
+                )
     except NotTestableError as error:
         return VerificationReport("not_testable", label_of(suspect), alpha, reason=str(error))
     if clean_base is not None:
@@ -114,18 +133,26 @@ def _read(
     trials: int,
     seed: int,
     early_stop: bool,
+    amplitudes: Sequence[float],
 ) -> VerificationReport:
     denoiser = unwrap(found.denoiser)
     record.check_fits(denoiser)
-    check_finite(dict(denoiser.named_parameters()), "the suspect's weights")
-    looks = Looks(key, record, *key_sites(denoiser, key, record), alpha, trials, seed)
+    check_finite(Values(denoiser), "the suspect's weights")
+    ins, outs = key_sites(denoiser, key, record)
+    looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes)
     looks.escalate(denoiser, gradual=True, early_stop=early_stop)
     warnings = [*found.warnings, *means.warnings, *_further(looks, denoiser, means)]
+    if len(ins) < record.in_sites or len(outs) < record.out_sites:
+        warnings.append(
+            f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
+            f"{record.out_sites} out-sites: read on those."
+        )
     if not record.belongs_to(key):
         warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
     source = {name: dict(told) for name, told in found.source.items()}
-    if found.base_sha256 is not None and record.marked_sha256 is not None:
-        matches = found.base_sha256 == record.marked_sha256
+    base_sha256 = found.hashes.get("base")
+    if base_sha256 is not None and record.marked_sha256 is not None:
+        matches = base_sha256 == record.marked_sha256
         source.setdefault("base", {})["matches_record"] = matches
         if not matches:
             warnings.append("the base's weights are not those of the marked model in the record (another SHA-256).")
@@ -149,8 +176,16 @@ def _read(
         warnings=tuple(warnings),
         looks=looks.to_dicts(),
         adapter=found.adapter,
-        hashes={"suspect": weights_sha256(denoiser), "base": found.base_sha256, "marked": record.marked_sha256},
         source=source,
+        subpaths=tuple(plain.cells),
+        seed=seed,
+        hashes={
+            "suspect": weights_sha256(denoiser),
+            **found.hashes,
+            "marked": record.marked_sha256,
+            "record": record.sha256,
+            "commitment": key.commitment,
+        },
     )
 
 

@@ -6,6 +6,7 @@ import typer
 
 from ..errors import AIAOError
 from ._output import out
+from .bench import app as bench
 from .demo import demo
 from .embed import embed
 from .keygen import keygen
@@ -18,6 +19,7 @@ from .verify import verify
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 for verb in (keygen, embed, verify, push, scan, profile, demo):
     app.command()(verb)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """`aiao demo`: verdicts on the shipped model, its descendants and their controls."""
 
+import base64
 import tempfile
 import time
 import warnings
@@ -8,20 +9,31 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from markupsafe import Markup
 from PIL import Image
 
 from ..bench.attacks.finetune import lora as train_lora
 from ..data import LatentData
-from ..errors import SuspectError
+from ..errors import MissingExtraError, SuspectError
 from ..key import WatermarkKey
 from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
 from ..record import WatermarkRecord
+from ..report import VerificationReport
+from ..report_html import HTML, document, section
 from ..verify import verify
-from ._output import out
+from ._output import out, write_whole
 
 
 PROMPTS = ["cat face", "red apple", "evergreen tree", "house building"]
 COLUMNS = ("suspect", "expected", "verdict", "log10 p", "bits")
+TITLE = "Who carries the mark?"
+SUMMARY = """<h1>Who carries the mark?</h1>
+<table><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+<p>{{ legend }}</p><p><img alt="same-seed images" src="data:image/png;base64,{{ images }}"></p>
+{% for name, part in sections %}<details><summary>{{ name }}</summary>{{ part }}</details>
+{% endfor %}"""
 STEPS_A_NOTE = 25  # how often the full demo says where it is, in optimiser steps
 
 
@@ -37,14 +49,14 @@ def demo(
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch:
         folders = _fresh(assets, Path(scratch)) if full else _shipped(assets)
-        rows = _verdicts(**folders)
-        _report(rows, folders, output)
+        rows, reports = _verdicts(**folders)
+        _report(rows, reports, folders, output)
     right = all(row["verdict"] == row["expected"] for row in rows)
     if as_json:
         out.json(rows)
     else:
-        out.table("Who carries the mark?", list(COLUMNS), [_cells(row) for row in rows])
-        out.note(f"{time.time() - started:.0f} s; report with pictures: {output / 'report.md'}")
+        out.table(TITLE, list(COLUMNS), [_cells(row) for row in rows])
+        out.note(f"{time.time() - started:.0f} s; reports with pictures in '{output}'")
     raise typer.Exit(0 if right else 1)
 
 
@@ -91,7 +103,9 @@ def _fresh(assets: Path, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _verdicts(key: WatermarkKey, base: Path, marked: Path, lora: Path, finetuned: Path | None) -> list[dict[str, Any]]:
+def _verdicts(
+    key: WatermarkKey, base: Path, marked: Path, lora: Path, finetuned: Path | None
+) -> tuple[list[dict[str, Any]], list[VerificationReport]]:
     record = WatermarkRecord.load(marked)
     questions: list[tuple[str, str, Any, WatermarkKey, Any]] = [
         ("marked model", "verified", marked, key, None),
@@ -101,11 +115,12 @@ def _verdicts(key: WatermarkKey, base: Path, marked: Path, lora: Path, finetuned
         ("control: same LoRA on base", "not_verified", lora, key, base),
         ("control: wrong key", "not_verified", marked, key.child("wrong"), None),
     ]
-    rows = []
+    rows, reports = [], []
     for name, expected, suspect, asked, under in questions:
         if suspect is None:
             continue
         report = verify(suspect, asked, base=under, record=record)
+        reports.append(report)
         rows.append(
             {
                 "name": name,
@@ -115,10 +130,12 @@ def _verdicts(key: WatermarkKey, base: Path, marked: Path, lora: Path, finetuned
                 "bit_accuracy": report.bit_accuracy,
             }
         )
-    return rows
+    return rows, reports
 
 
-def _report(rows: list[dict[str, Any]], folders: dict[str, Any], output: Path) -> None:
+def _report(
+    rows: list[dict[str, Any]], reports: list[VerificationReport], folders: dict[str, Any], output: Path
+) -> None:
     output.mkdir(parents=True, exist_ok=True)
     pictures = [
         _pictures(folders["base"]),
@@ -131,11 +148,22 @@ def _report(rows: list[dict[str, Any]], folders: dict[str, Any], output: Path) -
         for x, picture in enumerate(row):
             sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side))
     sheet.save(output / "images.png")
-    lines = ["# Who carries the mark?", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines = [f"# {TITLE}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    lines += ["", "Same seeds; rows: base, marked, marked with the LoRA. Prompts: " + ", ".join(PROMPTS) + ".", ""]
-    lines += ["![same-seed images](images.png)", ""]
-    (output / "report.md").write_text("\n".join(lines))
+    legend = "Same seeds; rows: base, marked, marked with the LoRA. Prompts: " + ", ".join(PROMPTS) + "."
+    lines += ["", legend, "", "![same-seed images](images.png)", ""]
+    write_whole(output / "report.md", "\n".join(lines))
+    try:
+        sections = [(row["name"], section(report)) for row, report in zip(rows, reports, strict=True)]
+    except MissingExtraError as error:
+        out.note(f"no report.html: {error}")
+        return
+    images = base64.b64encode((output / "images.png").read_bytes()).decode()
+    cells = [_cells(row) for row in rows]
+    body = HTML.from_string(SUMMARY).render(
+        columns=COLUMNS, rows=cells, legend=legend, images=images, sections=sections
+    )
+    write_whole(output / "report.html", document(TITLE, Markup(body)))
 
 
 def _pictures(folder: Path, lora: Path | None = None) -> list[Image.Image]:

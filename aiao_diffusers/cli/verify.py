@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from ..errors import OutputExistsError
 from ..key import WatermarkKey
+from ..plots import new_figure
 from ..verify import verify as run
-from ._output import out
+from ._output import out, write_whole
 
 
 def verify(
@@ -24,6 +26,7 @@ def verify(
     trials: Annotated[int, typer.Option(help="Monte Carlo trials a look, at most.")] = 8,
     all_trials: Annotated[bool, typer.Option(help="Run all plain trials, for the verification rate.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write the report with plots to this new HTML file.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="For disguised suspects: the private file from embedding, or the clean twin.")
     ] = None,
@@ -31,6 +34,11 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read a mark. Exit code 0: verified; 3: ran and did not verify."""
+    if html is not None:
+        # Before the reading, which may take minutes.
+        if html.exists():
+            raise OutputExistsError(f"output '{html}' exists: choose another name or remove it.")
+        new_figure(1, 1)
     report = run(
         suspect,
         WatermarkKey.load(key),
@@ -46,6 +54,8 @@ def verify(
         reference=reference,
         healing=healing,
     )
+    if html is not None:
+        write_whole(html, report.to_html())
     if as_json:
         out.json(report.to_dict())
     else:

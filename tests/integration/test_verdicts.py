@@ -194,3 +194,5 @@ class TestCommandLine:
         assert done.returncode == 0, done.stderr
         assert len(rows) == 6 and all(row["verdict"] == row["expected"] for row in rows)
         assert (tmp_path / "report" / "report.md").exists()
+        page = (tmp_path / "report" / "report.html").read_text()
+        assert page.count("<details>") == 6 and "Who carries the mark?" in page

@@ -1,0 +1,362 @@
+"""What a verdict costs: FLOPs, wall clock against sampling, peak memory, and what an unarmed wrapper adds.
+
+The large model is Stable Diffusion 1.5's U-Net with random weights: cost depends on the geometry alone. It carries no
+mark, so its verdict is cut to the first look, which is where a marked model's ends.
+"""
+
+import statistics as middle
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from scipy import stats
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ..checkpoint import load_denoiser
+from ..data import LatentData
+from ..errors import ConfigError
+from ..key import WatermarkKey
+from ..probe import probe
+from ..record import WatermarkRecord
+from ..setups import placement
+from ..sites import attention_modules, choose, trace, trace_on
+from ..verify import verify
+
+
+# unet/config.json of stable-diffusion-v1-5, without diffusers' defaults; 860M parameters.
+SD15: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+}
+IN_SITES, OUT_SITES = 5, 7  # as `EmbedConfig` has them
+TEXT_TOKENS = 77
+GUIDED_STEPS = 20
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+KEY = WatermarkKey(bytes(range(32)), "cost")
+MIB = 2**20
+
+
+def random_model(
+    kind: type[nn.Module], config: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> Any:
+    """A model of this geometry with random weights, made in `dtype` so that no float32 copy is ever held."""
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            torch.set_default_dtype(dtype)
+            return kind(**config).eval().requires_grad_(False)
+        finally:
+            torch.set_default_dtype(before)
+
+
+def random_bank(unet: Any, size: int, seed: int = 0) -> LatentData:
+    """Random latents of `size` x `size` with random text: enough to measure cost, useless for reading a mark."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randn(2, TEXT_TOKENS, unet.config.cross_attention_dim, generator=generator)
+    latents = torch.randn(2, unet.config.in_channels, size, size, generator=generator)
+    return LatentData(latents, {"encoder_hidden_states": text})
+
+
+def record_for(unet: Any, size: int) -> WatermarkRecord:
+    """A record as embedding would leave it, with latents of `size` x `size`."""
+    # The layout does not depend on the latents' size; the smallest that passes every downsampling is enough.
+    smallest = 2 ** (len(unet.config.block_out_channels) - 1)
+    layout = tuple(trace_on(unet, random_bank(unet, smallest)))
+    return WatermarkRecord(
+        owner=KEY.owner,
+        commitment=KEY.commitment,
+        denoiser=type(unet).__name__,
+        sites=len(layout),
+        in_sites=IN_SITES,
+        out_sites=OUT_SITES,
+        kappa=1.0,
+        response=1.0,
+        scheduler=SCHEDULE,
+        bank=random_bank(unet, size),
+        layout=layout,
+    )
+
+
+def first_look(unet: nn.Module, record: WatermarkRecord) -> Any:
+    """A verdict as far as a marked model takes it: checks, hashes, one trial, statistics, controls."""
+    return verify(unet, KEY, record=record, trials=1, amplitudes=(1.0,))
+
+
+@torch.no_grad()
+def forward(denoiser: Any, record: WatermarkRecord, batch: int = 1) -> torch.Tensor:
+    """One full forward on the record's first probe input, `batch` copies of it."""
+    device, dtype = placement(denoiser)
+    row = record.bank.take(torch.zeros(batch, dtype=torch.long))
+    time_ = torch.full((batch,), 500, device=device)
+    return denoiser(row.latents.to(device, dtype), time_, **row.keywords(device, dtype)).sample
+
+
+def flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of `call`, by torch's counter."""
+
+    def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    # torch counts attention on GPUs only; on a CPU it is this operator.
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall clock of `call`."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def guided_steps(unet: Any, record: WatermarkRecord, steps: int) -> Callable[[], object]:
+    """`steps` of a 20-step guided sampling of one image (batch of two forwards, DDIM); no VAE and no text encoder."""
+    scheduler = DDIMScheduler(**SCHEDULE)
+    scheduler.set_timesteps(GUIDED_STEPS)
+
+    @torch.no_grad()
+    def sample() -> None:
+        device, dtype = placement(unet)
+        row = record.bank.take(torch.zeros(2, dtype=torch.long))
+        latents, keywords = row.latents[:1].to(device, dtype), row.keywords(device, dtype)
+        for t in scheduler.timesteps[:steps]:
+            empty, text = unet(torch.cat([latents, latents]), t, **keywords).sample.chunk(2)
+            latents = scheduler.step(empty + 7.5 * (text - empty), t, latents).prev_sample
+
+    return sample
+
+
+def flop_ratio(whole: int, spent: int) -> dict[str, Any]:
+    """FLOPs of a verdict, and over those of one full forward at batch 1 and native latent size."""
+    return {"forward_gflop": whole / 1e9, "verdict_gflop": spent / 1e9, "forwards": spent / whole}
+
+
+def geometry_flops(config: Mapping[str, Any] = SD15, *, reduced: int = 16) -> dict[str, Any]:
+    """`flop_ratio` of a verdict's first look from the geometry alone, in seconds: on torch's meta device, without weights.
+
+    Returns:
+        `native` and `reduced`: with probe latents of the model's own size, and of `reduced` x `reduced`.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config).eval()
+
+    def call(batch: int, size: int) -> Callable[[], object]:
+        sample = torch.zeros(batch, unet.config.in_channels, size, size, device="meta")
+        text = torch.zeros(batch, TEXT_TOKENS, unet.config.cross_attention_dim, device="meta")
+        time_ = torch.zeros(batch, dtype=torch.long, device="meta")
+        return torch.no_grad()(lambda: unet(sample, time_, encoder_hidden_states=text))
+
+    layout = trace(unet, call(1, config["sample_size"]))
+    ins, outs = choose(layout, KEY, IN_SITES, OUT_SITES)
+
+    def look(size: int) -> int:
+        with probe(unet, [site.name for site in (*ins, *outs)]) as wired:
+            return flops(lambda: wired.activations([site.name for site in outs], call(2, size)))
+
+    whole = flops(call(1, config["sample_size"]))
+    return {"native": flop_ratio(whole, look(config["sample_size"])), "reduced": flop_ratio(whole, look(reduced))}
+
+
+def wall_clock(
+    unet: nn.Module, vae: Any, native: WatermarkRecord, reduced: WatermarkRecord, *, rounds: int, steps: int
+) -> dict[str, Any]:
+    """Verdict against one guided image, in turns in one run. An image is 20 guided steps and one VAE decode.
+
+    Args:
+        rounds (`int`): how often all three are timed. steps (`int`): guided steps timed a round; 20 are extrapolated from
+            them, for all steps cost the same.
+    """
+    guided = guided_steps(unet, native, steps)
+    latents = native.bank.latents[:1].to(placement(vae)[1])
+
+    @torch.no_grad()
+    def decode() -> None:
+        vae.decode(latents)
+
+    rows, decodes = [], []
+    for _ in range(rounds):
+        decodes.append(seconds(decode))
+        image = seconds(guided) * GUIDED_STEPS / steps + decodes[-1]
+        rows.append((image, seconds(lambda: first_look(unet, native)), seconds(lambda: first_look(unet, reduced))))
+    image, verdict, small = (middle.median(column) for column in zip(*rows, strict=True))
+    ratios = [(image / a, image / b) for image, a, b in rows]
+    return {
+        "rounds": rounds,
+        "steps_timed": steps,
+        "image_s": image,
+        "decode_s": middle.median(decodes),
+        "verdict_s": verdict,
+        "reduced_s": small,
+        "verdicts_an_image": [middle.median(r[0] for r in ratios), *span(r[0] for r in ratios)],
+        "reduced_an_image": [middle.median(r[1] for r in ratios), *span(r[1] for r in ratios)],
+        "reduced_latents": list(reduced.bank.latents.shape[-2:]),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def span(values: Any) -> tuple[float, float]:
+    """Smallest and largest."""
+    found = list(values)
+    return min(found), max(found)
+
+
+def memory(field: str) -> int:
+    """A line of /proc/self/status in bytes: `VmRSS` is now, `VmHWM` the peak since the last reset."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError as error:
+        raise ConfigError("peak memory is read from /proc, which this system lacks: run on Linux.") from error
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def peak_memory(unet: nn.Module, verdict: Callable[[], object], baseline: int) -> dict[str, Any]:
+    """Peak resident memory during a verdict, above `baseline` (the interpreter with everything imported), over the weights."""
+    weights = sum(p.numel() * p.element_size() for p in unet.parameters())
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    verdict()
+    peak = memory("VmHWM")
+    return {
+        "weights_mib": weights / MIB,
+        "baseline_mib": baseline / MIB,
+        "peak_mib": peak / MIB,
+        "ratio": (peak - baseline) / weights,
+    }
+
+
+def unarmed(denoiser: Any, record: WatermarkRecord, *, rounds: int) -> dict[str, Any]:
+    """Latency of a wrapped, unarmed denoiser over the plain one, in turns; the order changes from round to round.
+
+    Returns:
+        `ratio` (median of the paired ratios), `ratio_ci` (its 95% interval by order statistics), `bit_exact`, `rounds`.
+    """
+    names = list(attention_modules(denoiser))
+
+    def plain() -> float:
+        return seconds(lambda: forward(denoiser, record))
+
+    def wrapped() -> float:
+        with probe(denoiser, names):
+            return seconds(lambda: forward(denoiser, record))
+
+    before = forward(denoiser, record)
+    with probe(denoiser, names):
+        exact = torch.equal(forward(denoiser, record), before)
+    ratios = []
+    for number in range(rounds):
+        first, second = (plain, wrapped) if number % 2 else (wrapped, plain)
+        times = {first: first(), second: second()}
+        ratios.append(times[wrapped] / times[plain])
+    ratios.sort()
+    low = int(stats.binom.ppf(0.025, rounds, 0.5)) - 1
+    ends = [ratios[max(low, 0)], ratios[min(rounds - 1 - low, rounds - 1)]]
+    return {"ratio": middle.median(ratios), "ratio_ci": ends, "bit_exact": exact, "rounds": rounds}
+
+
+def large(
+    config: Mapping[str, Any] = SD15,
+    vae: Mapping[str, Any] = VAE,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    reduced: int = 16,
+    rounds: int = 3,
+    steps: int = 2,
+    latency_rounds: int = 5,
+) -> dict[str, Any]:
+    """Everything about a large geometry on this machine's CPU.
+
+    Args:
+        dtype: bfloat16 is half the memory; processors without bfloat16 instructions are far slower in it.
+        reduced (`int`): latent size of the reduced probe.
+    """
+    baseline = memory("VmRSS")
+    unet = random_model(UNet2DConditionModel, config, dtype)
+    native, small = record_for(unet, config["sample_size"]), record_for(unet, reduced)
+    spent: list[int] = []
+    # One run for both: a forward of this size may take minutes.
+    used = peak_memory(unet, lambda: spent.append(flops(lambda: first_look(unet, native))), baseline)
+    whole = flops(lambda: forward(unet, native))
+    result: dict[str, Any] = {"memory": used, "dtype": str(dtype).removeprefix("torch.")}
+    result["flops"] = flop_ratio(whole, spent[0])
+    result["reduced_flops"] = flop_ratio(whole, flops(lambda: first_look(unet, small)))
+    result["wall"] = wall_clock(
+        unet, random_model(AutoencoderKL, vae, dtype), native, small, rounds=rounds, steps=steps
+    )
+    result["unarmed"] = unarmed(unet, native, rounds=latency_rounds)
+    return result
+
+
+def shipped(assets: Path, *, latency_rounds: int = 101) -> dict[str, Any]:
+    """The shipped marked model: FLOPs of a default verdict, what it reads, and the unarmed latency."""
+    record = WatermarkRecord.load(assets / "marked")
+    key = WatermarkKey.load(assets / "demo.key")
+    unet = load_denoiser(assets / "marked", dtype=torch.float32)
+    report = verify(unet, key, record=record)
+    return {
+        "flops": flop_ratio(flops(lambda: forward(unet, record)), flops(lambda: verify(unet, key, record=record))),
+        "verdict": report.verdict,
+        "log10_p": report.log10_p,
+        "unarmed": unarmed(unet, record, rounds=latency_rounds),
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table for people; `result` holds `shipped`, `geometry` and, where it was measured, `large`."""
+    small, big = result["shipped"], result.get("large")
+    dtype = "bfloat16" if big is None else big["dtype"]
+    lines = [f"| what | shipped model, float32 | SD 1.5 geometry, {dtype} |", "|---|---|---|"]
+
+    def row(what: str, a: str, b: Callable[[Any], str]) -> None:
+        lines.append(f"| {what} | {a} | {'not measured' if big is None else b(big)} |")
+
+    def count(flops: Mapping[str, float]) -> str:
+        return f"{flops['forwards']:.2f} forwards ({flops['verdict_gflop']:.1f} of {flops['forward_gflop']:.1f} GFLOP)"
+
+    def latency(part: Mapping[str, Any]) -> str:
+        low, high = part["ratio_ci"]
+        return f"{part['ratio']:.4f} ({low:.4f}-{high:.4f}, {part['rounds']} rounds), bit-exact: {part['bit_exact']}"
+
+    def times(part: Mapping[str, Any], name: str, spent: str) -> str:
+        value, low, high = part[name]
+        return f"1/{value:.0f} (1/{low:.0f}-1/{high:.0f} in {part['rounds']} rounds; {part[spent]:.1f} s of {part['image_s']:.0f} s)"
+
+    geometry = result["geometry"]
+    lines.append(f"| default verdict, FLOPs | {count(small['flops'])} | {count(geometry['native'])} |")
+    row("its log10 p", f"{small['log10_p']:.1f} ({small['verdict']})", lambda b: "random weights: first look only")
+    lines.append(f"| with the reduced probe, FLOPs | | {count(geometry['reduced'])} |")
+    row("wall clock over one 20-step guided image", "", lambda b: times(b["wall"], "verdicts_an_image", "verdict_s"))
+    row("the same, reduced probe", "", lambda b: times(b["wall"], "reduced_an_image", "reduced_s"))
+    row(
+        "peak memory above baseline over the weights",
+        "",
+        lambda b: f"{b['memory']['ratio']:.3f} (weights {b['memory']['weights_mib']:.0f} MiB)",
+    )
+    row("unarmed latency ratio, median (95% CI)", latency(small["unarmed"]), lambda b: latency(b["unarmed"]))
+    if big is not None:
+        wall = big["wall"]
+        lines += [
+            "",
+            f"Wall clock: {wall['threads']} threads; {wall['steps_timed']} guided steps are timed a round and 20 "
+            f"extrapolated, the VAE's decode ({wall['decode_s']:.1f} s) is added, text encoding left out; the reduced probe's latents are "
+            f"{wall['reduced_latents'][0]} x {wall['reduced_latents'][1]}; torch {torch.__version__}.",
+        ]
+    return "\n".join(lines) + "\n"

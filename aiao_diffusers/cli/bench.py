@@ -1,0 +1,84 @@
+"""`aiao bench`: measure what the documents state."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ..errors import SuspectError
+from ._output import out, write_whole
+
+
+app = typer.Typer(no_args_is_help=True, help=__doc__)
+
+Assets = Annotated[Path, typer.Option(help="The example's folder.")]
+Folder = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Folder for the result as JSON, Markdown and picture.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ASSETS = Path("examples/emoji_diffusion")
+
+
+@app.command("verify-cost")
+def verify_cost(
+    assets: Assets = ASSETS,
+    geometry: Annotated[bool, typer.Option(help="Run the SD 1.5 geometry too (4 GB of memory, minutes).")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Paired timings of verdict and sampling.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, max=20, help="Guided steps timed a round; 20 are extrapolated.")] = 2,
+    reduced: Annotated[int, typer.Option(min=8, help="Latent size of the reduced probe.")] = 16,
+    latency_rounds: Annotated[int, typer.Option(min=1, help="Paired forwards of the shipped model, unarmed.")] = 101,
+    half: Annotated[bool, typer.Option(help="The geometry in bfloat16, not float32.")] = True,
+    output: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a verdict costs: FLOPs, wall clock, memory, unarmed latency."""
+    from ..bench import cost
+
+    _need(assets)
+    # First, for its memory is counted from a fresh interpreter.
+    large = None
+    if geometry:
+        dtype = torch.bfloat16 if half else torch.float32
+        large = cost.large(dtype=dtype, rounds=rounds, steps=steps, reduced=reduced, latency_rounds=rounds)
+    result = {"shipped": cost.shipped(assets, latency_rounds=latency_rounds)}
+    result["geometry"] = cost.geometry_flops(reduced=reduced)
+    if large is not None:
+        result["large"] = large
+    _say("verify-cost", result, cost.markdown(result), output, as_json)
+
+
+@app.command("nulls")
+def nulls(
+    assets: Assets = ASSETS,
+    pairs: Annotated[int, typer.Option(min=5, help="(model, key) pairs over all groups.")] = 10_000,
+    searched: Annotated[int, typer.Option(min=1, help="Keys of the claimant who searches.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each fine-tune made for it.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of keys, models and trials.")] = 0,
+    output: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Are p-values uniform on models that know nothing of the key, and what does searching for a key give?"""
+    from ..bench import nulls as bench
+
+    _need(assets)
+    result, uniform = bench.run(assets, pairs=pairs, searched=searched, steps=steps, seed=seed, note=out.note)
+    _say("nulls", result, bench.markdown(result), output, as_json)
+    if output is not None:
+        bench.histogram(uniform).savefig(output / "nulls.png", dpi=110)
+
+
+def _need(assets: Path) -> None:
+    if not (assets / "marked").is_dir():
+        raise SuspectError(f"no shipped model in '{assets}': run in a clone of the repository or pass --assets.")
+
+
+def _say(name: str, result: dict[str, Any], text: str, output: Path | None, as_json: bool) -> None:
+    if output is not None:
+        write_whole(output / f"{name}.json", json.dumps(result, indent=2) + "\n")
+        write_whole(output / f"{name}.md", text)
+    if as_json:
+        out.json(result)
+    else:
+        out.text(text)

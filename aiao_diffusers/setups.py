@@ -1,0 +1,93 @@
+"""A denoiser as its user set it up: offloaded, quantised, compiled, with adapters; what a probe needs to know of that.
+
+Attention slicing, fused projections, gradient checkpointing, ControlNets and half precision need nothing here: the
+processors installed are wrapped whatever they are, and the denoiser runs in its own dtype.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.modeling_utils import get_parameter_dtype
+from torch import nn
+
+
+class Values(Mapping[str, torch.Tensor]):
+    """A module's state as the numbers it stands for, made one tensor at a time so that no second copy is held.
+
+    Floating point comes as float32, quantised weights dequantised, offloaded ones fetched to the CPU.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.state: dict[str, torch.Tensor] = module.state_dict()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        value = self.state[name]
+        if value.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            holder = self.module.get_submodule(owner)
+            with align_module_device(holder, "cpu"):
+                value = getattr(holder, leaf).detach()
+        # Every tensor has a method `dequantize`; only subclasses (torchao, quanto) mean it.
+        if type(value) not in (torch.Tensor, nn.Parameter) and hasattr(value, "dequantize"):
+            value = value.dequantize()
+        return value.float() if value.is_floating_point() else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+def placement(denoiser: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the denoiser's inputs go, and the dtype it computes in."""
+    device = next(denoiser.parameters()).device
+    if device.type == "meta":  # accelerate keeps the weights elsewhere until they are needed
+        execution = getattr(getattr(denoiser, "_hf_hook", None), "execution_device", None)
+        device = torch.device("cpu" if execution is None else execution)
+    dtype = get_parameter_dtype(denoiser)
+    return device, dtype if dtype.is_floating_point else torch.float32
+
+
+def adapters(denoiser: Any) -> list[str]:
+    """Names of the PEFT adapters that act on this denoiser."""
+    return list(denoiser.active_adapters()) if getattr(denoiser, "peft_config", None) else []
+
+
+@contextmanager
+def bare(denoiser: Any) -> Iterator[tuple[str, ...]]:
+    """Switch off, for the length of the block, what hides the denoiser's own weights; yields words for the report.
+
+    - An IP-Adapter: it demands an image that no probe bank holds. Its processors attend to text exactly as the plain one
+      does, which takes their place; `encoder_hid_proj` is set aside.
+    PEFT adapters stay active at their scales: with them the question is about the model as it runs.
+    """
+    notes = []
+    if adapters(denoiser):
+        notes.append(
+            f"adapters {adapters(denoiser)} are active: the verdict is on the model with them. To ask about an adapter, "
+            "pass its file and base."
+        )
+    config = getattr(denoiser, "config", None)
+    if config is None or getattr(config, "encoder_hid_dim_type", None) != "ip_image_proj":
+        yield tuple(notes)
+        return
+    notes.append(
+        "an IP-Adapter is loaded; it was left out while reading, for the mark is in the denoiser's own weights."
+    )
+    kind, projection, processors = config.encoder_hid_dim_type, denoiser.encoder_hid_proj, denoiser.attn_processors
+    text = getattr(denoiser, "text_encoder_hid_proj", None)  # Kolors moves its own projection there
+    plain = {n: AttnProcessor2_0() if "IPAdapter" in type(p).__name__ else p for n, p in processors.items()}
+    try:
+        denoiser.encoder_hid_proj = text
+        denoiser.config.encoder_hid_dim_type = "text_proj" if text is not None else None
+        denoiser.set_attn_processor(plain)
+        yield tuple(notes)
+    finally:
+        denoiser.set_attn_processor(dict(processors))
+        denoiser.encoder_hid_proj, denoiser.config.encoder_hid_dim_type = projection, kind

@@ -1,0 +1,281 @@
+"""Real-world set-ups of a denoiser: each reads as the plain one does, or is refused; nothing is read wrongly in silence."""
+
+import pytest
+import torch
+from _tiny import tiny_unet
+from accelerate import cpu_offload
+from peft import LoraConfig
+from torch import nn
+
+from aiao_diffusers.errors import SiteError
+from aiao_diffusers.key import WatermarkKey
+from aiao_diffusers.probe import probe
+from aiao_diffusers.record import weights_sha256
+from aiao_diffusers.setups import Values, adapters, bare, placement
+from aiao_diffusers.sites import attention_modules, trace
+from aiao_diffusers.subpath import sub_path
+from aiao_diffusers.trigger import apply_trigger, difference
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+RANDOM = torch.Generator().manual_seed(3)
+SAMPLE, TEXT = torch.randn(2, 4, 8, 8, generator=RANDOM), torch.randn(2, 5, 12, generator=RANDOM)
+TIMES = torch.tensor([10, 500])
+
+
+def forward(unet):
+    device, dtype = placement(unet)
+    with torch.no_grad():
+        return unet(SAMPLE.to(device, dtype), TIMES.to(device), TEXT.to(device, dtype)).sample
+
+
+def responses(unet, rows=slice(None)):
+    """d of every out-site, `(out-sites, C)`, stacked over sites of one width; as `verify` reads it."""
+    device, dtype = placement(unet)
+    path = sub_path(SITES[:2], SITES[-2:])
+    with bare(unet), probe(unet, [s.name for s in SITES]) as wired:
+        sample, text = SAMPLE[rows].to(device, dtype), TEXT[rows].to(device, dtype)
+        keywords = {"encoder_hidden_states": text}
+        readings = wired.read(KEY, path, 1.0, sample, TIMES[rows].to(device), keywords)
+    return torch.stack([reading.d for reading in readings])
+
+
+_plain = tiny_unet()
+SITES = trace(_plain, lambda: forward(_plain))
+PLAIN = responses(_plain)
+
+
+def same(a, b, tolerance=1e-5):
+    assert a.abs().max() > 1e-3  # there is something to compare
+    return torch.allclose(a, b, atol=tolerance, rtol=tolerance)
+
+
+def test_plain_answer_by_hand():
+    """The reference of this file, without `probe`: two forwards, hooks in place of processors."""
+
+    class Armed:
+        def __init__(self, inner, mask):
+            self.inner, self.mask = inner, mask
+
+        def __call__(self, *args, **kwargs):
+            return apply_trigger(self.inner(*args, **kwargs), self.mask, 1.0)
+
+    unet = tiny_unet()
+    modules = attention_modules(unet)
+
+    def entering():
+        seen = {}
+        hooks = [
+            modules[s.name].register_forward_pre_hook(lambda m, args, n=s.name: seen.update({n: args[0]}))
+            for s in SITES[-2:]
+        ]
+        forward(unet)
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    clean = entering()
+    for site in SITES[:2]:
+        mask = torch.from_numpy(KEY.trigger_mask(site.name, site.width_out))
+        modules[site.name].processor = Armed(modules[site.name].processor, mask)
+    triggered = entering()
+    assert same(PLAIN, torch.stack([difference(triggered[s.name], clean[s.name]) for s in SITES[-2:]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    unet = tiny_unet().to(dtype)
+    assert placement(unet) == (torch.device("cpu"), dtype)
+    assert nn.functional.cosine_similarity(responses(unet), PLAIN).min() > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["wrapper", "in place", "blocks"])
+def test_compiled(way):
+    runs = []
+
+    def backend(graph, inputs):
+        def counted(*args):
+            runs.append(graph)
+            return graph(*args)
+
+        return counted
+
+    unet = tiny_unet()
+    if way == "wrapper":
+        compiled = torch.compile(unet, backend=backend)
+    elif way == "in place":
+        compiled = unet
+        unet.compile(backend=backend)
+    else:
+        compiled = unet
+        unet._repeated_blocks = ["BasicTransformerBlock"]
+        unet.compile_repeated_blocks(backend=backend)
+    before = forward(compiled)
+    assert runs
+    runs.clear()
+    assert same(responses(compiled), PLAIN)
+    assert not runs  # read eagerly
+    assert torch.equal(forward(compiled), before) and runs  # and compiled again afterwards
+
+
+def test_gradient_checkpointing():
+    unet = tiny_unet()
+    unet.enable_gradient_checkpointing()
+    assert torch.equal(responses(unet.train()), PLAIN)
+
+
+def test_sliced_attention():
+    unet = tiny_unet()
+    unet.set_attention_slice("max")
+    assert "Sliced" in type(next(iter(unet.attn_processors.values()))).__name__
+    assert same(responses(unet), PLAIN)
+
+
+def test_fused_projections():
+    unet = tiny_unet()
+    unet.fuse_qkv_projections()
+    assert "Fused" in type(next(iter(unet.attn_processors.values()))).__name__
+    assert same(responses(unet), PLAIN)
+
+
+def test_layerwise_casting():
+    unet = tiny_unet()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert placement(unet)[1] == torch.float32
+    assert nn.functional.cosine_similarity(responses(unet), PLAIN).min() > 0.9
+
+
+def test_offloaded():
+    """Weights that are on the meta device between forwards, as in sequential offloading."""
+    unet = tiny_unet()
+    cpu_offload(unet, execution_device=torch.device("cpu"))
+    assert all(p.is_meta for p in unet.parameters())
+    assert torch.equal(responses(unet), PLAIN)
+    assert weights_sha256(unet) == weights_sha256(tiny_unet())
+    assert all(p.is_meta for p in unet.parameters())  # the early stop leaves no weight behind
+
+
+class TestAdapters:
+    def adapted(self, scale):
+        unet = tiny_unet()
+        unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_v"]), "a")
+        unet.set_adapters(["a"], [scale])
+        for name, p in unet.named_parameters():
+            if "lora_" in name:
+                torch.manual_seed(len(name))
+                nn.init.normal_(p, std=0.2)
+        return unet
+
+    def merged(self, scale):
+        """The same adapter, added to the weights by hand."""
+        source, unet = self.adapted(1.0), tiny_unet()
+        for name, module in source.named_modules():
+            if hasattr(module, "lora_A") and len(module.lora_A):
+                delta = module.lora_B["a"].weight @ module.lora_A["a"].weight
+                unet.get_submodule(name).weight.data += scale * delta.data
+        return unet
+
+    @pytest.mark.parametrize("scale", [1.0, 0.3])
+    def test_scales_are_respected(self, scale):
+        read = responses(self.adapted(scale))
+        assert same(read, responses(self.merged(scale)))
+        assert not same(read, PLAIN)
+
+    def test_report_says_so(self):
+        unet = self.adapted(1.0)
+        assert adapters(unet) == ["a"] and adapters(tiny_unet()) == []
+        with bare(unet) as notes:
+            assert "['a'] are active" in notes[0]
+
+
+class TestIPAdapter:
+    def loaded(self):
+        unet = tiny_unet()
+        image = {"proj.weight": torch.randn(48, 6), "proj.bias": torch.zeros(48)}
+        image |= {"norm.weight": torch.ones(12), "norm.bias": torch.zeros(12)}
+        keys = {}
+        for number, name in enumerate(n for n in unet.attn_processors if "attn2" in n):
+            width = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+            keys |= {f"{2 * number + 1}.to_{part}_ip.weight": torch.randn(width, 12) for part in "kv"}
+        unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
+        return unet
+
+    def test_is_left_out_and_put_back(self):
+        unet = self.loaded()
+
+        def with_image():
+            with torch.no_grad():
+                return unet(SAMPLE, TIMES, TEXT, added_cond_kwargs={"image_embeds": [torch.ones(2, 1, 6)]}).sample
+
+        before, keys = with_image(), list(unet.state_dict())
+        with pytest.raises((ValueError, TypeError)):
+            forward(unet)  # so the probe bank alone could not be read
+        assert same(responses(unet), PLAIN)
+        with bare(unet) as notes:
+            assert "IP-Adapter" in notes[0]
+            assert weights_sha256(unet) == weights_sha256(tiny_unet())
+        assert torch.equal(with_image(), before) and list(unet.state_dict()) == keys
+
+    def test_is_put_back_after_an_exception(self):
+        unet = self.loaded()
+        installed = unet.attn_processors
+        with pytest.raises(RuntimeError, match="planted"), bare(unet):
+            raise RuntimeError("planted")
+        assert all(unet.attn_processors[name] is processor for name, processor in installed.items())
+        assert unet.config.encoder_hid_dim_type == "ip_image_proj"
+
+
+class TestReplacedProcessors:
+    @pytest.mark.parametrize("change", ["set_attention_slice", "fuse_qkv_projections", "one in-site"])
+    def test_is_refused(self, change):
+        unet, path = tiny_unet(), sub_path(SITES[:2], SITES[-2:])
+        keywords = {"encoder_hidden_states": TEXT}
+        with probe(unet, [s.name for s in SITES]) as wired:
+            assert same(torch.stack([r.d for r in wired.read(KEY, path, 1.0, SAMPLE, TIMES, keywords)]), PLAIN)
+            if change == "set_attention_slice":
+                unet.set_attention_slice("max")
+            elif change == "fuse_qkv_projections":
+                unet.fuse_qkv_projections()
+            else:
+                module = attention_modules(unet)[SITES[0].name]
+                module.set_processor(module.processor.inner)
+            with pytest.raises(SiteError, match="replaced after wrapping"):
+                wired.read(KEY, path, 1.0, SAMPLE, TIMES, keywords)
+        assert not any("AIAO" in type(p).__name__ for p in unet.attn_processors.values())
+
+    def test_in_site_that_never_runs(self):
+        unet, path = tiny_unet(), sub_path(SITES[:2], SITES[-2:])
+        block = unet.get_submodule(SITES[0].name.rpartition(".")[0])
+        block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+        with probe(unet, [s.name for s in SITES]) as wired, pytest.raises(SiteError, match="no forward reached"):
+            wired.read(KEY, path, 1.0, SAMPLE, TIMES, {"encoder_hidden_states": TEXT})
+
+
+def test_stops_after_the_last_out_site():
+    unet = tiny_unet()
+    ran = []
+    for name, module in unet.named_modules():
+        module.register_forward_hook(lambda m, args, output, n=name: ran.append(n))
+    responses(unet)
+    assert ran[-1] == SITES[-1].name
+    assert not {"conv_norm_out", "conv_out", ""} & set(ran)
+    early = sub_path(SITES[:1], SITES[1:2])
+    ran.clear()
+    with probe(unet, [s.name for s in SITES]) as wired:
+        wired.read(KEY, early, 1.0, SAMPLE, TIMES, {"encoder_hidden_states": TEXT})
+    assert ran[-1] == SITES[1].name and not any(n.startswith("up_blocks") for n in ran)
+
+
+def test_independent_of_batch_size():
+    unet = tiny_unet()
+    alone = [responses(unet, slice(i, i + 1)) for i in range(2)]
+    assert same((alone[0] + alone[1]) / 2, PLAIN, 1e-4)
+
+
+def test_values_are_numbers_one_at_a_time():
+    unet = tiny_unet().to(torch.bfloat16)
+    values = Values(unet)
+    assert len(values) == len(unet.state_dict()) and list(values) == list(unet.state_dict())
+    assert all(v.dtype == torch.float32 for v in values.values())
+    assert torch.equal(values["conv_in.bias"], unet.conv_in.bias.float())

@@ -1,0 +1,145 @@
+"""Suspects that fit the record badly: read on what is there, or refused with the reason; never a silent verdict."""
+
+import dataclasses
+
+import pytest
+import torch
+from _tiny import tiny_unet
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
+from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
+from aiao_diffusers.looks import key_sites
+from aiao_diffusers.record import DOCUMENT, FOLDER
+from aiao_diffusers.sites import choose, trace_on
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+
+
+@pytest.fixture(scope="module")
+def record():
+    generator = torch.Generator().manual_seed(0)
+    bank = LatentData(
+        torch.randn(3, 4, 8, 8, generator=generator),
+        {"encoder_hidden_states": torch.randn(3, 5, 12, generator=generator)},
+    )
+    layout = tuple(trace_on(tiny_unet(), bank))
+    fields = {"kappa": 1.0, "response": 1.0, "scheduler": {"num_train_timesteps": 1000}, "bank": bank}
+    return WatermarkRecord("Demo", KEY.commitment, "UNet2DConditionModel", len(layout), 2, 3, **fields, layout=layout)
+
+
+class Renamed(nn.Module):
+    """Computes as the attention inside, but the site's name is gone."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def without(unet, names):
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        setattr(unet.get_submodule(parent), leaf, Renamed(unet.get_submodule(name)))
+    return unet
+
+
+def chosen(record):
+    return choose(list(record.layout), KEY, record.in_sites, record.out_sites)
+
+
+class TestFewerSites:
+    def test_all_there(self, record):
+        assert key_sites(tiny_unet(), KEY, record) == chosen(record)
+        report = verify(tiny_unet(), KEY, record=record, trials=1)
+        assert report.verdict == "not_verified" and len(report.sites) == 3
+        assert not any("in-sites" in text for text in report.warnings)
+
+    def test_reads_on_those_that_match_and_says_how_many(self, record):
+        ins, outs = chosen(record)
+        suspect = without(tiny_unet(), [ins[0].name, outs[1].name])
+        assert key_sites(suspect, KEY, record) == (ins[1:], (outs[0], outs[2]))
+        report = verify(suspect, KEY, record=record, trials=1)
+        assert [s.name for s in report.sites] == [outs[0].name, outs[2].name]
+        assert any("1 of the key's 2 in-sites and 2 of its 3 out-sites" in text for text in report.warnings)
+
+    def test_below_the_minimum_is_refused(self, record):
+        ins, outs = chosen(record)
+        for names in ([s.name for s in ins], [s.name for s in outs[:2]]):
+            report = verify(without(tiny_unet(), names), KEY, record=record)
+            assert report.verdict == "not_testable" and "at least 50% of each are needed" in report.reason
+            assert report.log10_p is None and report.proves == "nothing"
+
+    def test_record_without_layout_wants_every_site(self, record):
+        old = dataclasses.replace(record, layout=None)
+        assert key_sites(tiny_unet(), KEY, old) == chosen(record)
+        renamed = without(tiny_unet(), [record.layout[0].name])
+        assert key_sites(renamed, KEY, old)[1] == chosen(record)[1]  # as many sites: the count cannot tell
+        renamed.mid_block = None
+        with pytest.raises(NotTestableError, match="6 attention sites, the record names 8"):
+            key_sites(renamed, KEY, old)
+
+
+class TestOtherShapes:
+    def test_other_widths(self, record):
+        config = dict(tiny_unet().config) | {"block_out_channels": (16, 32)}
+        report = verify(UNet2DConditionModel.from_config(config).eval(), KEY, record=record)
+        assert report.verdict == "not_testable" and "channels" in report.reason
+
+    def test_other_text_width(self, record):
+        report = verify(tiny_unet(cross=16), KEY, record=record)
+        assert report.verdict == "not_testable" and "probe inputs" in report.reason
+
+    def test_other_class(self, record):
+        with pytest.raises(RecordError, match="UNet2DConditionModel"):
+            verify(tiny_unet(), KEY, record=dataclasses.replace(record, denoiser="FluxTransformer2DModel"))
+
+    def test_weights_finite_and_activations_not(self, record):
+        unet = tiny_unet()
+        unet.conv_in.weight.data.mul_(1e30)
+        report = verify(unet, KEY, record=record)
+        assert report.verdict == "not_testable" and "not finite" in report.reason
+
+
+class TestArguments:
+    @pytest.mark.parametrize("alpha", [0, 1, -1e-6, 2, float("nan"), float("inf")])
+    def test_alpha(self, record, alpha):
+        with pytest.raises(ConfigError, match="alpha"):
+            verify(tiny_unet(), KEY, record=record, alpha=alpha)
+
+    @pytest.mark.parametrize("fields", [{"trials": 0}, {"trials": -1}, {"amplitudes": ()}, {"amplitudes": (1, 0)}])
+    def test_trials_and_looks(self, record, fields):
+        with pytest.raises(ConfigError, match=next(iter(fields))):
+            verify(tiny_unet(), KEY, record=record, **fields)
+
+
+class TestRecordFile:
+    def test_hash_is_that_of_the_file(self, record, tmp_path):
+        import hashlib
+
+        record.save(tmp_path)
+        loaded = WatermarkRecord.load(tmp_path)
+        assert loaded.layout == record.layout
+        digest = hashlib.sha256((tmp_path / FOLDER / DOCUMENT).read_bytes()).hexdigest()
+        assert loaded.sha256 == record.sha256 == digest
+        assert dataclasses.replace(record, kappa=2.0).sha256 != digest
+        altered = dataclasses.replace(record.bank, latents=record.bank.latents + 1)
+        assert dataclasses.replace(record, bank=altered).sha256 != digest
+
+    def test_altered_layout(self, record):
+        with pytest.raises(RecordError, match="altered"):
+            dataclasses.replace(record, layout=record.layout[1:])
+
+    @pytest.mark.parametrize("layout", [5, [["a", 1]], [["a", "x", "y"]] * 8])
+    def test_broken_layout(self, record, tmp_path, layout):
+        import json
+
+        record.save(tmp_path)
+        path = tmp_path / FOLDER / DOCUMENT
+        path.write_text(json.dumps({**json.loads(path.read_text()), "layout": layout}))
+        with pytest.raises(RecordError):
+            WatermarkRecord.load(tmp_path)
