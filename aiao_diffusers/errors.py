@@ -65,6 +65,10 @@ class HubError(AIAOError, OSError):
     """A Hub request failed in a way the user can mend."""
 
 
+class ResultsError(AIAOError, OSError):
+    """A benchmark's results are missing, altered, of another version, in use by another run, or cannot be written."""
+
+
 class NotTestableError(AIAOError, ValueError):
     """The question is sound but this suspect cannot answer it."""
 

@@ -36,15 +36,17 @@ def finetune(
     """
     optimizer = torch.optim.AdamW([p for p in denoiser.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     noising = noise_schedule(dict(scheduler.config))
+    device = next(denoiser.parameters()).device
     denoiser.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in range(steps):
             batch = data.take(torch.randint(len(data), (batch_size,)))
-            noise = torch.randn_like(batch.latents)
-            t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,))
-            noised = noising.add_noise(batch.latents, noise, t)
-            loss = F.mse_loss(denoiser(noised, t, **batch.keywords()).sample, noise)
+            x = batch.latents.to(device)
+            noise = torch.randn_like(x)
+            t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,), device=device)
+            noised = noising.add_noise(x, noise, t)
+            loss = F.mse_loss(denoiser(noised, t, **batch.keywords(device)).sample, noise)
             loss.backward()
             nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
             optimizer.step()
