@@ -169,7 +169,7 @@ def _key(cell: Cell, method: Any, scene: Scene) -> WatermarkKey:
 
 def _embed(suite: Suite, places: tuple[Path, ...], folder: Path, cell: Cell) -> str:
     """Make one mark; the folder appears whole or not at all."""
-    started, target = time.time(), _mark_folder(folder, suite, cell)
+    started, target = time.perf_counter(), _mark_folder(folder, suite, cell)
     method, scene = suite.marks[cell.mark].build(), _scene(suite, places, folder, cell, cell.key)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
@@ -182,7 +182,7 @@ def _embed(suite: Suite, places: tuple[Path, ...], folder: Path, cell: Cell) -> 
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return f"marked: {cell.mark}, key {cell.key}, {time.time() - started:.0f} s"
+    return f"marked: {cell.mark}, key {cell.key}, {time.perf_counter() - started:.0f} s"
 
 
 def _marked(folder: Path, scene: Scene) -> nn.Module:
@@ -245,21 +245,21 @@ def _cell(
 ) -> dict[str, Any]:
     """Attack one marked model and read it: the question, its two controls, and what the attack cost."""
     method, attack = suite.marks[cell.mark].build(), ATTACKS[cell.attack]
-    key, clock = _key(cell, method, scene), [time.time()]
+    key, clock = _key(cell, method, scene), [time.perf_counter()]
     marked = _marked(folder, scene)
     marked_hash = weights_sha256(marked)
     suspect = attack.run(copy.deepcopy(marked), scene, **cell.hyper).eval()
-    clock.append(time.time())
+    clock.append(time.perf_counter())
     asked = {"alpha": suite.alpha, "trials": suite.trials, "seed": cell.seed}
     outcome = method.verify(suspect, key, scene, folder, **asked)
-    clock.append(time.time())
+    clock.append(time.perf_counter())
     controls = {
         "base": method.verify(control, key, scene, folder, **asked),
         "wrong_key": method.verify(suspect, key.child("wrong"), scene, folder, **asked),
     }
-    clock.append(time.time())
+    clock.append(time.perf_counter())
     cost = quality.of(suspect, cell.seed)
-    clock.append(time.time())
+    clock.append(time.perf_counter())
     names = ("attack", "verify", "controls", "quality")
     return {
         **dataclasses.asdict(outcome),

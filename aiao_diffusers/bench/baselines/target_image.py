@@ -47,7 +47,8 @@ class TargetImage:
     Args:
         steps (`int`), lr (`float`), batch_size (`int`): as our own embedding's, whose forward holds three such batches;
             here it holds two (triggered, ordinary), and the frozen copy one.
-        target (`float`), keep (`float`): weights of the triggered loss and of the match with the frozen copy.
+        target (`float`), keep (`float`): weights of the triggered loss and of the match with the frozen copy;
+            `keep: 0` leaves that match, and its forwards, out.
         contrast (`float`): grey of a module above or below the middle, in [-1, 1].
         kappa (`float`): input trigger's amplitude in units of the input's rms.
         sampling (`int`): steps of one verification picture, guidance off. A trial is one picture: it costs `sampling`
@@ -88,6 +89,8 @@ class TargetImage:
             noised = noising.add_noise(picture.expand_as(noise), noise, t)
             with self._triggered(denoiser, key):
                 painted = F.mse_loss(denoiser(noised, t, **trigger).sample, noise)
+            if not self.keep:
+                return self.target * painted
             batch = scene.owner.take(torch.randint(len(scene.owner), (self.batch_size,)))
             noised = noising.add_noise(batch.latents.to(device), noise, t)
             with torch.no_grad():
