@@ -42,8 +42,8 @@ def _table(args: argparse.Namespace) -> int:
         for path in curves(load(args.results, any_version=args.any_version), args.curves):
             print(f"wrote {path}", file=sys.stderr)
     if args.update:
-        print(f"wrote {update(args.update, args.results, any_version=args.any_version)}", file=sys.stderr)
-    else:
+        print(f"wrote {update(args.update, any_version=args.any_version)}", file=sys.stderr)
+    elif not args.curves or args.section:
         print(table(args.results, sections=args.section or (), any_version=args.any_version), end="")
     return 0
 
@@ -68,9 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, default=1, help="processes")
     run.set_defaults(run=_run)
     tables = verbs.add_parser("table", help="Markdown and curves from results")
-    tables.add_argument("results", nargs="+", type=Path)
+    tables.add_argument("results", nargs="*", type=Path, help="results files or folders")
     tables.add_argument("--section", action="append", help=", ".join(SECTIONS))
-    tables.add_argument("--update", type=Path, help="rewrite the generated parts of this Markdown file")
+    tables.add_argument(
+        "--update", type=Path, help="rewrite the generated parts of this Markdown file, from the results that it names"
+    )
     tables.add_argument("--curves", type=Path, help="write curves to this folder")
     tables.add_argument("--any-version", action="store_true", help="accept results of another version")
     tables.set_defaults(run=_table)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ResultsError
 from ..statistics import clopper_pearson
 from . import results
 from .registry import ATTACKS, known
@@ -32,17 +32,21 @@ def table(files: str | Path | Sequence[str | Path], *, sections: Sequence[str] =
 def load(files: str | Path | Sequence[str | Path], *, any_version: bool = False) -> list[dict[str, Any]]:
     """Rows of several files; a cell that stands in two of them counts once, the later file's."""
     paths = [files] if isinstance(files, str | Path) else list(files)
+    if not paths:
+        raise ResultsError("no results file was named: pass at least one.")
     rows = {row["id"]: row for path in paths for row in results.read(path, any_version=any_version)}
     return list(rows.values())
 
 
-def update(document: str | Path, files: Sequence[str | Path], *, any_version: bool = False) -> list[str]:
-    """Rewrite the generated parts of a Markdown file, between `<!-- bench: NAME -->` and `<!-- end -->`.
+def update(document: str | Path, *, any_version: bool = False) -> list[str]:
+    """Rewrite the generated parts of a Markdown file, between `<!-- bench: SECTION FILE ... -->` and `<!-- end -->`.
+
+    Files are results, named from the document's folder: the document says itself what it was made from.
 
     Returns:
-        the names of the sections that were written.
+        what was written, as in the document.
     Raises:
-        ConfigError: an unknown section, or one without its end.
+        ConfigError: an unknown section, or one without its end. ResultsError: as for `read`; then nothing is written.
     """
     path, written, rest, text = Path(document), [], Path(document).read_text(), ""
     while True:
@@ -50,12 +54,14 @@ def update(document: str | Path, files: Sequence[str | Path], *, any_version: bo
         text += before
         if not start:
             break
-        name, _, rest = rest.partition(" -->")
-        old, end, rest = rest.partition("<!-- end -->")
+        what, _, rest = rest.partition(" -->")
+        _, end, rest = rest.partition("<!-- end -->")
         if not end:
-            raise ConfigError(f"section '{name}' of '{path}' has no '<!-- end -->'.")
-        text += f"{start}{name} -->\n{table(files, sections=[name], any_version=any_version)}{end}"
-        written.append(name)
+            raise ConfigError(f"section '{what}' of '{path}' has no '<!-- end -->'.")
+        name, *files = what.split()
+        generated = table([path.parent / file for file in files], sections=[name], any_version=any_version)
+        text += f"{start}{what} -->\n{generated}{end}"
+        written.append(what)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from _tiny import tiny_unconditional
+from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
 from aiao_diffusers.bench import results
 from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.run import run_suite, unexpected
 from aiao_diffusers.bench.tables import table
-from aiao_diffusers.errors import DataError, ResultsError
+from aiao_diffusers.errors import ConfigError, DataError, ResultsError
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
@@ -36,7 +38,7 @@ def smoke(tmp_path_factory):
             run_suite("smoke", out, assets=ASSETS)
         running.send_signal(signal.SIGKILL)
     early = results.read(out)
-    rows = run_suite("smoke", out, assets=ASSETS)
+    rows = run_suite("smoke", out, assets=ASSETS, jobs=2)
     assert 2 <= sum(row["kind"] == "cell" for row in early) < 5
     assert results.read(out)[: len(early)] == early  # nothing is measured or written twice
     return out, rows
@@ -113,6 +115,23 @@ class TestOwnModelAndPictures:
         assert by_mark["likeness"]["controls"]["base"]["verdict"] == "verified"  # its false claim on the ancestor
         assert by_mark["barely"]["verdict"] == "not_verified"
         assert all({"cmmd", "clip_score"} <= set(row["quality"]) for row in rows)
+
+    def test_unconditional_denoiser_of_pixels(self, pictures, tmp_path):
+        unet = tiny_unconditional(block_out_channels=(16, 16), attention_head_dim=8)
+        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+        marks = {
+            "barely": {"method": "aiao", "steps": 1, "batch_size": 1, "bank_size": 1, "in_sites": 1, "out_sites": 1}
+        }
+        config = write(tmp_path / "own.yaml", marks=marks, quality={"samples": 4})
+        (row,) = [
+            row
+            for row in run_suite(config, tmp_path / "out", model=str(tmp_path / "ddpm"), data=str(pictures))
+            if row["kind"] == "cell"
+        ]
+        assert row["verdict"] == "not_verified" and row["evals"] > 0 and row["quality"]["loss_data"] > 0
+        config = write(tmp_path / "own.yaml", marks={"peer": {"method": "watermarkdm", "steps": 1}})
+        with pytest.raises(ConfigError, match="text-to-image"):
+            run_suite(config, tmp_path / "out", model=str(tmp_path / "ddpm"), data=str(pictures))
 
     def test_missing_folder_is_found_before_anything_is_computed(self, pictures, tmp_path):
         for change in (

@@ -95,15 +95,21 @@ def test_other_versions_and_sections_are_refused(folder):
 
 def test_a_document_is_rewritten_between_its_marks(folder, tmp_path):
     document = tmp_path / "page.md"
-    document.write_text("before\n<!-- bench: wins -->\nold\n<!-- end -->\nafter\n")
-    assert update(document, [folder]) == ["wins"]
+    document.write_text("before\n<!-- bench: wins results.jsonl -->\nold\n<!-- end -->\nafter\n")
+    assert update(document) == ["wins results.jsonl"]
     first = document.read_text()
     assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first and "amount 0.7" in first
-    update(document, [folder])
+    update(document)
     assert document.read_text() == first
-    document.write_text("<!-- bench: wins -->\nno end")
-    with pytest.raises(ConfigError, match="no '<!-- end -->'"):
-        update(document, [folder])
+    for text, message in (
+        ("<!-- bench: wins results.jsonl -->\nno end", "no '<!-- end -->'"),
+        ("<!-- bench: wins absent.jsonl -->\n<!-- end -->", "no results at"),
+        ("<!-- bench: wins -->\n<!-- end -->", "at least one"),
+    ):
+        document.write_text(text)
+        with pytest.raises((ConfigError, ResultsError), match=message):
+            update(document)
+        assert document.read_text() == text
 
 
 def test_curves(folder, tmp_path):

@@ -71,6 +71,8 @@ class TargetImage:
 
     def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
         """Train on (trigger, picture) pairs while matching a frozen copy on the owner's data."""
+        if not hasattr(scene.pipe, "encode_prompt"):
+            raise ConfigError(f"method '{self.kind}' marks text-to-image models, not a {type(scene.pipe).__name__}.")
         teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
         device = next(denoiser.parameters()).device
         side = self._side(scene)
