@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import itertools
 import logging
 import multiprocessing
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..data import LatentData
-from ..errors import AIAOError
+from ..errors import AIAOError, DataError
 from ..key import WatermarkKey
 from ..record import weights_sha256
+from ..suspect import denoiser_of
 from . import results
 from .quality import OTHER_SEED, Quality
 from .registry import ATTACKS
-from .scene import Scene, open_data, open_pipe, write_weights
+from .scene import Scene, find, open_data, open_pipe, write_weights
 from .suite import Cell, Suite, digest, read_suite
 
 
@@ -35,6 +38,41 @@ logger = logging.getLogger(__name__)
 ASSETS = Path("examples/emoji_diffusion")
 WEIGHTS = "denoiser.safetensors"
 OWNER = WatermarkKey(bytes(range(32)), "Benchmark")  # public on purpose: its children mark nothing but test models
+
+
+@dataclass(frozen=True)
+class Run:
+    """A suite at work: where it reads and writes, and what its files held when it began.
+
+    `prints`: a hash of every file or folder that the suite names. It is part of every identity, so that a run on models or
+    data that changed under the same name measures anew.
+    """
+
+    suite: Suite
+    places: tuple[Path, ...]
+    folder: Path
+    prints: dict[str, str]
+
+    def identity(self, cell: Cell) -> str:
+        """What a finished cell is known by."""
+        return digest([self.suite.identity(cell), self.prints])
+
+    def reference_identity(self, cell: Cell) -> str:
+        """The same for the base's own row."""
+        spec, quality = self.suite.models[cell.model], dataclasses.asdict(self.suite.quality)
+        data = self.suite.data[cell.data]
+        return digest(["reference", dataclasses.asdict(spec), quality, data, cell.seed, self.prints])
+
+    def mark_folder(self, cell: Cell) -> Path:
+        """Where a marked model is kept."""
+        return self.folder / "marks" / digest([self.suite.mark_identity(cell), self.prints])
+
+    def scene(self, cell: Cell, seed: int) -> Scene:
+        """Model and data of a cell."""
+        spec, value = self.suite.models[cell.model], self.suite.data[cell.data]
+        owner, data = (_data(spec.path, what, self.places) for what in (spec.data, value))
+        shared = self.folder / "shared" / digest([dataclasses.asdict(spec), value, self.prints])
+        return Scene(_pipe(spec.path, self.places), owner, data, seed, shared, self.places)
 
 
 def run_suite(
@@ -66,27 +104,23 @@ def run_suite(
     places = (Path(config).parent.absolute(), Path(assets).absolute())
     say = progress or logger.info
     with results.locked(folder):
-        _check(suite, places)
+        run = Run(suite, places, folder.absolute(), _check(suite, places))
         done = results.finished(folder)
         cells = list(suite.cells())
-        missing = [cell for cell in cells if suite.identity(cell) not in done]
+        missing = [cell for cell in cells if run.identity(cell) not in done]
         say(f"suite {suite.name}: {len(cells)} cells, {len(cells) - len(missing)} done already")
-        context = (suite, places, folder.absolute())
-        marks = {suite.mark_identity(c): c for c in missing if not (_mark_folder(folder, suite, c) / WEIGHTS).exists()}
-        for line in _each(_embed, [(*context, cell) for cell in marks.values()], jobs):
+        marks = {run.mark_folder(cell): cell for cell in missing if not (run.mark_folder(cell) / WEIGHTS).exists()}
+        for line in _each(_embed, [(run, cell) for cell in marks.values()], jobs):
             say(line)
-        references: dict[str, tuple[Any, ...]] = {}
-        for cell in cells:
-            if (identity := _reference_identity(suite, cell)) not in done:
-                references.setdefault(identity, (*context, cell))
-        for row in _each(_reference, list(references.values()), jobs):
+        references = {run.reference_identity(cell): (run, cell) for cell in reversed(cells)}
+        for row in _each(_reference, [r for identity, r in references.items() if identity not in done], jobs):
             results.append(folder / results.FILE, row)
         groups = [list(group) for _, group in itertools.groupby(missing, key=lambda cell: cell.group)]
-        for number, rows in enumerate(_each(_group, [(*context, group) for group in groups], jobs), 1):
+        for number, rows in enumerate(_each(_group, [(run, group) for group in groups], jobs), 1):
             for row in rows:
                 results.append(folder / results.FILE, row)
                 say(f"{number}/{len(groups)} {describe(row)}")
-        wanted = {suite.identity(cell) for cell in cells} | {_reference_identity(suite, cell) for cell in cells}
+        wanted = {*map(run.identity, cells), *references}
         return [row for row in results.read(folder) if row["id"] in wanted]
 
 
@@ -110,11 +144,40 @@ def describe(row: dict[str, Any]) -> str:
     return f"{row['mark']} {row['attack']}({hyper}) seed {row['seed']}: {row['verdict']}, {number}"
 
 
-def _check(suite: Suite, places: tuple[Path, ...]) -> None:
-    """Every model and data set opens: a missing folder is found now, not after hours of attacks."""
+def _check(suite: Suite, places: tuple[Path, ...]) -> dict[str, str]:
+    """Open every model and data set, so that a missing folder is found now and not after hours of attacks.
+
+    Returns:
+        `Run.prints`.
+    """
     for spec in suite.models.values():
         for value in (spec.data, *suite.data.values()):
             _data(spec.path, value, places)
+    named = [spec.path for spec in suite.models.values()]
+    for value in (*(spec.data for spec in suite.models.values()), *suite.data.values()):
+        named.append(value if isinstance(value, str) else value["folder"])
+    for mark in suite.marks.values():
+        named += getattr(mark.build(), "sources", ())
+    found = {}
+    for name in sorted(set(named)):
+        try:
+            found[name] = _print(find(name, places))
+        except DataError:
+            if name not in {spec.path for spec in suite.models.values()}:
+                raise
+            module = denoiser_of(_pipe(name, places))  # a repository on the Hub
+            found[name] = weights_sha256(module) if module is not None else name
+    return found
+
+
+def _print(path: Path) -> str:
+    """SHA-256 over the names and contents of a file, or of all files of a folder."""
+    total = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        with open(file, "rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        total.update(f"{file.relative_to(path).as_posix()} {content}\n".encode())
+    return total.hexdigest()
 
 
 def _each(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
@@ -150,27 +213,15 @@ def _data(path: str, value: Any, places: tuple[Path, ...]) -> LatentData:
     return _DATA[key]
 
 
-def _scene(suite: Suite, places: tuple[Path, ...], folder: Path, cell: Cell, seed: int) -> Scene:
-    spec = suite.models[cell.model]
-    value = suite.data[cell.data]
-    owner, data = _data(spec.path, spec.data, places), _data(spec.path, value, places)
-    shared = folder / "shared" / digest([dataclasses.asdict(spec), value])
-    return Scene(_pipe(spec.path, places), owner, data, seed, shared, places)
-
-
-def _mark_folder(folder: Path, suite: Suite, cell: Cell) -> Path:
-    return folder / "marks" / suite.mark_identity(cell)
-
-
 def _key(cell: Cell, method: Any, scene: Scene) -> WatermarkKey:
     key = OWNER.child(f"bench/{cell.key}")
     return method.own_key(key, scene) if hasattr(method, "own_key") else key
 
 
-def _embed(suite: Suite, places: tuple[Path, ...], folder: Path, cell: Cell) -> str:
+def _embed(run: Run, cell: Cell) -> str:
     """Make one mark; the folder appears whole or not at all."""
-    started, target = time.perf_counter(), _mark_folder(folder, suite, cell)
-    method, scene = suite.marks[cell.mark].build(), _scene(suite, places, folder, cell, cell.key)
+    started, target = time.perf_counter(), run.mark_folder(cell)
+    method, scene = run.suite.marks[cell.mark].build(), run.scene(cell, cell.key)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
     try:
@@ -204,36 +255,29 @@ def _stamp(suite: Suite, kind: str, identity: str) -> dict[str, Any]:
     }
 
 
-def _reference_identity(suite: Suite, cell: Cell) -> str:
-    spec = suite.models[cell.model]
-    return digest(
-        ["reference", dataclasses.asdict(spec), dataclasses.asdict(suite.quality), suite.data[cell.data], cell.seed]
-    )
-
-
-def _reference(suite: Suite, places: tuple[Path, ...], folder: Path, cell: Cell) -> dict[str, Any]:
+def _reference(run: Run, cell: Cell) -> dict[str, Any]:
     """The base against itself with another seed: the spread that every quality figure stands beside."""
-    scene = _scene(suite, places, folder, cell, cell.seed)
-    quality = Quality(scene, suite.quality)
+    scene = run.scene(cell, cell.seed)
+    quality = Quality(scene, run.suite.quality)
     rows = [quality.of(scene.base, seed) for seed in (cell.seed, cell.seed + OTHER_SEED + 1)]
-    stamp = _stamp(suite, "reference", _reference_identity(suite, cell))
+    stamp = _stamp(run.suite, "reference", run.reference_identity(cell))
     return stamp | {"model": cell.model, "data": cell.data, "seed": cell.seed, "quality": rows[0], "again": rows[1]}
 
 
-def _group(suite: Suite, places: tuple[Path, ...], folder: Path, cells: list[Cell]) -> list[dict[str, Any]]:
+def _group(run: Run, cells: list[Cell]) -> list[dict[str, Any]]:
     """All marks under one attack with one seed; the attacked unmarked base is made once for their controls."""
     first = cells[0]
-    scene = _scene(suite, places, folder, first, first.seed)
+    suite, scene = run.suite, run.scene(first, first.seed)
     quality, attack = Quality(scene, suite.quality), ATTACKS[first.attack]
     control: nn.Module | None = None
     rows = []
     for cell in cells:
-        row = _stamp(suite, "cell", suite.identity(cell)) | dataclasses.asdict(cell)
+        row = _stamp(suite, "cell", run.identity(cell)) | dataclasses.asdict(cell)
         row |= {"method": suite.marks[cell.mark].method, "strength": cell.hyper.get(attack.strength or "")}
         try:
             if control is None:
                 control = attack.run(scene.copy_of_base(), scene, **first.hyper).eval()
-            rows.append(row | _cell(suite, cell, scene, control, quality, _mark_folder(folder, suite, cell)))
+            rows.append(row | _cell(suite, cell, scene, control, quality, run.mark_folder(cell)))
         except (AIAOError, RuntimeError) as error:
             # A failed cell stays in the table, marked: dropping it would flatter whoever it belongs to.
             rows.append(row | {"verdict": "failed", "error": f"{type(error).__name__}: {error}", "log10_p": None})

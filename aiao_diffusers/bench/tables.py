@@ -1,5 +1,6 @@
 """Markdown from results: every number with its n and an interval, failures included, nothing typed by hand."""
 
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -30,12 +31,13 @@ def table(files: str | Path | Sequence[str | Path], *, sections: Sequence[str] =
 
 
 def load(files: str | Path | Sequence[str | Path], *, any_version: bool = False) -> list[dict[str, Any]]:
-    """Rows of several files; a cell that stands in two of them counts once, the later file's."""
+    """Rows of several files; of one cell measured twice (a model changed under its name) the last one counts."""
     paths = [files] if isinstance(files, str | Path) else list(files)
     if not paths:
         raise ResultsError("no results file was named: pass at least one.")
     rows = {row["id"]: row for path in paths for row in results.read(path, any_version=any_version)}
-    return list(rows.values())
+    names = ("kind", "suite", "model", "data", "mark", "attack", "hyper", "seed")
+    return list({json.dumps([row.get(name) for name in names], sort_keys=True): row for row in rows.values()}.values())
 
 
 def update(document: str | Path, *, any_version: bool = False) -> list[str]:

@@ -115,6 +115,11 @@ class TestOwnModelAndPictures:
         assert by_mark["likeness"]["controls"]["base"]["verdict"] == "verified"  # its false claim on the ancestor
         assert by_mark["barely"]["verdict"] == "not_verified"
         assert all({"cmmd", "clip_score"} <= set(row["quality"]) for row in rows)
+        options = {"assets": ASSETS, "model": model, "data": str(pictures)}
+        assert run_suite(config, tmp_path / "out", **options) == rows  # nothing left to do
+        Image.new("RGB", (48, 40), "white").save(pictures / "3.png")
+        write(config, marks={"likeness": {"method": "likeness"}}, quality={"samples": 4})
+        assert not {r["id"] for r in rows} & {r["id"] for r in run_suite(config, tmp_path / "out", **options)}
 
     def test_unconditional_denoiser_of_pixels(self, pictures, tmp_path):
         unet = tiny_unconditional(block_out_channels=(16, 16), attention_head_dim=8)

@@ -117,3 +117,12 @@ def test_curves(folder, tmp_path):
     assert [path.name for path in written] == ["strength.png", "cost.png"]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written)
     assert not curves([r for r in load(folder) if r["attack"] == "none"], tmp_path / "none")
+
+
+def test_a_cell_measured_again_counts_once(folder):
+    again = row("none", {}, 1, -7.0, id="of another model", hashes={"base": "e" * 64, "marked": "f" * 64})
+    results.append(folder / results.FILE, again)
+    rows = load([folder, folder])
+    assert len(rows) == 9 and sum(r["log10_p"] == -7.0 for r in rows) == 1
+    with pytest.raises(ResultsError, match="at least one"):
+        load([])

@@ -35,6 +35,11 @@ class AIAO(EmbedConfig):
         if bool(self.marked) != bool(self.key):
             raise ConfigError("a mark that is made already names both 'marked' and 'key'.")
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What it reads beside the scene; part of a cell's identity."""
+        return (self.marked, self.key) if self.marked else ()
+
     def own_key(self, key: WatermarkKey, scene: Scene) -> WatermarkKey:
         """The key of a shipped model, else the benchmark's."""
         if not self.key:
