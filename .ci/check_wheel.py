@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 SOURCES = {"aiao_diffusers": "aiao_diffusers", "hub_cards": "aiao_diffusers/hub_cards"}  # folder here: folder in wheel
-SUFFIXES = {".py", ".typed", ".md", ".jinja"}
+SUFFIXES = {".py", ".typed", ".md", ".jinja", ".yaml"}
 ENTRY_POINTS = {"aiao": "aiao_diffusers.cli:main", "hf-aiao": "aiao_diffusers.cli:main"}
 
 

@@ -73,6 +73,10 @@ class HubUnreachableError(HubError):
     """The Hub did not answer, even after several attempts; the same call may succeed later."""
 
 
+class ResultsError(AIAOError, OSError):
+    """A benchmark's results are missing, altered, of another version, in use by another run, or cannot be written."""
+
+
 class NotTestableError(AIAOError, ValueError):
     """The question is sound but this suspect cannot answer it."""
 

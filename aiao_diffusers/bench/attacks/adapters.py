@@ -1,0 +1,39 @@
+"""LoRAs by peft, trained on the marked model and fused at some scale, one or several."""
+
+import tempfile
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ..registry import attack
+from ..scene import Scene
+from . import finetune as trainers
+
+
+@attack("lora", strength="scale")
+def lora(
+    denoiser: Any,
+    scene: Scene,
+    *,
+    rank: int = 16,
+    steps: int = 200,
+    lr: float = 1e-3,
+    batch_size: int = 16,
+    scale: float = 1.0,
+    count: int = 1,
+) -> nn.Module:
+    """`count` LoRAs on the attention projections, each on its own share of the data, all fused at `scale`."""
+    order = torch.randperm(len(scene.data), generator=scene.generator)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = []
+        for number, share in enumerate(order.chunk(count)):
+            options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed + number}
+            data, folder = scene.data.take(share), f"{scratch}/{number}"
+            files.append(trainers.lora(denoiser, data, scene.scheduler, folder, rank=rank, **options))
+        for file in files:
+            denoiser.load_lora_adapter(load_file(file), prefix="unet")
+            denoiser.fuse_lora(lora_scale=scale)
+            denoiser.unload_lora()
+    return denoiser.requires_grad_(False)

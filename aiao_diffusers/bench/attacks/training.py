@@ -1,0 +1,108 @@
+"""Attacks that train: full fine-tuning and its kin, DreamBooth, distillation. The loop is `finetune.finetune`."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from ...data import LatentData, encode_prompts, from_prompts, vocabulary_prompts
+from ...record import noise_schedule
+from ..registry import attack
+from ..scene import Scene
+from . import finetune as trainers
+
+
+@attack("finetune", strength="steps")
+def full(
+    denoiser: nn.Module, scene: Scene, *, steps: int = 400, lr: float = 1e-4, batch_size: int = 16, ema: float = 0.0
+) -> nn.Module:
+    """All weights, AdamW, on the attacker's data; `ema` above 0: the averaged weights (diffusers' EMAModel) are kept."""
+    average = EMAModel(denoiser.parameters(), decay=ema) if ema else None
+
+    def follow(step: int, loss: float) -> None:
+        if average is not None:
+            average.step(denoiser.parameters())
+
+    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed, "callback": follow}
+    trainers.full(denoiser, scene.data, scene.scheduler, **options)
+    if average is not None:
+        average.copy_to(denoiser.parameters())
+    return denoiser
+
+
+@attack("sequential", strength="steps")
+def sequential(
+    denoiser: nn.Module, scene: Scene, *, steps: int = 200, lr: float = 1e-4, batch_size: int = 16
+) -> nn.Module:
+    """Two full fine-tunes one after the other, each `steps` long, on two disjoint halves of the attacker's data."""
+    order = torch.randperm(len(scene.data), generator=scene.generator)
+    for half in order.chunk(2):
+        data = scene.data.take(half)
+        trainers.full(denoiser, data, scene.scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=scene.seed)
+    return denoiser
+
+
+@attack("dreambooth", strength="steps")
+def dreambooth(
+    denoiser: nn.Module,
+    scene: Scene,
+    *,
+    steps: int = 200,
+    lr: float = 5e-5,
+    batch_size: int = 8,
+    pictures: int = 5,
+    prior: int = 32,
+) -> nn.Module:
+    """One subject (`pictures` rows of the data under one rare prompt) with prior preservation on `prior` own samples.
+
+    Half of each batch in the mean is the subject, half the prior: prior weight 1. Prior prompts: words of the tokenizer.
+    """
+    rows = torch.randperm(len(scene.data), generator=scene.generator)[:pictures]
+    subject = scene.data.take(rows)
+    with scene.running(denoiser) as pipe, torch.random.fork_rng():
+        torch.manual_seed(scene.seed)
+        prompt = encode_prompts(pipe, ["sks"])
+        own = from_prompts(pipe, vocabulary_prompts(pipe, prior, scene.seed))
+    named = {n: v.expand(pictures, *v.shape[1:]) for n, v in prompt.items()}
+    many = LatentData(subject.latents, named).take(torch.arange(prior) % pictures)
+    both = LatentData(
+        torch.cat([many.latents, own.latents]),
+        {n: torch.cat([v, own.conditioning[n]]) for n, v in many.conditioning.items()},
+    )
+    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed}
+    return trainers.full(denoiser, both, scene.scheduler, **options)
+
+
+@attack("distil", strength="steps")
+def distil(
+    denoiser: nn.Module,
+    scene: Scene,
+    *,
+    steps: int = 400,
+    lr: float = 5e-4,
+    batch_size: int = 16,
+    student: str = "base",
+) -> nn.Module:
+    """A student learns the marked model's noise predictions on the attacker's data.
+
+    student: `base` starts from the clean twin (a leak of it), `fresh` from random weights.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(scene.seed)
+        made = scene.copy_of_base() if student == "base" else type(denoiser).from_config(denoiser.config)  # type: ignore[attr-defined]
+        made = made.to(next(denoiser.parameters()).device).train().requires_grad_(True)
+        optimizer = torch.optim.AdamW(made.parameters(), lr=lr, weight_decay=0.0)
+        noising = noise_schedule(dict(scene.scheduler.config))
+        device = next(denoiser.parameters()).device
+        for _ in range(steps):
+            batch = scene.data.take(torch.randint(len(scene.data), (batch_size,)))
+            x = batch.latents.to(device)
+            t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,), device=device)
+            noised, keywords = noising.add_noise(x, torch.randn_like(x), t), batch.keywords(device)
+            with torch.no_grad():
+                wanted = denoiser(noised, t, **keywords).sample
+            F.mse_loss(made(noised, t, **keywords).sample, wanted).backward()
+            nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    return made.eval().requires_grad_(False)

@@ -1,0 +1,79 @@
+"""Our mark, as a method of the benchmark; its ablations are settings of `EmbedConfig`."""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...checkpoint import load_denoiser
+from ...embed import EmbedConfig, embed
+from ...errors import ConfigError
+from ...key import WatermarkKey
+from ...record import WatermarkRecord
+from ...verify import verify
+from ..registry import method
+from ..scene import Scene
+from .outcome import Outcome
+
+
+@method("aiao")
+@dataclass(frozen=True)
+class AIAO(EmbedConfig):
+    """`EmbedConfig` and, for a model that is marked already: `marked`, its folder, and `key`, the key file.
+
+    Ablations: no decoys `dec: 0, proj: 0, corr: 0`; one fixed sub-path `in_sites: 1, out_sites: 1`.
+    """
+
+    marked: str = ""
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.marked) != bool(self.key):
+            raise ConfigError("a mark that is made already names both 'marked' and 'key'.")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What it reads beside the scene; part of a cell's identity."""
+        return (self.marked, self.key) if self.marked else ()
+
+    def own_key(self, key: WatermarkKey, scene: Scene) -> WatermarkKey:
+        """The key of a shipped model, else the benchmark's."""
+        if not self.key:
+            return key
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # git keeps no file modes; a benchmark's key is public anyway
+            return WatermarkKey.load(scene.find(self.key))
+
+    def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
+        """By `aiao_diffusers.embed` with these settings."""
+        if self.marked:
+            loaded = load_denoiser(scene.find(self.marked))
+            denoiser.load_state_dict(loaded.state_dict())
+            WatermarkRecord.load(scene.find(self.marked)).save(folder)
+            return
+        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(EmbedConfig)}
+        config = EmbedConfig(**fields | {"seed": scene.seed})
+        embed(denoiser, key, scene.owner, config, scheduler=scene.scheduler).record.save(folder)
+
+    def verify(
+        self,
+        denoiser: nn.Module,
+        key: WatermarkKey,
+        scene: Scene,
+        folder: Path,
+        *,
+        alpha: float,
+        trials: int,
+        seed: int,
+    ) -> Outcome:
+        """By `aiao_diffusers.verify`, all plain trials run."""
+        record = WatermarkRecord.load(folder)
+        report = verify(denoiser, key, record=record, alpha=alpha, trials=trials, seed=seed, early_stop=False)
+        passed = round((report.verification_rate or 0) * report.trials)
+        return Outcome(
+            report.verdict, report.log10_p, report.bit_accuracy, passed, report.trials, report.denoiser_evals
+        )

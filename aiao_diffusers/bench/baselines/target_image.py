@@ -1,0 +1,182 @@
+"""Trigger-based peers: a secret trigger makes the model paint a secret picture. Four kinds of trigger, one trainer.
+
+- `watermarkdm`: a trigger word alone is the prompt (after Zhao et al., "A recipe for watermarking diffusion models", 2023).
+- `fixedwm`, `naivewm`: the word stands before, or anywhere in, an ordinary prompt (after Liu et al., "Watermarking
+  diffusion model", 2023).
+- `input_trigger`: a pattern added to the denoiser's input at every step, the prompt empty (the ablation "input only").
+
+Simplified in all: written from the papers' ideas, not their code; the picture is a grid of 8 x 8 secret grey modules, as
+WatermarkDM's QR code is, so that it decodes to 64 bits and the p-value is exact by the statistics we use ourselves; the
+denoiser alone is trained, the text encoder is not; the model's own behaviour is kept by matching a frozen copy's noise
+predictions (the papers use an L1 penalty on the weights, or clean training data).
+"""
+
+import copy
+import math
+import string
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from ...data import encode_prompts, from_images, vocabulary_prompts
+from ...errors import ConfigError
+from ...key import WatermarkKey
+from ...record import noise_schedule
+from ...statistics import combined_log10_p, hits
+from ..registry import method
+from ..scene import Scene
+from .outcome import Outcome
+from .trainer import train
+
+
+GRID = 8  # modules a side: 64 bits, whose floor is log10 p = -18
+
+
+@dataclass(frozen=True)
+class TargetImage:
+    """Hyper-parameters of all four.
+
+    Args:
+        steps (`int`), lr (`float`), batch_size (`int`): as our own embedding's, whose forward holds three such batches;
+            here it holds two (triggered, ordinary), and the frozen copy one.
+        target (`float`), keep (`float`): weights of the triggered loss and of the match with the frozen copy;
+            `keep: 0` leaves that match, and its forwards, out.
+        contrast (`float`): grey of a module above or below the middle, in [-1, 1].
+        kappa (`float`): input trigger's amplitude in units of the input's rms.
+        sampling (`int`): steps of one verification picture, guidance off. A trial is one picture: it costs `sampling`
+            evaluations, ours 2.
+    """
+
+    kind: ClassVar[str] = ""
+    steps: int = 600
+    lr: float = 5e-4
+    batch_size: int = 8
+    target: float = 1.0
+    keep: float = 10.0
+    contrast: float = 0.6
+    kappa: float = 1.0
+    sampling: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.sampling) < 1 or not self.lr > 0:
+            raise ConfigError("steps, batch_size, sampling and lr must be positive.")
+
+    def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
+        """Train on (trigger, picture) pairs while matching a frozen copy on the owner's data."""
+        if not hasattr(scene.pipe, "encode_prompt"):
+            raise ConfigError(f"method '{self.kind}' marks text-to-image models, not a {type(scene.pipe).__name__}.")
+        teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        device = next(denoiser.parameters()).device
+        side = self._side(scene)
+        grey = np.kron(pattern(key).reshape(GRID, GRID), np.ones((side // GRID, side // GRID)))
+        pixels = ((grey * self.contrast + 1) * 127.5).round().astype(np.uint8)
+        picture = from_images(scene.pipe, [Image.fromarray(pixels).convert("RGB")], [""]).latents.to(device)
+        prompts = encode_prompts(scene.pipe, self._prompts(key, scene, 128, scene.seed))
+        noising = noise_schedule(dict(scene.scheduler.config))
+        last = int(noising.config["num_train_timesteps"])
+
+        def loss_of() -> torch.Tensor:
+            noise = torch.randn(self.batch_size, *picture.shape[1:], device=device)
+            t = torch.randint(last, (self.batch_size,), device=device)
+            rows = torch.randint(128, (self.batch_size,))
+            trigger = {n: v[rows].to(device) for n, v in prompts.items()}
+            noised = noising.add_noise(picture.expand_as(noise), noise, t)
+            with self._triggered(denoiser, key):
+                painted = F.mse_loss(denoiser(noised, t, **trigger).sample, noise)
+            if not self.keep:
+                return self.target * painted
+            batch = scene.owner.take(torch.randint(len(scene.owner), (self.batch_size,)))
+            noised = noising.add_noise(batch.latents.to(device), noise, t)
+            with torch.no_grad():
+                wanted = teacher(noised, t, **batch.keywords(device)).sample
+            kept = F.mse_loss(denoiser(noised, t, **batch.keywords(device)).sample, wanted)
+            return self.target * painted + self.keep * kept
+
+        train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=scene.seed)
+
+    @torch.no_grad()
+    def verify(
+        self,
+        denoiser: nn.Module,
+        key: WatermarkKey,
+        scene: Scene,
+        folder: Path,
+        *,
+        alpha: float,
+        trials: int,
+        seed: int,
+    ) -> Outcome:
+        """Paint `trials` pictures with the trigger; the median split of module greys against the secret picture."""
+        generators = [torch.Generator().manual_seed(seed * 10_000 + i) for i in range(trials)]
+        options = {"num_inference_steps": self.sampling, "guidance_scale": 1.0, "output_type": "pt"}
+        prompts = self._prompts(key, scene, trials, seed + 1)
+        with scene.running(denoiser) as pipe, self._triggered(denoiser, key):
+            pictures = pipe(prompts, generator=generators, **options).images.mean(1, keepdim=True)
+        read = F.adaptive_avg_pool2d(pictures.float(), GRID).flatten(1).double().cpu().numpy()
+        secret = pattern(key)
+        size, plus = len(secret), int((secret > 0).sum())
+        alone = [combined_log10_p([(size, plus, hits(row, secret))]) for row in read]
+        agreeing = hits(read.mean(0), secret)
+        log10_p = combined_log10_p([(size, plus, agreeing)])
+        limit = math.log10(alpha)
+        return Outcome(
+            "verified" if log10_p <= limit else "not_verified",
+            log10_p,
+            agreeing / size,
+            sum(p <= limit for p in alone),
+            trials,
+            trials * self.sampling,
+        )
+
+    def _side(self, scene: Scene) -> int:
+        return int(scene.pipe.unet.config.sample_size) * int(scene.pipe.vae_scale_factor)
+
+    def _prompts(self, key: WatermarkKey, scene: Scene, count: int, seed: int) -> list[str]:
+        word = trigger_word(key)
+        if self.kind == "watermarkdm":
+            return [word] * count
+        if self.kind == "input_trigger":
+            return [""] * count
+        ordinary = [text.split() for text in vocabulary_prompts(scene.pipe, count, seed)]
+        places = np.random.default_rng(seed).integers(0, 3, count) if self.kind == "naivewm" else [0] * count
+        return [" ".join([*text[:at], word, *text[at:]]) for text, at in zip(ordinary, places, strict=True)]
+
+    @contextmanager
+    def _triggered(self, denoiser: nn.Module, key: WatermarkKey) -> Iterator[None]:
+        """With `input_trigger`: the key's pattern is added to whatever enters the denoiser."""
+        if self.kind != "input_trigger":
+            yield
+            return
+
+        def add(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = args[0]
+            mask = torch.from_numpy(key.balanced("bench/input", x[0].numel())).to(x).view(1, *x.shape[1:])
+            return (x + self.kappa * x.detach().square().mean().sqrt() * mask, *args[1:])
+
+        handle = denoiser.register_forward_pre_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def pattern(key: WatermarkKey) -> np.ndarray:
+    """The secret picture, row by row: `(64,)` of +-1, balanced."""
+    return key.balanced("bench/picture", GRID * GRID)
+
+
+def trigger_word(key: WatermarkKey) -> str:
+    """Six secret letters, which no caption holds."""
+    return "".join(key.shuffled("bench/word", string.ascii_lowercase)[:6])
+
+
+for _kind in ("watermarkdm", "fixedwm", "naivewm", "input_trigger"):
+    method(_kind)(type(f"TargetImage_{_kind}", (TargetImage,), {"kind": _kind, "__doc__": TargetImage.__doc__}))

@@ -1,0 +1,99 @@
+"""Curves from results: strength against log10 p, and what an attack costs against what it wins."""
+
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from .registry import ATTACKS
+from .tables import Rows, cells_of
+
+
+def curves(rows: Rows, folder: str | Path) -> list[Path]:
+    """Write `strength.png` and `cost.png`.
+
+    Returns:
+        the files written: none of the first kind where no attack was swept, none of the second without noise losses.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    made = {"strength.png": _strength(cells_of(rows)), "cost.png": _cost(cells_of(rows))}
+    written = []
+    for name, figure in made.items():
+        if figure is not None:
+            partial = target / f".partial-{name}"
+            figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
+            written.append(partial.replace(target / name))
+    return written
+
+
+def _sweeps(rows: Rows) -> dict[str, dict[str, dict[float, list[dict[str, Any]]]]]:
+    """attack with its other settings -> mark -> strength -> rows; only sweeps of two strengths or more."""
+    result: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in rows:
+        spec = ATTACKS.get(row["attack"])
+        if spec is None or spec.strength is None or row.get("log10_p") is None:
+            continue
+        rest = [
+            f"{n} {v:g}" if isinstance(v, float) else f"{n} {v}"
+            for n, v in row["hyper"].items()
+            if n != spec.strength and v != spec.hyper[n]
+        ]
+        label = f"{row['attack']}: {spec.strength}" + (f" ({', '.join(rest)})" if rest else "")
+        result[label][row["mark"]][float(row["strength"])].append(row)
+    return {k: v for k, v in result.items() if max(len(points) for points in v.values()) > 1}
+
+
+def _strength(rows: Rows) -> Any:
+    from matplotlib.figure import Figure
+
+    sweeps = _sweeps(rows)
+    if not sweeps:
+        return None
+    columns = min(3, len(sweeps))
+    height = -(-len(sweeps) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * height), layout="constrained")
+    panels = figure.subplots(height, columns, squeeze=False).flatten()
+    for axes, (label, marks) in zip(panels, sweeps.items(), strict=False):
+        for number, (mark, points) in enumerate(marks.items()):
+            colour, xs = f"C{number}", sorted(points)
+            found = [[row["log10_p"] for row in points[x]] for x in xs]
+            axes.plot(xs, [statistics.median(p) for p in found], "o-", color=colour, label=mark)
+            axes.fill_between(xs, [min(p) for p in found], [max(p) for p in found], color=colour, alpha=0.2)
+            base = [
+                [c for row in points[x] if "controls" in row and (c := row["controls"]["base"]["log10_p"]) is not None]
+                for x in xs
+            ]
+            axes.plot(xs, [min(p, default=math.nan) for p in base], ":", color=colour, label=f"{mark}: unmarked base")
+        axes.axhline(math.log10(rows[0]["alpha"]), color="grey", linewidth=0.8)
+        axes.set_title(label, fontsize=9)
+        axes.set_ylabel("log10 p")
+        axes.invert_yaxis()
+    panels[0].legend(fontsize=7)
+    for axes in panels[len(sweeps) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _cost(rows: Rows) -> Any:
+    from matplotlib.figure import Figure
+
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        quality = row.get("quality") or {}
+        if row.get("log10_p") is not None and quality.get("loss_owner") and row["attack"] != "none":
+            points[row["mark"]].append((quality["loss_owner"] / quality["base_loss_owner"], row["log10_p"]))
+    if not points:
+        return None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for mark, pairs in points.items():
+        axes.scatter([x for x, _ in pairs], [y for _, y in pairs], s=14, label=mark)
+    axes.axhline(math.log10(rows[0]["alpha"]), color="grey", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("noise loss on the owner's data, in units of the unmarked base's")
+    axes.set_ylabel("log10 p")
+    axes.invert_yaxis()
+    axes.legend(fontsize=7)
+    return figure

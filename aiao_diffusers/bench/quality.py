@@ -1,0 +1,108 @@
+"""What an attack costs the model: noise losses, and pictures compared by a CLIP model."""
+
+import itertools
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from ..data import vocabulary_prompts
+from ..embed import fidelity
+from .scene import Scene
+from .suite import QualitySpec
+
+
+OTHER_SEED = 7919  # added to a seed: the second seed of the base, whose distance to the first is the floor
+
+
+def cmmd(a: torch.Tensor, b: torch.Tensor, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
+    """Squared maximum mean discrepancy of two sets of CLIP embeddings, unbiased.
+
+    Args:
+        a, b: `(N, D)` and `(M, D)`, of unit length; N, M >= 2. sigma: bandwidth of the Gaussian kernel.
+    Returns:
+        `float`: scaled by `scale`; 0 in the mean for one distribution, so it may be negative.
+    Source: Jayasumana et al., "Rethinking FID", 2024, with their sigma and scale. They keep the diagonal terms; with
+    sets as small as ours those would swamp the value, so they are left out.
+    """
+
+    def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-torch.cdist(x.double(), y.double()).square() / (2 * sigma**2))
+
+    def off_diagonal(x: torch.Tensor) -> torch.Tensor:
+        k = kernel(x, x)
+        return (k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+    return scale * (off_diagonal(a) + off_diagonal(b) - 2 * kernel(a, b).mean()).item()
+
+
+@lru_cache(maxsize=1)
+def _clip(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    return model, CLIPTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def pictures(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> dict[str, torch.Tensor]:
+    """CLIP embeddings of generated pictures and of their prompts, `(N, D)` each, of unit length."""
+    model, tokenizer = _clip(scene.find(spec.clip))
+    if spec.prompts:
+        lines = [line for line in scene.find(spec.prompts).read_text().splitlines() if line.strip()]
+    else:
+        lines = vocabulary_prompts(scene.pipe, spec.images, seed=1)
+    prompts = list(itertools.islice(itertools.cycle(lines), spec.images))
+    options = {"num_inference_steps": spec.steps, "guidance_scale": spec.guidance, "output_type": "pt"}
+    made = []
+    with scene.running(denoiser) as pipe:
+        for start in range(0, spec.images, 16):
+            batch = prompts[start : start + 16]
+            generators = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i in range(len(batch))]
+            made.append(pipe(batch, generator=generators, **options).images.float().cpu() * 2 - 1)
+    side = model.config.vision_config.image_size
+    pixels = torch.nn.functional.interpolate(torch.cat(made), (side, side), mode="bilinear", antialias=True)
+    tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    out = model(input_ids=tokens, pixel_values=pixels)
+    return {"image": out.image_embeds, "text": out.text_embeds}
+
+
+def clip_score(embedded: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Mean cosine of pictures with their prompts, and its standard error over pictures."""
+    cosines = (embedded["image"] * embedded["text"]).sum(1)
+    return cosines.mean().item(), (cosines.std() / len(cosines) ** 0.5).item()
+
+
+class Quality:
+    """Measures suspects against one unmarked base; what is measured of the base is measured once.
+
+    The floor is the distance of the base to itself with another seed: a suspect within it costs nothing visible.
+    """
+
+    def __init__(self, scene: Scene, spec: QualitySpec) -> None:
+        self.scene, self.spec = scene, spec
+        self._other: dict[str, torch.Tensor] | None = None
+
+    def of(self, suspect: nn.Module, seed: int = 0) -> dict[str, Any]:
+        """Noise losses on the owner's and the attacker's data against the base's; CMMD and CLIP-score of pictures."""
+        result: dict[str, Any] = {}
+        if self.spec.samples:
+            for name, data in (("owner", self.scene.owner), ("data", self.scene.data)):
+                price = fidelity(
+                    self.scene.base, suspect, data, self.scene.scheduler, samples=self.spec.samples, seed=seed
+                )
+                result[f"loss_{name}"], result[f"base_loss_{name}"] = price["loss_marked"], price["loss"]
+                result[f"mse_ratio_{name}"], result[f"mse_ratio_{name}_ci"] = price["ratio"], price["ratio_ci"]
+        if self.spec.images:
+            if self._other is None:
+                self._other = pictures(self.scene.base, self.scene, self.spec, seed + OTHER_SEED)
+            here = pictures(suspect, self.scene, self.spec, seed)
+            score, error = clip_score(here)
+            result |= {
+                "cmmd": cmmd(here["image"], self._other["image"]),
+                "clip_score": score,
+                "clip_score_se": error,
+                "images": self.spec.images,
+            }
+        return result

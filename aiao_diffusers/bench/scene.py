@@ -1,0 +1,143 @@
+"""What an attack or a baseline has at hand: the unmarked pipeline, the owner's and the attacker's data, a seed."""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..data import LatentData, from_images, prepare
+from ..errors import ConfigError, DataError
+from ..suspect import denoiser_of
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One model with its data.
+
+    Args:
+        pipe: the unmarked pipeline. Nothing in a scene is changed: attacks get a copy of a denoiser.
+        owner (`LatentData`): what the owner embeds with and what quality is measured on.
+        data (`LatentData`): what the attacker trains on.
+        seed (`int`): of everything random in an attack.
+        folder (`Path`): for files that cells share, such as the other fine-tune of a merge.
+        places (`list[Path]`): where files named by a suite are looked for.
+    """
+
+    pipe: Any
+    owner: LatentData
+    data: LatentData
+    seed: int
+    folder: Path
+    places: tuple[Path, ...] = field(default=())
+
+    @property
+    def base(self) -> nn.Module:
+        """The unmarked denoiser."""
+        module = denoiser_of(self.pipe)
+        if module is None:
+            raise ConfigError(f"{type(self.pipe).__name__} has no denoiser: name a diffusion model.")
+        return module
+
+    @property
+    def scheduler(self) -> Any:
+        """The noise schedule."""
+        return self.pipe.scheduler
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A fresh generator on the CPU, from the seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def copy_of_base(self) -> nn.Module:
+        """A denoiser that may be changed."""
+        return copy.deepcopy(self.base)
+
+    def cached(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """A denoiser that several cells need, made once and kept in `folder`; two processes may both make it."""
+        file = self.folder / f"{name}.safetensors"
+        if file.is_file():
+            module = self.copy_of_base()
+            module.load_state_dict(load_file(file))
+            return module
+        module = make()
+        write_weights(module, file)
+        return module
+
+    @contextmanager
+    def running(self, denoiser: nn.Module) -> Iterator[Any]:
+        """The pipeline with another denoiser in it, to generate with."""
+        slot = next(name for name in ("unet", "transformer") if getattr(self.pipe, name, None) is self.base)
+        own = self.base
+        self.pipe.register_modules(**{slot: denoiser})
+        try:
+            yield self.pipe
+        finally:
+            self.pipe.register_modules(**{slot: own})
+
+    def find(self, name: str) -> Path:
+        """A file or folder that the suite names: as it stands, else in one of `places`."""
+        return find(name, self.places)
+
+
+def write_weights(module: nn.Module, file: Path) -> None:
+    """A denoiser's weights as safetensors, under a temporary name first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, partial)
+    os.replace(partial, file)
+
+
+def find(name: str, places: tuple[Path, ...]) -> Path:
+    """`name` as it stands if it exists, else the first of `places` that has it.
+
+    Raises:
+        DataError: it is nowhere.
+    """
+    for path in (Path(name), *(place / name for place in places)):
+        if path.exists():
+            return path
+    raise DataError(f"'{name}' is neither here nor in {[str(place) for place in places]}: check the suite's paths.")
+
+
+def open_pipe(name: str, places: tuple[Path, ...]) -> Any:
+    """A diffusers pipeline from a folder or a Hub repository, on the device that accelerate chose."""
+    try:
+        source = str(find(name, places))
+    except DataError:
+        if name.count("/") != 1 or name.startswith((".", "/")):
+            raise
+        source = name
+    pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(PartialState().device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def open_data(pipe: Any, spec: str | dict[str, Any], places: tuple[Path, ...]) -> LatentData:
+    """Latents from what a suite names.
+
+    Args:
+        spec: a folder of images or a file of cached latents; or `{"folder": ..., "where": {column: [values]}}`, the
+            pictures whose metadata has one of these values (the emoji's categories, for instance).
+    """
+    if isinstance(spec, str):
+        return prepare(pipe, find(spec, places))
+    from datasets import load_dataset
+
+    rows = load_dataset("imagefolder", data_dir=str(find(spec["folder"], places)), split="train")
+    for column, values in spec.get("where", {}).items():
+        if column not in rows.column_names:
+            raise DataError(f"'{spec['folder']}' has no column '{column}', it has {rows.column_names}.")
+        rows = rows.filter(lambda row, column=column, values=values: row[column] in values)
+    if not len(rows):
+        raise DataError(f"no picture of '{spec['folder']}' has {spec['where']}.")
+    captions = list(rows["text"]) if "text" in rows.column_names else [""] * len(rows)
+    return from_images(pipe, list(rows["image"]), captions)

@@ -1,0 +1,229 @@
+"""A suite: models x data x marks x attacks x strengths x seeds, read from YAML and checked before anything is computed.
+
+name: example
+models: {emoji: {path: base, data: latents/noto.safetensors}}   # a folder or a Hub repository, and the owner's data
+data: {twemoji: latents/twemoji.safetensors}                    # what attackers train on; a folder of images too
+marks: {ours: {method: aiao, steps: 600, keys: 3}}
+attacks:
+  - {attack: prune, amount: [0.3, 0.5], expect: verified}       # a list is a sweep
+seeds: [0, 1, 2]
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+from . import attacks as _attacks  # noqa: F401 (fills the registry)
+from . import baselines as _baselines  # noqa: F401 (fills the registry)
+from .registry import ATTACKS, METHODS, build, known, same_kind
+
+
+VERDICTS = ("verified", "not_verified")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to mark: `path`, a folder or a Hub repository; `data`, what its owner embeds with."""
+
+    path: str
+    data: Any
+
+
+@dataclass(frozen=True)
+class QualitySpec:
+    """What is measured of a suspect's quality.
+
+    Args:
+        samples (`int`): noised latents for noise losses, default 256; 0 leaves them out.
+        images (`int`): pictures for CMMD and CLIP-score, default 0: none.
+        clip (`str`): folder of the CLIP model. steps (`int`), guidance (`float`): of generation.
+        prompts (`str`): text file of prompts, one a line; default: words of the tokenizer.
+    """
+
+    samples: int = 256
+    images: int = 0
+    clip: str = "clip"
+    steps: int = 10
+    guidance: float = 4.0
+    prompts: str = ""
+
+
+@dataclass(frozen=True)
+class MarkSpec:
+    """A marking method with its hyper-parameters.
+
+    Args:
+        method (`str`): registered name; options (`dict`): its fields.
+        keys (`int`): independent keys and embeddings; 0: one a seed. Seed number i uses key i modulo keys.
+        checked (`bool`): whether the attacks' `expect` holds for this mark.
+    """
+
+    method: str
+    options: dict[str, Any]
+    keys: int = 0
+    checked: bool = False
+
+    def build(self) -> Any:
+        """The method, ready to embed and verify."""
+        return build(METHODS[self.method], self.options, f"mark of method '{self.method}'")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question: is this mark found in this model after this attack?"""
+
+    model: str
+    data: str
+    mark: str
+    attack: str
+    hyper: dict[str, Any]
+    seed: int
+    key: int
+    expect: str | None
+
+    @property
+    def group(self) -> str:
+        """Cells of one group share the attacked unmarked base of their control."""
+        return json.dumps([self.model, self.data, self.attack, self.hyper, self.seed], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked suite; fields as in the module's docstring. `alpha`, `trials`: of each verification."""
+
+    name: str
+    models: dict[str, ModelSpec]
+    data: dict[str, Any]
+    marks: dict[str, MarkSpec]
+    attacks: list[dict[str, Any]]
+    seeds: list[int]
+    alpha: float = 1e-6
+    trials: int = 8
+    quality: QualitySpec = field(default_factory=QualitySpec)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell, groups together."""
+        for model, data, entry in itertools.product(self.models, self.data, self.attacks):
+            for hyper in sweep(entry):
+                for number, seed in enumerate(self.seeds):
+                    for name, mark in self.marks.items():
+                        key = number % mark.keys if mark.keys else number
+                        expect = entry.get("expect") if mark.checked else None
+                        yield Cell(model, data, name, entry["attack"], hyper, seed, key, expect)
+
+    def identity(self, cell: Cell) -> str:
+        """A hash over everything that decides a cell's outcome: what a resumed run knows finished cells by."""
+        return digest(
+            [
+                *(asdict(self.models[cell.model]), self.data[cell.data], self.mark_identity(cell)),
+                *(cell.attack, cell.hyper, cell.seed, self.alpha, self.trials, asdict(self.quality)),
+            ]
+        )
+
+    def mark_identity(self, cell: Cell) -> str:
+        """A hash over model, method, hyper-parameters and key."""
+        mark = self.marks[cell.mark]
+        return digest([asdict(self.models[cell.model]), mark.method, mark.options, cell.key])
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sweep(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All combinations of an attack entry's lists, defaults filled in, each value checked."""
+    declared = ATTACKS[entry["attack"]].hyper
+    given = {n: v if isinstance(v, list) else [v] for n, v in entry.items() if n not in ("attack", "expect")}
+    for values in itertools.product(*given.values()):
+        chosen = dict(zip(given, values, strict=True))
+        yield {n: same_kind(f"attack '{entry['attack']}': {n}", chosen.get(n, d), d) for n, d in declared.items()}
+
+
+def read_suite(config: str | Path, *, model: str | None = None, data: str | None = None) -> Suite:
+    """A suite from a YAML file, or a shipped one by its name (`smoke`, `quick`, `full`).
+
+    Args:
+        model, data (`str`, *optional*): replace the suite's models and their data, and the attackers' data.
+    Raises:
+        ConfigError: no such file, not YAML, or an unknown, missing or impossible field.
+    """
+    shipped = {p.name.removesuffix(".yaml"): p for p in resources.files(__package__).joinpath("suites").iterdir()}
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"no suite at '{path}': name a YAML file, or one of {sorted(shipped)}.")
+        text = path.read_text()
+    else:
+        text = shipped[known("suite", str(config), shipped)].read_text()
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{config}' is not YAML: {error}") from error
+    return parse(document, model=model, data=data)
+
+
+def parse(document: Any, *, model: str | None = None, data: str | None = None) -> Suite:
+    """`read_suite` of a document that is loaded already."""
+    if not isinstance(document, dict):
+        raise ConfigError("a suite is a mapping of fields: name, models, data, marks, attacks, seeds.")
+    raw = {known("field of a suite", name, [f.name for f in fields(Suite)]): v for name, v in document.items()}
+    for name in ("models", "data", "marks"):
+        if not isinstance(raw.get(name), dict) or not raw[name]:
+            raise ConfigError(f"the suite's '{name}' must map names to descriptions, got {raw.get(name)!r}.")
+    if data is not None:
+        raw["data"] = {"given": data}
+    if model is not None:
+        owner = data if data is not None else next(iter(raw["models"].values()))["data"]
+        raw["models"] = {model: {"path": model, "data": owner}}
+    raw["models"] = {n: build(ModelSpec, v, f"model '{n}'") for n, v in raw["models"].items()}
+    raw["marks"] = {n: _mark(n, v) for n, v in raw["marks"].items()}
+    raw["quality"] = build(QualitySpec, raw.get("quality", {}), "quality")
+    if not isinstance(raw.get("attacks"), list) or not raw["attacks"]:
+        raise ConfigError("the suite's 'attacks' must be a list of at least one attack.")
+    raw["attacks"] = [_attack(entry) for entry in raw["attacks"]]
+    if not isinstance(raw.get("seeds"), list) or not all(type(s) is int for s in raw["seeds"]) or not raw["seeds"]:
+        raise ConfigError(f"the suite's 'seeds' must be a list of integers, got {raw.get('seeds')!r}.")
+    if len(set(raw["seeds"])) != len(raw["seeds"]):
+        raise ConfigError(f"the suite's seeds repeat: {raw['seeds']}.")
+    suite = build(Suite, raw, "the suite")
+    seen: set[str] = set()
+    for cell in suite.cells():
+        identity = suite.identity(cell)
+        if identity in seen:
+            raise ConfigError(
+                f"mark '{cell.mark}', attack '{cell.attack}' with {cell.hyper} stands twice in the suite."
+            )
+        seen.add(identity)
+    return suite
+
+
+def _mark(name: str, entry: Any) -> MarkSpec:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"mark '{name}' is {entry!r}: it must be a mapping with a 'method'.")
+    options = dict(entry)
+    method = known(f"method of mark '{name}'", options.pop("method", None), METHODS)
+    own = {n: options.pop(n) for n in ("keys", "checked") if n in options}
+    mark = build(MarkSpec, {"method": method, "options": options, **own}, f"mark '{name}'")
+    mark.build()
+    return mark
+
+
+def _attack(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"an attack is {entry!r}: it must be a mapping with the field 'attack'.")
+    name = known("attack", entry.get("attack"), ATTACKS)
+    for field_name in entry:
+        known(f"hyper-parameter of attack '{name}'", field_name, ["attack", "expect", *ATTACKS[name].hyper])
+    if "expect" in entry:
+        known("verdict", entry["expect"], VERDICTS)
+    list(sweep(entry))
+    return entry

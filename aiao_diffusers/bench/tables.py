@@ -1,0 +1,272 @@
+"""Markdown from results: every number with its n and an interval, failures included, nothing typed by hand."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, ResultsError
+from ..statistics import clopper_pearson
+from . import results
+from .registry import ATTACKS, known
+
+
+Rows = Sequence[dict[str, Any]]
+
+
+def table(files: str | Path | Sequence[str | Path], *, sections: Sequence[str] = (), any_version: bool = False) -> str:
+    """Markdown of one or several results files (or folders).
+
+    Args:
+        sections: of `SECTIONS`, in this order; default: all.
+        any_version (`bool`, defaults to False): accept lines of another format or version.
+    Raises:
+        ResultsError: missing, altered, or of another version. ConfigError: an unknown section.
+    """
+    names = [known("section", name, SECTIONS) for name in sections] or list(SECTIONS)
+    rows = load(files, any_version=any_version)
+    return "\n\n".join(SECTIONS[name](rows) for name in names) + "\n"
+
+
+def load(files: str | Path | Sequence[str | Path], *, any_version: bool = False) -> list[dict[str, Any]]:
+    """Rows of several files; of one cell measured twice (a model changed under its name) the last one counts."""
+    paths = [files] if isinstance(files, str | Path) else list(files)
+    if not paths:
+        raise ResultsError("no results file was named: pass at least one.")
+    rows = {row["id"]: row for path in paths for row in results.read(path, any_version=any_version)}
+    names = ("kind", "suite", "model", "data", "mark", "attack", "hyper", "seed")
+    return list({json.dumps([row.get(name) for name in names], sort_keys=True): row for row in rows.values()}.values())
+
+
+def update(document: str | Path, *, any_version: bool = False) -> list[str]:
+    """Rewrite the generated parts of a Markdown file, between `<!-- bench: SECTION FILE ... -->` and `<!-- end -->`.
+
+    Files are results, named from the document's folder: the document says itself what it was made from.
+
+    Returns:
+        what was written, as in the document.
+    Raises:
+        ConfigError: an unknown section, or one without its end. ResultsError: as for `read`; then nothing is written.
+    """
+    path, written, rest, text = Path(document), [], Path(document).read_text(), ""
+    while True:
+        before, start, rest = rest.partition("<!-- bench: ")
+        text += before
+        if not start:
+            break
+        what, _, rest = rest.partition(" -->")
+        _, end, rest = rest.partition("<!-- end -->")
+        if not end:
+            raise ConfigError(f"section '{what}' of '{path}' has no '<!-- end -->'.")
+        name, *files = what.split()
+        generated = table([path.parent / file for file in files], sections=[name], any_version=any_version)
+        text += f"{start}{what} -->\n{generated}{end}"
+        written.append(what)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+    return written
+
+
+def cells_of(rows: Rows) -> list[dict[str, Any]]:
+    """The verdicts, without the references."""
+    return [row for row in rows if row["kind"] == "cell"]
+
+
+def attack_name(row: dict[str, Any]) -> str:
+    """The attack with its strength and whatever differs from its defaults."""
+    spec = ATTACKS.get(row["attack"])
+    shown = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in row["hyper"].items()
+        if spec is None or name == spec.strength or value != spec.hyper.get(name)
+    ]
+    return row["attack"] + (f" ({', '.join(shown)})" if shown else "")
+
+
+def grouped(rows: Rows, *names: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Verdicts by these fields; `attack_name` stands for the attack with its hyper-parameters. Order of appearance."""
+    result: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in cells_of(rows):
+        result[tuple(attack_name(row) if n == "attack_name" else row[n] for n in names)].append(row)
+    return result
+
+
+def verdicts(rows: Rows) -> str:
+    """One table a mark: verdicts, evidence, controls and cost of every attack."""
+    parts = []
+    for (model, data, mark), own in grouped(rows, "model", "data", "mark").items():
+        keys = len({row["key"] for row in own})
+        head = f"**{mark}** on {model}, attacker's data {data}; keys and embeddings: {keys}; alpha {own[0]['alpha']:g}"
+        columns = ["attack", "verified", "95% CI", "log10 p: median, worst", "bits", "trials passed", "95% CI"]
+        columns += ["controls' best log10 p: base, wrong key", "noise loss against base", "CMMD", "CLIP-score"]
+        parts.append(
+            head + "\n\n" + markdown(columns, [_verdict_cells(g) for _, g in grouped(own, "attack_name").items()])
+        )
+    return "\n\n".join(parts)
+
+
+def _verdict_cells(group: Rows) -> list[str]:
+    n, found = len(group), sum(row["verdict"] == "verified" for row in group)
+    low, high = clopper_pearson(found, n)
+    ps = values(group, "log10_p")
+    evidence = f"{statistics.median(ps):.1f}, {max(ps):.1f}" if ps else statistic(group)
+    controls = [c for name in ("base", "wrong_key") for c in [_control(group, name)]]
+    return [
+        attack_name(group[0]),
+        f"{found}/{n}",
+        f"{low:.2f}-{high:.2f}",
+        evidence,
+        mean(values(group, "bits"), 3),
+        *rate(group),
+        ", ".join(controls),
+        _loss(group),
+        mean(costs(group, "cmmd"), 2),
+        mean(costs(group, "clip_score"), 3),
+    ]
+
+
+def _control(group: Rows, name: str) -> str:
+    """The smallest log10 p that a control reached, and how many controls verified, if any."""
+    controls = [row["controls"][name] for row in group if "controls" in row]
+    ps = values(controls, "log10_p")
+    wrong = sum(c["verdict"] == "verified" for c in controls)
+    text = f"{min(ps):.1f}" if ps else "-"
+    return f"{text} (**{wrong}/{len(controls)} verified**)" if wrong else text
+
+
+def _loss(group: Rows) -> str:
+    """Mean change of the noise loss on the owner's data, in percent of the unmarked base's."""
+    changes = [
+        100 * (q["loss_owner"] / q["base_loss_owner"] - 1)
+        for row in group
+        if (q := row.get("quality") or {}).get("loss_owner")
+    ]
+    return f"{statistics.fmean(changes):+.0f}%" if changes else "-"
+
+
+def rate(group: Rows) -> tuple[str, str]:
+    """Verification rate over all trials of a group, and its interval; '-' where the method draws no trials."""
+    passed, trials = sum(row.get("passed", 0) for row in group), sum(row.get("trials", 0) for row in group)
+    if not trials:
+        return "-", "-"
+    low, high = clopper_pearson(passed, trials)
+    return f"{passed / trials:.3f} (n {trials})", f"{low:.3f}-{high:.3f}"
+
+
+def compare(rows: Rows) -> str:
+    """The verification rate of all marks side by side, and its drop against the model as published."""
+    marks = list(dict.fromkeys(row["mark"] for row in cells_of(rows)))
+    before: dict[str, float] = {}
+    lines = []
+    for (name,), group in grouped(rows, "attack_name").items():
+        line = [name]
+        for mark in marks:
+            own = [row for row in group if row["mark"] == mark]
+            trials, passed = sum(r.get("trials", 0) for r in own), sum(r.get("passed", 0) for r in own)
+            found = f"{sum(r['verdict'] == 'verified' for r in own)}/{len(own)}" if own else "-"
+            if not trials:
+                line.append(found)
+                continue
+            low, high = clopper_pearson(passed, trials)
+            if name == "none":
+                before[mark] = passed / trials
+            drop = f", {100 * (passed / trials - before[mark]):+.0f}" if mark in before and name != "none" else ""
+            line.append(f"{found}; {100 * passed / trials:.0f}% ({100 * low:.0f}-{100 * high:.0f}){drop}")
+        lines.append(line)
+    note = "Models verified; share of single trials that pass alone, its 95% interval, and its change in points."
+    return note + "\n\n" + markdown(["attack", *marks], lines)
+
+
+def wins(rows: Rows) -> str:
+    """Where attacks win: every verdict that is not `verified`, and every control that is."""
+    lines = []
+    for (mark, name), group in grouped(rows, "mark", "attack_name").items():
+        # What must not verify, such as a merge that kept nothing, is a control and no loss.
+        lost = [r for r in group if r["verdict"] != "verified" and r.get("expect") != "not_verified"]
+        false = sum(c["verdict"] == "verified" for row in group for c in row.get("controls", {}).values())
+        if not lost and not false:
+            continue
+        ps = values(lost, "log10_p")
+        errors = {row["error"] for row in lost if row.get("error")}
+        seen = "; ".join([*(f"{p:.1f}" for p in sorted(ps)), *sorted(errors)]) or statistic(group)
+        lines.append([mark, name, f"{len(lost)}/{len(group)}", seen, f"{false}/{2 * len(group)}", _loss(group)])
+    if not lines:
+        return "No cell was lost and no control verified."
+    return markdown(
+        ["mark", "attack", "not verified", "log10 p", "false `verified`", "noise loss against base"], lines
+    )
+
+
+def reference(rows: Rows) -> str:
+    """The spread between two seeds of the unmarked base, beside which quality is to be read."""
+    lines = []
+    by_model: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "reference":
+            by_model[row["model"], row["data"]].append(row)
+    for (model, data), group in by_model.items():
+        both = [[row[k] for row in group] for k in ("quality", "again")]
+        cells = [model, data, str(len(group))]
+        for name, digits in (("loss_owner", 4), ("loss_data", 4), ("cmmd", 2), ("clip_score", 3)):
+            cells.append(" / ".join(mean([q[name] for q in side if q.get(name) is not None], digits) for side in both))
+        lines.append(cells)
+    columns = ["model", "data", "n", "noise loss, owner's data", "noise loss, attacker's", "CMMD", "CLIP-score"]
+    return "The unmarked base with two seeds (first / second).\n\n" + markdown(columns, lines)
+
+
+def provenance(rows: Rows) -> str:
+    """Versions, seeds and hashes behind the tables."""
+    cells = cells_of(rows)
+    made = sorted({f"{n} {v}" for row in rows for n, v in row["versions"].items()})
+    parts = [
+        f"Suites {sorted({row['suite'] for row in rows})}, {len(cells)} cells, seeds {sorted({row['seed'] for row in cells})}.",
+        f"Made with {', '.join(made)}.",
+        f"Finished {min(row['finished'] for row in rows)} to {max(row['finished'] for row in rows)}.",
+    ]
+    for name in ("base", "marked"):
+        found = sorted({row["hashes"][name][:12] for row in cells if "hashes" in row})
+        parts.append(f"SHA-256 of {name} weights: {', '.join(found)}.")
+    seconds = sum(sum(row.get("seconds", {}).values()) for row in cells)
+    return "\n".join([*parts, f"Attacks, readings and quality took {seconds / 60:.0f} process minutes."])
+
+
+def markdown(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    body = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *body])
+
+
+def values(rows: Rows, name: str) -> list[float]:
+    """The values of a field that are not None."""
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def costs(rows: Rows, name: str) -> list[float]:
+    """The values of a quality figure."""
+    return [row["quality"][name] for row in rows if row.get("quality", {}).get(name) is not None]
+
+
+def statistic(rows: Rows) -> str:
+    """The rule's own statistic, of a method without a p-value."""
+    found = values(rows, "statistic")
+    return f"statistic {min(found):.3f}..{max(found):.3f}" if found else "-"
+
+
+def mean(numbers: Sequence[float], digits: int) -> str:
+    """Mean and, from two values on, its standard deviation."""
+    if not numbers:
+        return "-"
+    spread = f" sd {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{statistics.fmean(numbers):.{digits}f}{spread}"
+
+
+SECTIONS = {
+    "verdicts": verdicts,
+    "compare": compare,
+    "wins": wins,
+    "reference": reference,
+    "provenance": provenance,
+}

@@ -1,0 +1,154 @@
+"""Attacks do what they are named after, on a miniature denoiser in a real pipeline."""
+
+import copy
+
+import pytest
+import torch
+from _tiny import tiny_unet
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from aiao_diffusers import LatentData
+from aiao_diffusers.bench.attacks.weights import matrices
+from aiao_diffusers.bench.registry import ATTACKS
+from aiao_diffusers.bench.scene import Scene
+from aiao_diffusers.errors import ConfigError
+
+
+@pytest.fixture
+def scene(tmp_path):
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    pipe = StableDiffusionPipeline(
+        None, None, None, tiny_unet(0), scheduler, None, None, requires_safety_checker=False
+    )
+    generator = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(12, 4, 8, 8, generator=generator), torch.randn(12, 5, 12, generator=generator)
+    data = LatentData(latents, {"encoder_hidden_states": text})
+    return Scene(pipe, data, data, seed=0, folder=tmp_path)
+
+
+def attacked(scene, name, denoiser=None, **hyper):
+    denoiser = tiny_unet(1) if denoiser is None else denoiser
+    before = {n: v.clone() for n, v in scene.base.state_dict().items()}
+    after = ATTACKS[name].run(copy.deepcopy(denoiser), scene, **hyper)
+    assert all(torch.equal(v, before[n]) for n, v in scene.base.state_dict().items())  # the clean twin is not touched
+    return after
+
+
+def same(a, b, **tolerance):
+    return all(torch.allclose(v, b.state_dict()[n], **tolerance) for n, v in a.state_dict().items())
+
+
+def test_none(scene):
+    assert same(attacked(scene, "none"), tiny_unet(1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_quantise(scene, bits):
+    for layer, before in zip(matrices(attacked(scene, "quantise", bits=bits)), matrices(tiny_unet(1)), strict=True):
+        rows, wanted = layer.weight.flatten(1), before.weight.flatten(1)
+        step = wanted.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        assert all(len(row.unique()) <= 2**bits - 1 for row in rows)
+        assert ((rows - wanted).abs() <= step / 2 + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_cast(scene, dtype):
+    after = attacked(scene, "cast", dtype=dtype)
+    assert not same(after, tiny_unet(1), rtol=0, atol=0) and same(after, tiny_unet(1), rtol=1e-2, atol=1e-3)
+
+
+def test_prune(scene):
+    for layer in matrices(attacked(scene, "prune", amount=0.5)):
+        assert (layer.weight == 0).float().mean().item() == pytest.approx(0.5, abs=1 / layer.weight.numel())
+    for layer in matrices(attacked(scene, "prune", amount=0.25, structured=True)):
+        dead = (layer.weight.flatten(1) == 0).all(1).sum().item()
+        assert dead == round(0.25 * len(layer.weight))
+
+
+def test_noise(scene):
+    after, before = attacked(scene, "noise", std=0.2).state_dict(), tiny_unet(1).state_dict()
+    name = "mid_block.resnets.0.conv1.weight"
+    ratio = (after[name] - before[name]).std() / before[name].std()
+    assert ratio.item() == pytest.approx(0.2, rel=0.1)
+    assert same(attacked(scene, "noise"), attacked(scene, "noise"), rtol=0, atol=0)  # the seed decides
+
+
+def test_svd(scene):
+    for layer, before in zip(matrices(attacked(scene, "svd", keep=0.5)), matrices(tiny_unet(1)), strict=True):
+        flat = layer.weight.flatten(1)
+        assert torch.linalg.matrix_rank(flat, rtol=1e-4) <= max(1, round(0.5 * min(flat.shape)))
+        assert torch.linalg.matrix_rank(before.weight.flatten(1), rtol=1e-4) > 1 or min(flat.shape) == 1
+
+
+def test_reinit_changes_its_block_alone(scene):
+    after = attacked(scene, "reinit", block="mid_block")
+    before = tiny_unet(1).state_dict()
+    changed = {
+        name.split(".")[0] for name, value in after.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == {"mid_block"}
+
+
+@pytest.mark.parametrize("name", ["merge", "slerp"])
+def test_merges_end_at_both_models(scene, name):
+    assert same(attacked(scene, name, weight=1.0, other="base"), tiny_unet(1), rtol=1e-4, atol=1e-5)
+    assert same(attacked(scene, name, weight=0.0, other="base"), scene.base, rtol=1e-4, atol=1e-5)
+
+
+def test_merge_is_linear_and_slerp_keeps_length(scene):
+    middle = attacked(scene, "merge", weight=0.25, other="base").state_dict()
+    name = "mid_block.resnets.0.conv1.weight"
+    a, b = tiny_unet(1).state_dict()[name], scene.base.state_dict()[name]
+    assert torch.allclose(middle[name], 0.25 * a + 0.75 * b, atol=1e-6)
+    arc = attacked(scene, "slerp", weight=0.5, other="base").state_dict()[name]
+    assert arc.norm().item() == pytest.approx((a.norm() + b.norm()).item() / 2, rel=0.02)
+    assert middle[name].norm() < arc.norm()
+
+
+def test_other_fine_tune_is_made_once(scene):
+    attacked(scene, "merge", other="finetune", steps=2, lr=1e-2)
+    files = list(scene.folder.glob("partner-*.safetensors"))
+    stamp = files[0].stat().st_mtime_ns
+    first = attacked(scene, "ties", density=1.0, steps=2, lr=1e-2)
+    assert len(files) == 1 and files[0].stat().st_mtime_ns == stamp
+    assert not same(first, tiny_unet(1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, hyper",
+    [
+        ("finetune", {"steps": 2, "lr": 1e-3}),
+        ("finetune", {"steps": 2, "lr": 1e-3, "ema": 0.9}),
+        ("sequential", {"steps": 1, "lr": 1e-3}),
+        ("lora", {"steps": 2, "rank": 2}),
+        ("lora", {"steps": 2, "rank": 2, "count": 2}),
+        ("distil", {"steps": 2}),
+        ("distil", {"steps": 2, "student": "fresh"}),
+    ],
+)
+def test_training_attacks_change_finite_weights_and_repeat(scene, name, hyper):
+    after = attacked(scene, name, batch_size=2, **hyper)
+    assert not same(after, tiny_unet(1), rtol=0, atol=0)
+    assert all(torch.isfinite(value).all() for value in after.state_dict().values())
+    assert set(after.state_dict()) == set(tiny_unet(1).state_dict())  # no adapter left on it
+    assert same(after, attacked(scene, name, batch_size=2, **hyper), rtol=0, atol=1e-6)
+
+
+def test_lora_scale_zero_is_the_model_itself(scene):
+    assert same(attacked(scene, "lora", steps=2, rank=2, batch_size=2, scale=0.0), tiny_unet(1), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "name, hyper",
+    [
+        ("prune", {"amount": 1.0}),
+        ("quantise", {"bits": 1}),
+        ("svd", {"keep": 0.0}),
+        ("cast", {"dtype": "int7"}),
+        ("reinit", {"block": "no_such_block"}),
+        ("merge", {"other": "stranger"}),
+    ],
+)
+def test_impossible_strengths_are_refused(scene, name, hyper):
+    with pytest.raises(ConfigError):
+        attacked(scene, name, **hyper)

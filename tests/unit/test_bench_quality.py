@@ -1,0 +1,38 @@
+"""CMMD against its definition and in the two cases whose value is known."""
+
+import pytest
+import torch
+
+from aiao_diffusers.bench.quality import clip_score, cmmd
+
+
+def unit(count, shift=0.0, seed=0):
+    rows = torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))
+    rows[:, 0] += shift
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def test_cmmd_equals_its_definition():
+    a, b, sigma = unit(5), unit(4, seed=1), 10.0
+
+    def k(x, y):
+        return torch.exp(-(x.double() - y.double()).square().sum() / (2 * sigma**2)).item()
+
+    within_a = sum(k(a[i], a[j]) for i in range(5) for j in range(5) if i != j) / 20
+    within_b = sum(k(b[i], b[j]) for i in range(4) for j in range(4) if i != j) / 12
+    across = sum(k(x, y) for x in a for y in b) / 20
+    assert cmmd(a, b) == pytest.approx(1000 * (within_a + within_b - 2 * across), abs=1e-9)
+    assert cmmd(a, b) == pytest.approx(cmmd(b, a), abs=1e-9)
+
+
+def test_cmmd_is_zero_in_the_mean_for_one_distribution_and_large_for_two():
+    null = [cmmd(unit(40, seed=2 * s), unit(40, seed=2 * s + 1)) for s in range(40)]
+    values = torch.tensor(null)
+    assert abs(values.mean().item()) < 3 * values.std().item() / 40**0.5
+    assert cmmd(unit(40), unit(40, shift=3.0, seed=1)) > max(null)
+
+
+def test_clip_score():
+    a = unit(6)
+    assert clip_score({"image": a, "text": a})[0] == pytest.approx(1.0, abs=1e-6)
+    assert clip_score({"image": a, "text": -a})[0] == pytest.approx(-1.0, abs=1e-6)

@@ -1,0 +1,128 @@
+"""Tables and curves from results written by hand, whose numbers are known."""
+
+import pytest
+
+from aiao_diffusers.bench import results
+from aiao_diffusers.bench.curves import curves
+from aiao_diffusers.bench.tables import load, table, update
+from aiao_diffusers.errors import ConfigError, ResultsError
+from aiao_diffusers.statistics import clopper_pearson
+
+
+def row(attack, hyper, seed, log10_p, *, mark="ours", passed=8, base=-0.4, verdict=None, **changes):
+    found = verdict or ("verified" if log10_p <= -6 else "not_verified")
+    control = {"verdict": "verified" if base <= -6 else "not_verified", "log10_p": base}
+    stamp = {"format": results.FORMAT, "versions": results.versions(), "suite": "s", "alpha": 1e-6}
+    what = {"model": "m", "data": "d", "mark": mark, "attack": attack, "hyper": hyper, "seed": seed, "key": 0}
+    values = {"verdict": found, "log10_p": log10_p, "bits": 0.9, "passed": passed, "trials": 8, "strength": None}
+    rest = {
+        "controls": {"base": control, "wrong_key": {"verdict": "not_verified", "log10_p": -0.1}},
+        "quality": {"loss_owner": 0.11, "base_loss_owner": 0.1},
+        "hashes": {"base": "b" * 64, "marked": "c" * 64, "suspect": "d" * 64},
+        "seconds": {"attack": 60.0},
+        "finished": "2026-01-01T00:00:00Z",
+        "expect": None,
+    }
+    identity = f"{mark}-{attack}-{sorted(hyper.items())}-{seed}"
+    return stamp | {"kind": "cell", "id": identity} | what | values | rest | changes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [row("none", {}, seed, -100.0 - seed) for seed in range(3)]
+    for amount, p in ((0.3, -50.0), (0.7, -2.0)):
+        hyper = {"amount": amount, "structured": False}
+        rows += [row("prune", hyper, seed, p - seed, passed=4, strength=amount) for seed in range(3)]
+    for line in rows:
+        results.append(tmp_path / results.FILE, line)
+    return tmp_path
+
+
+def line_of(text, start):
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def test_verdicts_count_and_bound(folder):
+    text = table(folder, sections=["verdicts"])
+    line = line_of(text, "| prune (amount 0.3)")
+    low, high = clopper_pearson(12, 24)
+    for cell in ("3/3", "-51.0, -50.0", "0.500 (n 24)", f"{low:.3f}-{high:.3f}", "-0.4, -0.1", "+10%"):
+        assert f" {cell} |" in line
+    assert " 0/3 " in line_of(text, "| prune (amount 0.7)")
+    assert "structured" not in text  # defaults are not repeated
+
+
+def test_wins_list_every_loss_and_false_verdict(folder):
+    text = table(folder, sections=["wins"])
+    assert "prune (amount 0.7) | 3/3 | -4.0; -3.0; -2.0 | 0/6" in text and "amount 0.3" not in text
+    results.append(folder / results.FILE, row("cast", {"dtype": "float16"}, 0, -90.0, base=-9.0))
+    assert "cast | 0/1" in table(folder, sections=["wins"]).replace("cast (dtype float16)", "cast")
+    assert "(**1/1 verified**)" in table(folder, sections=["verdicts"])
+
+
+def test_what_must_not_verify_is_no_loss(tmp_path):
+    results.append(
+        tmp_path / results.FILE, row("merge", {"weight": 0.0}, 0, -0.2, expect="not_verified", strength=0.0)
+    )
+    assert "No cell was lost" in table(tmp_path, sections=["wins"])
+
+
+def test_failed_cells_stay(folder):
+    failed = row("noise", {"std": 9.0}, 0, None, verdict="failed", error="RuntimeError: burst", passed=0)
+    del failed["controls"], failed["hashes"], failed["quality"], failed["trials"]
+    results.append(folder / results.FILE, failed)
+    text = table(folder)
+    assert "RuntimeError: burst" in text and " 0/1 " in line_of(text, "| noise")
+
+
+def test_marks_side_by_side_with_their_drop(folder):
+    for seed in range(2):
+        results.append(folder / results.FILE, row("none", {}, seed, -9.0, mark="peer", passed=8))
+        hyper = {"amount": 0.3, "structured": False}
+        results.append(folder / results.FILE, row("prune", hyper, seed, -1.0, mark="peer", passed=2))
+    line = line_of(table(folder, sections=["compare"]), "| prune (amount 0.3)")
+    assert "3/3; 50% (29-71), -50" in line and "0/2; 25% (7-52), -75" in line
+
+
+def test_other_versions_and_sections_are_refused(folder):
+    with pytest.raises(ConfigError, match="did you mean 'wins'"):
+        table(folder, sections=["win"])
+    results.append(folder / results.FILE, row("none", {}, 9, -1.0, versions={"aiao_diffusers": "0.0"}))
+    with pytest.raises(ResultsError):
+        table(folder)
+    assert "10 cells" in table(folder, any_version=True)
+
+
+def test_a_document_is_rewritten_between_its_marks(folder, tmp_path):
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- bench: wins results.jsonl -->\nold\n<!-- end -->\nafter\n")
+    assert update(document) == ["wins results.jsonl"]
+    first = document.read_text()
+    assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first and "amount 0.7" in first
+    update(document)
+    assert document.read_text() == first
+    for text, message in (
+        ("<!-- bench: wins results.jsonl -->\nno end", "no '<!-- end -->'"),
+        ("<!-- bench: wins absent.jsonl -->\n<!-- end -->", "no results at"),
+        ("<!-- bench: wins -->\n<!-- end -->", "at least one"),
+    ):
+        document.write_text(text)
+        with pytest.raises((ConfigError, ResultsError), match=message):
+            update(document)
+        assert document.read_text() == text
+
+
+def test_curves(folder, tmp_path):
+    written = curves(load(folder), tmp_path / "pictures")
+    assert [path.name for path in written] == ["strength.png", "cost.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written)
+    assert not curves([r for r in load(folder) if r["attack"] == "none"], tmp_path / "none")
+
+
+def test_a_cell_measured_again_counts_once(folder):
+    again = row("none", {}, 1, -7.0, id="of another model", hashes={"base": "e" * 64, "marked": "f" * 64})
+    results.append(folder / results.FILE, again)
+    rows = load([folder, folder])
+    assert len(rows) == 9 and sum(r["log10_p"] == -7.0 for r in rows) == 1
+    with pytest.raises(ResultsError, match="at least one"):
+        load([])
