@@ -147,7 +147,7 @@ def leakage(
     return {"true": accuracy(key), "wrong_mean": float(np.mean(wrong)), "wrong_sd": float(np.std(wrong)), "keys": keys}
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Run on the shipped model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of fine-tuning after the disguise, batch 16, lr 1e-4")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     key = WatermarkKey(bytes(range(32)), "Demo")
     record = WatermarkRecord.load(args.assets / "marked")
     base, marked, tuned = (

@@ -63,7 +63,7 @@ def apart(arguments: list[str]) -> int:
     return int(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Prints a Markdown table, one row a way to train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base")
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", choices=TRAIN, default=TRAIN)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--one", choices=["ordinary", "embed"], help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.one:
         print(measure(args.base, args.latents, args.train[0], args.batch_size[0], args.one == "ordinary"))
         return

@@ -69,6 +69,49 @@ def nulls(
         bench.histogram(uniform).savefig(output / "nulls.png", dpi=110)
 
 
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command("run", context_settings=PASSED_ON)
+def run(context: typer.Context) -> None:
+    """Run what is missing of a suite: attacks at their strengths, seeds and controls (`run --help`)."""
+    _suite("run", context)
+
+
+@app.command("table", context_settings=PASSED_ON)
+def table(context: typer.Context) -> None:
+    """Markdown and curves from a suite's results (`table --help`)."""
+    _suite("table", context)
+
+
+@app.command("list", context_settings=PASSED_ON)
+def list_attacks(context: typer.Context) -> None:
+    """Attacks with their hyper-parameters, and methods."""
+    _suite("list", context)
+
+
+@app.command("disguise", context_settings=PASSED_ON)
+def disguise(context: typer.Context) -> None:
+    """Read through function-preserving disguises, with controls (`disguise --help`)."""
+    from ..bench.disguise import main
+
+    main(context.args)
+
+
+@app.command("memory", context_settings=PASSED_ON)
+def memory(context: typer.Context) -> None:
+    """Peak memory of embedding beside ordinary fine-tuning (`memory --help`)."""
+    from ..bench.memory import main
+
+    main(context.args)
+
+
+def _suite(verb: str, context: typer.Context) -> None:
+    from ..bench.__main__ import main
+
+    raise typer.Exit(main([verb, *context.args]))
+
+
 def _need(assets: Path) -> None:
     if not (assets / "marked").is_dir():
         raise SuspectError(f"no shipped model in '{assets}': run in a clone of the repository or pass --assets.")
