@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from .errors import HubError, HubUnreachableError, SuspectError, UnsafeFileError
 from .safefile import MAX_JSON_BYTES, Header, header_length, parse_header, parse_json, short

@@ -11,7 +11,7 @@ from datetime import date, datetime
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from .errors import ConfigError, HubError
 from .remote import REPO_ID, TIMEOUT, retried

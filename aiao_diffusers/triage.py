@@ -134,9 +134,8 @@ def placed(candidate: Candidate, root: Path, label: str, base: Resident) -> Iter
         digest = _adapter_digest(path)
         with applied(base.denoiser, path) as loaded:
             adapter, distance = asdict(loaded), loaded.delta_norm / base.norm
-            opened = Opened(
-                base.denoiser, label, base.label, "carries", None, adapter, loaded.warnings, {}, base.sha256
-            )
+            hashes = {"suspect": loaded.sha256, "base": base.sha256}
+            opened = Opened(base.denoiser, label, base.label, "carries", None, adapter, loaded.warnings, {}, hashes)
             yield Placed(opened, digest, distance)
         return
     tensors, denoiser = _checkpoint(candidate, root, base)

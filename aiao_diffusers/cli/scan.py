@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from huggingface_hub.utils import disable_progress_bars, logging  # type: ignore[attr-defined]
+from huggingface_hub.utils import disable_progress_bars, logging
 from rich.table import Table
 from rich.text import Text
 
