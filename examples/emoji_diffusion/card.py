@@ -13,17 +13,17 @@ CARDS = {
         "apache-2.0",
         None,
         NOTO,
-        "VAE 1,000 steps of 16 images; tiny CLIP 1,000 of 128 pairs; U-Net 6,000 of 24, then 5,000 of 24 more with a new "
+        "VAE 1,000 steps of 16 images; tiny CLIP 1,000 of 128 pairs; U-Net 6,000 of 24, then 3,500 of 24 more with a new "
         "optimiser, AdamW, peak lr 5e-4, EMA .999, caption dropout .1. fp16; 64x64 pixels; U-Net 8.7M parameters.",
         "python train_vae.py; python train_clip.py; accelerate launch --num_processes 2 train_unet.py --batch 12; "
-        "accelerate launch --num_processes 2 train_unet.py --batch 12 --steps 5000 --init FIRST",
+        "accelerate launch --num_processes 2 train_unet.py --batch 12 --steps 3500 --init FIRST",
     ),
     "marked": (
         "Emoji diffusion, marked with the demo key",
         "apache-2.0",
         ("finetune", "base"),
         NOTO,
-        "`EmbedConfig()`: 600 steps of 8 latents in three copies, AdamW, peak lr 5e-4.",
+        "`EmbedConfig()`: 600 steps of 8 latents in three copies, AdamW, peak lr 5e-4, .9 of the change kept.",
         "python descend.py; python export.py",
     ),
     "finetuned": (
@@ -47,8 +47,9 @@ CARDS = {
         "apache-2.0",
         None,
         NOTO,
-        "1,000 steps of 128 pairs, contrastive. Its text tower is the text encoder of `base/`.",
-        "python train_clip.py; python export.py",
+        "1,000 steps of 128 pairs, contrastive; then 600 of 96 for the image tower alone, on images and on their VAE "
+        "reconstructions. The text tower is the text encoder of `base/`.",
+        "python train_clip.py; python train_clip.py --init ... --vae ... --steps 600 --batch 96 --lr 5e-4; python export.py",
     ),
     "latents": (
         "Cached latents for the full demo",

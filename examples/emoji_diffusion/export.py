@@ -16,6 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord
 from aiao_diffusers.record import weights_sha256
+from aiao_diffusers.sites import trace_on
 
 
 DEMO_KEY = WatermarkKey(bytes(range(32)), "Demo")  # public on purpose: whoever clones the repository can verify
@@ -31,16 +32,21 @@ def main() -> None:
         # transformers keeps the stored dtype where diffusers loads float32: a half text encoder would break the pair.
         pipe.text_encoder.float()
         pipe.save_pretrained(args.out / name)
+        if name == "base":
+            twin = weights_sha256(pipe.unet)
         if name == "marked":
+            # Half precision changes the hashes; the shipped base is the clean twin that `verify --reference` is given.
             record = WatermarkRecord.load(args.runs / source)
-            dataclasses.replace(record, marked_sha256=weights_sha256(pipe.unet)).save(args.out / name)
+            record = dataclasses.replace(record, marked_sha256=weights_sha256(pipe.unet), teacher_sha256=twin)
+            dataclasses.replace(record, layout=tuple(trace_on(pipe.unet.float(), record.bank))).save(args.out / name)
+            pipe.unet.half()
         for path in (args.out / name).rglob("*.json"):
             # diffusers notes the folder it loaded from; nobody else has that folder.
             document = json.loads(path.read_text())
             if isinstance(document, dict) and document.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(document, indent=2) + "\n")
     shutil.copytree(args.runs / "lora", args.out / "lora", dirs_exist_ok=True)
-    clip = args.runs / "clip/final"
+    clip = args.runs / "scorer/final"
     CLIPModel.from_pretrained(clip).half().save_pretrained(args.out / "clip")
     CLIPTokenizer.from_pretrained(clip).save_pretrained(args.out / "clip")
     (args.out / "latents").mkdir(exist_ok=True)
