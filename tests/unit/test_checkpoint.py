@@ -252,11 +252,20 @@ class TestDetect:
         with pytest.raises(SuspectError, match="no denoiser"):
             load_denoiser(tmp_path)
 
-    def test_mixed_folder(self, tmp_path, unet):
+    def test_an_embedding_beside_an_adapter_does_not_hide_it(self, tmp_path, unet):
         write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
         save_file({"emb_params": torch.ones(1, 4)}, tmp_path / "e.safetensors")
-        assert detect(tmp_path).kind == "unknown" and "lora, textual_inversion" in detect(tmp_path).detail
+        found = detect(tmp_path)
+        assert found.kind == "lora" and [p.name for p in found.files] == ["kohya.safetensors"]
+        assert "e.safetensors (textual_inversion)" in found.warnings[0]
+        assert detect(tmp_path, "e.safetensors").kind == "textual_inversion"
         assert [p.name for p in list_weight_files(tmp_path)] == ["e.safetensors", "kohya.safetensors"]
+
+    def test_a_whole_model_beside_an_adapter_needs_a_name(self, tmp_path, unet):
+        write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
+        save_file(unet.state_dict(), tmp_path / "whole.safetensors")
+        assert detect(tmp_path).kind == "unknown" and "denoiser, lora" in detect(tmp_path).detail
+        assert detect(tmp_path, "whole.safetensors").kind == "denoiser"
 
 
 class TestFolder:
