@@ -130,7 +130,7 @@ def _detect_file(path: Path) -> Detected:
     header = read_header(path)
     kind, detail = kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
     averaged = sum(key.startswith(_EMA_PREFIX) for key in header.tensors)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if kind == "single_file" and averaged:
         notes = (
             f"the file also holds {averaged} averaged (EMA) weights; the plain ones were read, as stock tools do",

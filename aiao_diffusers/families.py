@@ -60,6 +60,12 @@ def mismatch(file: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, 
     return f" The file looks made for {wanted}{f', the base given is {given}' if given else ''}."
 
 
+def differ(file: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether `file` and `base` are of two known families."""
+    wanted, given = likely_base(file), likely_base(base)
+    return wanted is not None and given is not None and wanted != given
+
+
 def packed(header: Header) -> str | None:
     """Which quantisation a file's numbers are packed by, or None for plain floats.
 
