@@ -29,6 +29,7 @@ class VerificationReport:
         denoiser_evals (`int`): single-sample forwards spent. sites: the test of each out-site.
         suspect, base (`str`): what was compared. proves (`str`): key of `PROVES`.
         controls (`dict`): the same question where the answer must be no. adapter (`dict`): what a LoRA changed.
+        kind (`str`, *optional*): what a file or folder was recognised as.
     """
 
     verdict: str
@@ -49,6 +50,7 @@ class VerificationReport:
     reason: str | None = None
     looks: tuple[dict[str, Any], ...] = ()
     adapter: dict[str, Any] | None = None
+    kind: str | None = None
     hashes: dict[str, str | None] = field(default_factory=dict)
 
     @property

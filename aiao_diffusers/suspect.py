@@ -26,6 +26,7 @@ class Opened:
     record: WatermarkRecord | None
     adapter: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    kind: str | None = None
 
 
 def label_of(source: Any) -> str:
@@ -88,13 +89,15 @@ def opened(
         yield Opened(module, label_of(suspect), None, "descent", find_record(suspect))
         return
     path = local_path(suspect, revision)
-    found = detect(path)
+    found = detect(path, weight_name)
     if found.kind in ("pipeline", "denoiser", "single_file"):
         given = denoiser_of(base) if base is not None else None
         if given is None and base is not None:
             given = load_denoiser(local_path(base), dtype=torch.float32)
-        denoiser = load_denoiser(path, base=given, dtype=torch.float32)
-        yield Opened(denoiser, label_of(suspect), None, "descent", find_record(path))
+        meant = path if weight_name is None else found.files[0]
+        denoiser = load_denoiser(meant, base=given, dtype=torch.float32)
+        record = find_record(path, base)
+        yield Opened(denoiser, label_of(suspect), None, "descent", record, None, found.warnings, found.kind)
         return
     if found.kind != "lora":
         raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser.")
@@ -106,7 +109,8 @@ def opened(
     with applied(denoiser, path, weight_name=weight_name) as loaded:
         record = find_record(path, base)
         adapter = asdict(loaded)
-        yield Opened(denoiser, label_of(suspect), label_of(base), "carries", record, adapter, loaded.warnings)
+        warnings = (*found.warnings, *loaded.warnings)
+        yield Opened(denoiser, label_of(suspect), label_of(base), "carries", record, adapter, warnings, found.kind)
 
 
 def require_record(record: Any, found: WatermarkRecord | None) -> WatermarkRecord:

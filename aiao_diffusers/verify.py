@@ -178,6 +178,7 @@ def _read(
             for k in sequence.looks
         ),
         adapter=found.adapter,
+        kind=found.kind,
         hashes={"suspect": weights_sha256(denoiser), "marked": record.marked_sha256},
     )
 
