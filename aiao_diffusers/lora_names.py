@@ -47,7 +47,7 @@ def module_index(denoiser: nn.Module) -> Index:
     names = {name.replace(".base_layer", "") for name, m in denoiser.named_modules() if hasattr(m, "weight") and name}
     targets = {name: Target(name, (Part(name),)) for name in sorted(names)}
     spelled = [(name, target) for name, target in targets.items()]
-    spelled += [(spelling, targets[name]) for name, spelling in _ldm_names(names).items()]
+    spelled += [(spelling, targets[name]) for name, spelling in ldm_names(names).items()]
     for native, parts in (*_flux(names), *_sd3(names)):
         # A family's relative has other modules under the same native names; those are left unknown.
         if all(part.module in names for part in parts):
@@ -58,7 +58,7 @@ def module_index(denoiser: nn.Module) -> Index:
     return index
 
 
-def _ldm_names(names: Iterable[str]) -> dict[str, str]:
+def ldm_names(names: Iterable[str]) -> dict[str, str]:
     """diffusers name -> original LDM name, for the modules of a conditional U-Net.
 
     LDM numbers its blocks through: `input_blocks.0` is conv_in, then per level the resnets (with their attention) and
