@@ -12,6 +12,7 @@ are cast to floats as if they were weights.
 import copy
 import importlib.util
 import math
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import ModelMixin
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -86,8 +88,10 @@ _UPSTREAM_ERRORS = (
     OSError,
     RuntimeError,
     SafetensorError,
+    SingleFileComponentError,
     TypeError,
     ValueError,
+    struct.error,
 )
 """What diffusers and torch raise on a config or file that does not fit; Ctrl-C and MemoryError pass through."""
 
