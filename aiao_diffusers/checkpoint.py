@@ -241,6 +241,32 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
     return next(t.dtype for t in module.state_dict().values() if t.is_floating_point())
 
 
+def _count(path: Path, base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """The converter keeps every number that it knows, so another count means weights invented or left out."""
+    expected = {name: tuple(t.shape) for name, t in base.state_dict().items()}
+    held, needed = (sum(map(math.prod, part.values())) for part in (shapes, expected))
+    if held != needed:
+        raise WrongBaseError(
+            f"{path.name!r} holds {held} numbers of a denoiser, {type(base).__name__} of the base has {needed}."
+            f"{mismatch(shapes, expected)}"
+        )
+
+
+def _gguf_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and unpacked shapes of a GGUF file's denoiser, from its header."""
+    if importlib.util.find_spec("gguf") is None:
+        raise NotTestableError(f"{path.name!r} is a GGUF file: install the package gguf to read it")
+    import gguf
+
+    try:
+        # GGUF counts dimensions from the fastest.
+        held = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in gguf.GGUFReader(path).tensors}
+    except _UPSTREAM_ERRORS as error:
+        raise UnsafeFileError(f"{path.name!r} is no sound GGUF file: {short(str(error))}") from error
+    prefixed = {k.removeprefix(LDM_PREFIX): shape for k, shape in held.items() if k.startswith(LDM_PREFIX)}
+    return prefixed or held
+
+
 def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
     """Original-layout or GGUF checkpoint through diffusers' own converter, shaped by the base's config."""
     if not isinstance(base, ModelMixin) or not hasattr(type(base), "from_single_file"):
@@ -248,24 +274,15 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
     shaped: Any = base  # ModelMixin's config methods are untyped
     options: dict[str, Any] = {"torch_dtype": _dtype_of(base)}
     source: Any = str(path)
-    needed = sum(t.numel() for t in base.state_dict().values())
     if path.suffix.lower() == ".gguf":
-        if importlib.util.find_spec("gguf") is None:
-            raise NotTestableError(f"{path.name!r} is a GGUF file: install the package gguf to read it")
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=torch.float32)
+        _count(path, base, _gguf_shapes(path))
     else:
         header = read_header(path)
         _refuse_packed(header)
         prefix = LDM_PREFIX if any(key.startswith(LDM_PREFIX) for key in header.tensors) else ""
         wanted = _weights_of(header, prefix)
-        held = sum(math.prod(header.tensors[key].shape) for key in wanted)
-        if held != needed:
-            # The converter keeps every number that it knows, so another count means weights invented or left out.
-            shapes = {name: header.tensors[key].shape for key, name in wanted.items()}
-            raise WrongBaseError(
-                f"{path.name!r} holds {held} numbers of a denoiser, {type(base).__name__} of the base has {needed}."
-                f"{mismatch(shapes, {name: tuple(t.shape) for name, t in base.state_dict().items()})}"
-            )
+        _count(path, base, {name: header.tensors[key].shape for key, name in wanted.items()})
         # Its U-Net converter looks for this prefix alone; the others take it off.
         names = {key: LDM_PREFIX + name for key, name in wanted.items()}
         source = dict(_plain_tensors(header, names, options["torch_dtype"]))

@@ -465,7 +465,7 @@ class TestSingleFile:
             with pytest.raises(NotTestableError, match="install the package gguf"):
                 load_denoiser(path, base=unet)
             return
-        with pytest.raises(WrongBaseError):
+        with pytest.raises(UnsafeFileError, match="no sound GGUF"):
             load_denoiser(path, base=unet)
         import gguf
 
@@ -481,8 +481,10 @@ class TestSingleFile:
 
         other = tiny_unet(seed=5)
         assert tensor_sha256(load_denoiser(written(ldm_state(other)), base=unet)) == tensor_sha256(other)
-        with pytest.raises(WrongBaseError):
-            load_denoiser(written({"elsewhere.weight": torch.ones(2, 2)}), base=unet)
+        extra = {"model.diffusion_model.input_blocks.9.0.op.weight": torch.ones(8, 8)}
+        for state in ({"elsewhere.weight": torch.ones(2, 2)}, ldm_state(other) | extra):
+            with pytest.raises(WrongBaseError, match="numbers of a denoiser"):
+                load_denoiser(written(state), base=unet)
 
     def test_an_adapter_is_no_denoiser(self, tmp_path, unet):
         source = write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
