@@ -1,7 +1,7 @@
 """Hostile files: every format of the table, mutated at random under a seed, and what the loaders make of it.
 
-What must hold in each round: one of our errors, or a load that really changed what it says and undid it; under `SECONDS`;
-memory within the file's size and `MARGIN_MIB`; and no file opened for writing outside the round's own folder. Anything
+What must hold in each round: one of our errors, or a load that really changed what it says and undid it; under `SECONDS`
+of processor time and `HANG_SECONDS` by the clock, which a busy machine stretches; memory within the file's size and `MARGIN_MIB`; and no file opened for writing outside the round's own folder. Anything
 else ends the run with the round's number, which a second run with the same seed reaches again.
 """
 
@@ -35,6 +35,7 @@ from .formats import Peak
 
 
 SECONDS = 5.0
+HANG_SECONDS = 60.0
 MARGIN_MIB = 64.0
 WORDS = [
     *(
@@ -63,7 +64,7 @@ class FuzzFailure(AssertionError):
 
 @dataclass
 class Result:
-    """What the rounds came to; `slowest_s` in seconds, `most_mib` above the file's size."""
+    """What the rounds came to; `slowest_s` in processor seconds, `most_mib` above the file's size."""
 
     rounds: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -229,11 +230,12 @@ def _scratch() -> Iterator[Path]:
             tempfile.tempdir = held
 
 
-def fuzz(rounds: int, seed: int = 2026, progress: int = 0) -> Result:
+def fuzz(rounds: int, seed: int = 2026, progress: int = 0, start: int = 0) -> Result:
     """Run mutated files of all formats through the loaders.
 
     Args:
         rounds: how many files. seed: of formats and edits. progress: a line on stderr every so many rounds; 0 for none.
+        start: rounds to make and pass over, so that a failure can be met again and a long run cut in parts.
     Returns:
         `Result`.
     Raises:
@@ -250,7 +252,7 @@ def fuzz(rounds: int, seed: int = 2026, progress: int = 0) -> Result:
             good = root / f"good{number}"
             good.mkdir()
             sources.append(fmt.write(change, good).relative_to(good))
-        for number in range(rounds):
+        for number in range(start + rounds):
             chosen = random_.randrange(len(formats))
             good, place = root / f"good{chosen}", root / "round"
             shutil.rmtree(place, ignore_errors=True)
@@ -260,8 +262,10 @@ def fuzz(rounds: int, seed: int = 2026, progress: int = 0) -> Result:
             data, tensors = victim.read_bytes(), victim.suffix == ".safetensors"
             sound = tensors and random_.random() < 0.5
             victim.write_bytes(rewritten(data, random_) if sound else mutated(data, tensors, random_))
+            if number < start:
+                continue
             size = sum(p.stat().st_size for p in files) / 2**20
-            peak, started = Peak(), time.perf_counter()
+            peak, started, spent = Peak(), time.perf_counter(), time.process_time()
             try:
                 writes.allowed = str(root)
                 with peak.measured(trim=False):
@@ -271,9 +275,10 @@ def fuzz(rounds: int, seed: int = 2026, progress: int = 0) -> Result:
                 raise
             finally:
                 writes.allowed = None
-            seconds, above = time.perf_counter() - started, (peak.mib or 0.0) - size
+            seconds, above = time.process_time() - spent, (peak.mib or 0.0) - size
+            hung = time.perf_counter() - started > HANG_SECONDS
             where = f"round {number} of seed {seed}: {formats[chosen].name}"
-            if writes.outside or seconds > SECONDS or above > MARGIN_MIB:
+            if writes.outside or hung or seconds > SECONDS or above > MARGIN_MIB:
                 raise FuzzFailure(f"{where}: {seconds:.1f} s, {above:.0f} MiB above its size, wrote {writes.outside}")
             result.rounds += 1
             result.outcomes[outcome] += 1
@@ -289,11 +294,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--start", type=int, default=0, help="rounds to pass over")
     options = parser.parse_args()
     started = time.perf_counter()
-    result = fuzz(options.rounds, options.seed, progress=1000)
+    result = fuzz(options.rounds, options.seed, progress=1000, start=options.start)
     told = {
         "rounds": result.rounds,
+        "start": options.start,
         "seed": options.seed,
         "formats": len(result.formats),
         "outcomes": dict(result.outcomes.most_common()),
