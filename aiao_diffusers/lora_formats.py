@@ -151,17 +151,18 @@ def parse(state: Mapping[str, torch.Tensor], denoiser: nn.Module) -> Parsed:
         group.keys[role] = key
     for group in groups.values():
         if group.factors.keys() <= _MODIFIERS:
-            # An alpha without factors belongs to an algorithm unknown here.
-            foreign += group.keys.values()
+            # A stray alpha scales nothing, as pruning tools leave it; a magnitude alone would still rescale its module.
+            (unused if group.factors.keys() == {"alpha"} else foreign).extend(group.keys.values())
     if foreign:
         raise LoraNotLoadedError(
             f"{len(foreign)} of {len(state)} keys say of this denoiser's modules what is not defined here, first "
             f"{short(foreign[0])}: 0 modules would change by them, and without them the rest is another adapter. "
             f"Ask for the merged model"
         )
-    for group in groups.values():
+    whole = [group for group in groups.values() if group.factors.keys() != {"alpha"}]
+    for group in whole:
         _check_complete(group)
-    return Parsed(list(groups.values()), unused, text_encoder)
+    return Parsed(whole, unused, text_encoder)
 
 
 def _check_complete(group: Group) -> None:

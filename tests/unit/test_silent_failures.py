@@ -54,6 +54,7 @@ class TestHalfAnAdapter:
         [
             f"{STEM}.scalar",
             f"{STEM}.oft_blocks",
+            "lora_unet_mid_block_attentions_0_proj_in.dora_scale",
             f"base_model.model.{QUERY}.bias",
             "base_model.model.conv_in.weight",
             "unet.conv_norm_out.weight",
@@ -63,6 +64,12 @@ class TestHalfAnAdapter:
         state = load_file(write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0))
         save(tmp_path / "x.safetensors", state | {key: torch.ones(8)})
         refused(tmp_path / "x.safetensors", unet, LoraNotLoadedError, "not defined here")
+
+    def test_a_stray_alpha_scales_nothing(self, unet, tmp_path):
+        state = load_file(write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0))
+        stray = "lora_unet_mid_block_attentions_0_proj_in.alpha"
+        with applied(unet, save(tmp_path / "x.safetensors", state | {stray: torch.tensor(1.0)})) as loaded:
+            assert loaded.modules == 2 and loaded.unused_keys == (stray,)
 
     def test_modules_saved_in_full_beside_the_adapter(self, unet, tmp_path):
         source = write(tmp_path, "peft", factors(unet, BOTH_LEVELS, 2), 2.0)
