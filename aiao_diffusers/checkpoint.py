@@ -1,29 +1,44 @@
-"""Full models as people upload them: recognise a file or folder, and load its denoiser strictly.
+"""Full models as people upload them: load the denoiser of a file or folder strictly.
 
 Order of work: file names, then headers (`safefile`), then names and shapes against the model class built without
 memory, and only then tensor bytes through diffusers.
 
 Upstream behaviour guarded here: diffusers fills missing weights with random ones and only logs it; follows any file
-name in a shard index; takes pickles where no safetensors file exists; builds whatever size a config asks for; and its
-single-file converter leaves out what it does not know.
+name in a shard index; takes pickles where no safetensors file exists; builds whatever size a config asks for; its
+single-file converter leaves out what it does not know, float8 scales among it, and wants one prefix; and packed integers
+are cast to floats as if they were weights.
 """
 
 import copy
 import importlib.util
-import re
+import math
+import struct
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import ModelMixin
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from torch import nn
 
+from .detect import (
+    ADAPTER_KEY,
+    DENOISER_FOLDERS,
+    LDM_PREFIX,
+    TEXT_ENCODER_KEY,
+    Detected,
+    common_prefix,
+    detect,
+    is_denoiser_name,
+    kind_of_keys,
+)
 from .errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
+from .families import SCALE_NOTES, mismatch, packed, scales
+from .model_folder import check_config, modern_attention, weight_files
 from .safefile import (
     MAX_HEADER_BYTES,
     Header,
@@ -35,20 +50,24 @@ from .safefile import (
     parse_json,
     read_header,
     read_json,
-    refuse_pickle,
     short,
+    stream,
     tensor_sha256,
 )
 
 
 __all__ = [
+    "ADAPTER_KEY",
     "MAX_HEADER_BYTES",
+    "TEXT_ENCODER_KEY",
     "Detected",
     "Header",
     "TensorInfo",
     "check_finite",
+    "compare_shapes",
     "detect",
     "inside",
+    "kind_of_keys",
     "list_weight_files",
     "load_denoiser",
     "load_tensors",
@@ -59,16 +78,6 @@ __all__ = [
     "tensor_sha256",
 ]
 
-TEXT_ENCODER_KEY = re.compile(
-    r"^(base_model\.model\.)?(text_encoder(_\d)?\.|lora_te\d?_|lycoris_text_|text_model\.|text_projection)"
-)
-ADAPTER_KEY = re.compile(
-    r"[._](lora[._](A|B|up|down|mid|magnitude_vector|linear_layer)\b|lora_embedding_|hada_[wt]\d|lokr_[wt]\d|ia3_l\b|"
-    r"oft_|glora_|dora_scale$|diff(_b)?$|[wb]_norm$|on_input$)"
-)
-DENOISER_FOLDERS = ("unet", "transformer")
-_LDM_PREFIX = "model.diffusion_model."
-DIFFUSERS_PREFIXES = ("", "unet.", "transformer.", "model.", "module.", "denoiser.", _LDM_PREFIX)
 _UPSTREAM_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -78,94 +87,12 @@ _UPSTREAM_ERRORS = (
     OSError,
     RuntimeError,
     SafetensorError,
+    SingleFileComponentError,
     TypeError,
     ValueError,
+    struct.error,
 )
 """What diffusers and torch raise on a config or file that does not fit; Ctrl-C and MemoryError pass through."""
-
-
-@dataclass(frozen=True)
-class Detected:
-    """What a file or folder is, judged by file names and headers alone.
-
-    Args:
-        kind: pipeline, denoiser, lora, textual_inversion, text_encoder_only, ip_adapter, controlnet, single_file
-            (original LDM keys, or GGUF) or unknown.
-        files: the weight files that the judgement rests on; empty for a pipeline or a folder with a model config.
-        detail: what gave it away, for the report.
-    """
-
-    kind: str
-    files: tuple[Path, ...]
-    detail: str
-
-
-def kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
-    """`Detected.kind` and what gave it away, from a header's names and shapes."""
-    keys = list(keys)
-    if not keys:
-        return "unknown", "no tensor at all"
-    adapter = [k for k in keys if ADAPTER_KEY.search(k)]
-    if any(k.startswith(("image_proj.", "ip_adapter.")) or "_ip.weight" in k for k in keys):
-        return "ip_adapter", "image projection keys"
-    if any(k.startswith(("control_model.", "controlnet_", "lllite_")) or "lora_controlnet" in k for k in keys):
-        return "controlnet", "control network keys"
-    if adapter:
-        if all(TEXT_ENCODER_KEY.match(k) for k in adapter):
-            return "text_encoder_only", f"{len(adapter)} adapter keys, all of a text encoder"
-        return "lora", f"{len(adapter)} adapter keys"
-    if any(k.startswith(_LDM_PREFIX) for k in keys) or any(
-        k.startswith(("input_blocks.", "double_blocks.")) for k in keys
-    ):
-        return "single_file", "keys of the original checkpoint layout"
-    heads = tuple(f"{p}{h}" for p in DIFFUSERS_PREFIXES for h in ("down_blocks.", "transformer_blocks.", "conv_in."))
-    if any(k.startswith(heads) for k in keys) and not any(k.startswith(("decoder.", "encoder.")) for k in keys):
-        return "denoiser", "diffusers keys of a whole denoiser"
-    if all(TEXT_ENCODER_KEY.match(k) for k in keys):
-        return "text_encoder_only", "text encoder keys alone"
-    if len(keys) <= 64 and all(
-        len(shapes[k]) in (1, 2) and ("." not in k or k.startswith("<") or k == "emb_params") for k in keys
-    ):
-        return "textual_inversion", f"{len(keys)} embedding tensor(s) without module names"
-    return "unknown", f"first key {short(min(keys))}"
-
-
-def detect(source: str | Path) -> Detected:
-    """Say what a file or folder holds without reading a tensor.
-
-    Raises:
-        SuspectError: nothing there. UnsafeFileError: a pickle, a hostile header, or a link out of the folder.
-    """
-    source = Path(source)
-    if source.is_file():
-        if source.suffix.lower() == ".gguf":
-            return Detected("single_file", (source,), "GGUF")
-        header = read_header(source)
-        kind, detail = kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
-        return Detected(kind, (source,), detail)
-    if not source.is_dir():
-        raise SuspectError(f"{source} is neither a file nor a folder")
-    if (source / "model_index.json").is_file():
-        name = read_json(source / "model_index.json").get("_class_name")
-        return Detected("pipeline", (), f"model_index.json of {short(name)}")
-    if (source / "adapter_config.json").is_file():
-        return Detected("lora", list_weight_files(source), "adapter_config.json of peft")
-    if (source / "config.json").is_file():
-        name = read_json(source / "config.json").get("_class_name")
-        if isinstance(name, str) and ("ControlNet" in name or "T2IAdapter" in name):
-            return Detected("controlnet", (), f"config.json of {short(name)}")
-        if _is_denoiser_name(name):
-            return Detected("denoiser", (), f"config.json of {short(name)}")
-    found = [detect(file) for file in list_weight_files(source)]
-    kinds = sorted({d.kind for d in found})
-    files = tuple(file for d in found for file in d.files)
-    if len(kinds) > 1:
-        return Detected("unknown", files, f"files of several kinds: {', '.join(kinds)}")
-    return Detected(kinds[0], files, found[0].detail)
-
-
-def _is_denoiser_name(name: object) -> bool:
-    return isinstance(name, str) and "ControlNet" not in name and ("UNet" in name or "Transformer" in name)
 
 
 def _denoiser_class(name: object, where: Path) -> type[ModelMixin]:
@@ -173,32 +100,9 @@ def _denoiser_class(name: object, where: Path) -> type[ModelMixin]:
         raise SuspectError(f"{where}: _class_name is {short(name)}, expected the name of a diffusers model")
     found = getattr(diffusers, name, None)
     # Only classes that diffusers itself exports: a class named by a repository must never be imported.
-    if not isinstance(found, type) or not issubclass(found, ModelMixin) or not _is_denoiser_name(name):
+    if not isinstance(found, type) or not issubclass(found, ModelMixin) or not is_denoiser_name(name):
         raise SuspectError(f"{where}: {short(name)} is no denoiser of diffusers {diffusers.__version__}")
     return found
-
-
-def _check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> None:
-    """Bound a config before a model is built from it: one entry may ask for 10^9 layers, which no file backs."""
-    if depth > 6:
-        raise UnsafeFileError("config.json is nested deeper than any model config")
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check_config(item, tensors, name, depth + 1)
-    elif isinstance(value, list):
-        if len(value) > max(tensors, 64):
-            raise UnsafeFileError(f"config.json: {short(key)} lists {len(value)} entries for {tensors} tensors")
-        for item in value:
-            _check_config(item, tensors, key, depth + 1)
-    elif isinstance(value, int | float):
-        limit = 2**22
-        if re.search(r"layers|blocks|depth|stages", key):
-            limit = max(tensors, 1)
-        elif re.search(r"size|length", key):
-            # Position tables grow with its square in memory that the meta device does not spare.
-            limit = 2**12
-        if abs(value) > limit:
-            raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")
 
 
 def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
@@ -206,73 +110,37 @@ def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name]:
             raise WrongBaseError(
-                f"{what}: {short(name)} has shape {list(found[name])}, the model needs {list(expected[name])}"
+                f"{what}: {short(name)} has shape {list(found[name])}, the model needs {list(expected[name])}."
+                f"{mismatch(found, expected)}"
             )
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if any(".base_layer." in name for name in extra):
+        raise NotTestableError(
+            f"{what} was saved with adapter layers in place (first {short(extra[0])}), which no stock class loads back: "
+            f"ask for it after unload_lora_weights(), or for the adapter alone"
+        )
     if missing or extra:
         raise WrongBaseError(
             f"{what}: {len(missing)} of {len(expected)} weights are missing (first {short(missing[:1])}), "
-            f"{len(extra)} are unknown to the model (first {short(extra[:1])})"
+            f"{len(extra)} are unknown to the model (first {short(extra[:1])}).{mismatch(found, expected)}"
         )
-
-
-def _shards(folder: Path) -> tuple[list[Path], str | None]:
-    """Weight files of a denoiser folder, and the variant to ask diffusers for."""
-    names = sorted(p.name for p in folder.iterdir() if p.name.startswith("diffusion_pytorch_model"))
-    single = [n for n in names if re.fullmatch(r"diffusion_pytorch_model(\.[\w-]+)?\.safetensors", n)]
-    single = [n for n in single if not re.search(r"-\d{5}-of-\d{5}", n)]
-    index = [n for n in names if re.fullmatch(r"diffusion_pytorch_model\.safetensors\.index(\.[\w-]+)?\.json", n)]
-    for choices, pattern in ((single, r"model(?:\.([\w-]+))?\.safetensors$"), (index, r"index(?:\.([\w-]+))?\.json$")):
-        if not choices:
-            continue
-        # The plain file sorts anywhere; it is the one without a variant.
-        variants = {(m.group(1) if (m := re.search(pattern, n)) else None): n for n in choices}
-        if None not in variants and len(variants) > 1:
-            raise SuspectError(f"{folder} holds several variants {sorted(map(str, variants))} and no plain file")
-        variant = None if None in variants else next(iter(variants))
-        path = inside(folder, variants[variant])
-        return (_index_files(folder, path) if choices is index else [path]), variant
-    for name in names:
-        refuse_pickle(Path(name))
-    raise SuspectError(f"{folder} holds no diffusion_pytorch_model safetensors file")
-
-
-def _index_files(folder: Path, path: Path) -> list[Path]:
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise UnsafeFileError(f"{path.name!r}: weight_map must map tensor names to file names")
-    files = {name: inside(folder, name) for name in sorted(set(weight_map.values()))}
-    for name, file in files.items():
-        held = read_header(file).tensors.keys()
-        listed = {key for key, value in weight_map.items() if value == name}
-        if held != listed:
-            odd = min(held ^ listed)
-            raise SuspectError(
-                f"{path.name!r} and {name!r} disagree on {len(held ^ listed)} tensors, first {short(odd)}"
-            )
-    return list(files.values())
-
-
-def modern_attention(name: str) -> str:
-    """Attention names of diffusers before 0.15, which its loader still renames."""
-    name = re.sub(r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0.", name)
-    return re.sub(r"(attentions\.\d+)\.(q|k|v)(uery|ey|alue)\.", r"\1.to_\2.", name)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     config = read_json(folder / "config.json")
     model_class = _denoiser_class(config.get("_class_name"), folder / "config.json")
     if config.get("quantization_config") is not None:
-        raise NotTestableError(
-            f"{folder} is stored quantised ({short(config['quantization_config'])}): load it with its own library and "
-            f"pass the dequantised denoiser instead"
-        )
-    files, variant = _shards(folder)
+        raise NotTestableError(_quantised(str(folder), config["quantization_config"]))
+    files, variant = weight_files(folder)
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
-        for name, info in read_header(file).tensors.items():
+        header = read_header(file)
+        _refuse_packed(header)
+        if scales(header):
+            raise NotTestableError(f"{file.name!r} holds float8 weights with scales, which no diffusers folder has")
+        for name, info in header.tensors.items():
             found[name] = info.shape
-    _check_config(config, len(found))
+    check_config(config, len(found))
     try:
         with torch.device("meta"):
             blank = model_class.from_config(config)
@@ -302,29 +170,99 @@ def _finished(model: nn.Module, what: str) -> nn.Module:
     return model.eval()
 
 
-def common_prefix(names: Iterable[str], expected: Mapping[str, object]) -> str:
-    """The prefix under which most of the expected names are found; "" where none helps."""
-    names = list(names)
+_LIBRARIES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum-quanto", "gguf": "gguf"}
 
-    def matches(prefix: str) -> int:
-        return sum(n.startswith(prefix) and n.removeprefix(prefix) in expected for n in names)
 
-    return max(DIFFUSERS_PREFIXES, key=matches)
+def _quantised(what: str, config: Any) -> str:
+    """Why a folder that another library has quantised is not read here, and what to do instead."""
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    library = _LIBRARIES.get(method) if isinstance(method, str) else None
+    if library is None:
+        return f"{what} is stored quantised by a method unknown here ({short(config)}): ask for the plain weights"
+    return (
+        f"{what} is stored quantised by {library} ({short(config)}), whose packed tensors only that library reads, some of "
+        f"them on a GPU alone: load it with diffusers and {library}, call .dequantize() and pass the denoiser itself"
+    )
+
+
+def _refuse_packed(header: Header) -> None:
+    reason = packed(header)
+    if reason is not None:
+        raise NotTestableError(
+            f"{header.path.name!r} is stored quantised ({reason}): load it with its own library and pass the dequantised "
+            f"denoiser instead"
+        )
+
+
+def _plain_tensors(
+    header: Header, wanted: Mapping[str, str], dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors named in `wanted` under their new names, finite and in `dtype`, one at a time; float8 scales undone."""
+    scale_of = scales(header)
+    factors = dict(stream(header, set(scale_of.values())))
+    for key, tensor in stream(header, wanted.keys()):
+        if key in scale_of:
+            factor = factors[scale_of[key]].float()
+            if factor.numel() not in (1, tensor.shape[0]):
+                raise NotTestableError(
+                    f"{short(scale_of[key])} of shape {list(factor.shape)} is no scale of {short(key)}"
+                )
+            tensor = tensor.float() * factor.reshape(-1, *[1] * (tensor.dim() - 1))
+        check_finite({key: tensor}, header.path.name)
+        yield wanted[key], tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _weights_of(header: Header, prefix: str) -> dict[str, str]:
+    """File key -> name without `prefix`, for the weights under it; scales and their notes are not weights."""
+    used = set(scales(header).values())
+    return {
+        key: key.removeprefix(prefix)
+        for key in header.tensors
+        if key.startswith(prefix) and key not in used and not SCALE_NOTES.search(key)
+    }
 
 
 def _on_base(header: Header, base: nn.Module) -> nn.Module:
     """A whole denoiser state in diffusers keys, put into a copy of the base."""
     expected = {name: tuple(t.shape) for name, t in base.state_dict().items()}
-    what = header.path.name
-
-    prefix = common_prefix(header.tensors, expected)
-    found = {k.removeprefix(prefix): t.shape for k, t in header.tensors.items() if k.startswith(prefix)}
-    compare_shapes(expected, found, what)
-    tensors = {k.removeprefix(prefix): t for k, t in load_tensors(header.path).items() if k.startswith(prefix)}
-    check_finite(tensors, what)
+    wanted = _weights_of(header, common_prefix(header.tensors, expected))
+    compare_shapes(expected, {name: header.tensors[key].shape for key, name in wanted.items()}, header.path.name)
     model = copy.deepcopy(base)
-    model.load_state_dict(tensors, strict=True)
-    return _finished(model, what)
+    state, dtype = model.state_dict(), _dtype_of(base)
+    with torch.no_grad():
+        for name, tensor in _plain_tensors(header, wanted, dtype):
+            state[name].copy_(tensor)
+    return _finished(model, header.path.name)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(t.dtype for t in module.state_dict().values() if t.is_floating_point())
+
+
+def _count(path: Path, base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """The converter keeps every number that it knows, so another count means weights invented or left out."""
+    expected = {name: tuple(t.shape) for name, t in base.state_dict().items()}
+    held, needed = (sum(map(math.prod, part.values())) for part in (shapes, expected))
+    if held != needed:
+        raise WrongBaseError(
+            f"{path.name!r} holds {held} numbers of a denoiser, {type(base).__name__} of the base has {needed}."
+            f"{mismatch(shapes, expected)}"
+        )
+
+
+def _gguf_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and unpacked shapes of a GGUF file's denoiser, from its header."""
+    if importlib.util.find_spec("gguf") is None:
+        raise NotTestableError(f"{path.name!r} is a GGUF file: install the package gguf to read it")
+    import gguf
+
+    try:
+        # GGUF counts dimensions from the fastest.
+        held = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in gguf.GGUFReader(path).tensors}
+    except _UPSTREAM_ERRORS as error:
+        raise UnsafeFileError(f"{path.name!r} is no sound GGUF file: {short(str(error))}") from error
+    prefixed = {k.removeprefix(LDM_PREFIX): shape for k, shape in held.items() if k.startswith(LDM_PREFIX)}
+    return prefixed or held
 
 
 def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
@@ -332,19 +270,25 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
     if not isinstance(base, ModelMixin) or not hasattr(type(base), "from_single_file"):
         raise SuspectError(f"{path.name!r} is an original-layout checkpoint, which {type(base).__name__} cannot read")
     shaped: Any = base  # ModelMixin's config methods are untyped
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"torch_dtype": _dtype_of(base)}
+    source: Any = str(path)
     if path.suffix.lower() == ".gguf":
-        if importlib.util.find_spec("gguf") is None:
-            raise NotTestableError(f"{path.name!r} is a GGUF file: install the package gguf to read it")
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=torch.float32)
-    reference = next(t for t in base.state_dict().values() if t.is_floating_point())
+        _count(path, base, _gguf_shapes(path))
+    else:
+        header = read_header(path)
+        _refuse_packed(header)
+        prefix = LDM_PREFIX if any(key.startswith(LDM_PREFIX) for key in header.tensors) else ""
+        wanted = _weights_of(header, prefix)
+        _count(path, base, {name: header.tensors[key].shape for key, name in wanted.items()})
+        # Its U-Net converter looks for this prefix alone; the others take it off.
+        names = {key: LDM_PREFIX + name for key, name in wanted.items()}
+        source = dict(_plain_tensors(header, names, options["torch_dtype"]))
     with tempfile.TemporaryDirectory() as folder:
         shaped.save_config(folder)
         try:
-            model = type(shaped).from_single_file(
-                str(path), config=folder, local_files_only=True, torch_dtype=reference.dtype, **options
-            )
-            if options:
+            model = type(shaped).from_single_file(source, config=folder, local_files_only=True, **options)
+            if "quantization_config" in options:
                 model.dequantize()
         except _UPSTREAM_ERRORS as error:
             raise WrongBaseError(
@@ -397,5 +341,7 @@ def load_denoiser(
     if found.kind == "single_file":
         model = _from_single_file(file, base_model)
     else:
-        model = _on_base(read_header(file), base_model)
+        header = read_header(file)
+        _refuse_packed(header)
+        model = _on_base(header, base_model)
     return model if dtype is None else model.to(dtype)

@@ -23,7 +23,8 @@ from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 from torch import nn
 
 from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model, own_text, untouched
-from .checkpoint import DENOISER_FOLDERS, detect, load_denoiser
+from .checkpoint import load_denoiser
+from .detect import DENOISER_FOLDERS, detect
 from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
 from .key import WatermarkKey
 from .record import DOCUMENT, FOLDER, WatermarkRecord, has_record, weights_sha256

@@ -6,30 +6,31 @@ measured, the denoiser keeps its module tree (sites, processors), and leaving me
 
 Upstream behaviour guarded here (diffusers 0.42, peft 0.21): native peft keys load nothing and say nothing; kohya
 `dora_scale` and `lora_mid` are dropped; LoHa raises; keys of unknown modules are logged and ignored; a DoRA or
-rank-stabilised adapter without its config gets another scale. Here zero modules or a zero change raises, and every key
-that found no module is reported.
+rank-stabilised adapter without its config gets another scale; alphas of FLUX's final layer are dropped. Here zero modules
+or a zero change raises, as does a known module with an unknown role, and every key that found no module is reported.
 """
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from .checkpoint import detect
+from .adapter_config import config_in_metadata, scaling_from
+from .detect import DENOISER_FOLDERS, detect
 from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
-from .lora_formats import EXPECTED_PREFIXES, Group, Parsed, Scaling, new_weight, parse, scaling_of
+from .families import differ, mismatch, packed
+from .lora_formats import Group, Parsed, Scaling, new_weight, parse, scaling_of
+from .lora_names import EXPECTED_PREFIXES, Part
 from .safefile import (
+    below,
     check_finite,
     inside,
     list_weight_files,
     load_tensors,
-    parse_json,
     read_header,
     read_json,
     short,
@@ -39,23 +40,9 @@ from .safefile import (
 
 __all__ = ["LoadedLora", "applied"]
 
-_METADATA_KEY = "lora_adapter_metadata"
-_PEFT_TYPES = ("LORA", "LOHA", "LOKR")
-_UNSUPPORTED_FIELDS = (
-    "fan_in_fan_out",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-)
-_BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
-_BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+
+MAX_UNUSED_SHARE = 0.5
+"""Of a file's denoiser keys, the share that may find no module; any is told, more than this is another base's adapter."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +77,7 @@ class _File:
     path: Path
     state: dict[str, torch.Tensor]
     scaling: Scaling | None
+    dora: bool
     warnings: tuple[str, ...]
 
 
@@ -98,9 +86,12 @@ def _pick(source: Path, weight_name: str | None) -> Path:
     if weight_name is not None:
         if not source.is_dir():
             raise SuspectError(f"weight_name={weight_name!r} needs a folder, but {source} is none")
-        return inside(source, weight_name)
+        return below(source, weight_name)
     if not source.is_dir():
         return source
+    for name in DENOISER_FOLDERS:
+        if not (source / "adapter_config.json").is_file() and (source / name / "adapter_config.json").is_file():
+            return _pick(source / name, None)
     files = list_weight_files(source)
     if (source / "adapter_config.json").is_file() and source / "adapter_model.safetensors" in files:
         return source / "adapter_model.safetensors"
@@ -111,63 +102,6 @@ def _pick(source: Path, weight_name: str | None) -> Path:
         return adapters[0]
     names = ", ".join(file.name for file in adapters or files)
     raise SuspectError(f"{source} holds several candidates: {names}. Say which one with weight_name=")
-
-
-def _number(config: Mapping[str, Any], name: str, where: str) -> float | None:
-    value = config.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-        raise SuspectError(f"{where}: {name} is {short(value)}, expected a number")
-    return value
-
-
-def _scaling(config: Mapping[str, Any], where: str) -> Scaling:
-    """peft's config fields that decide the scale; fields that change the algebra are refused, code is never imported."""
-    kind = config.get("peft_type", "LORA")
-    if kind not in _PEFT_TYPES:
-        raise NotTestableError(f"{where}: peft_type {short(kind)} is not one of {', '.join(_PEFT_TYPES)}")
-    odd = [name for name in _UNSUPPORTED_FIELDS if config.get(name)]
-    if odd:
-        raise NotTestableError(f"{where}: {', '.join(odd)} changes how the adapter acts; merge it with peft first")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_INITS):
-        raise NotTestableError(
-            f"{where}: init_lora_weights={start!r} trained on an altered base. Ask for a converted adapter "
-            f"(peft: save_pretrained(..., path_initial_model_for_weight_conversion=...)) or a merged model"
-        )
-    r = _number(config, "r", where)
-    if r is not None and (r != int(r) or r < 1):
-        raise SuspectError(f"{where}: r is {short(r)}, expected a positive integer")
-    patterns = {}
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(name) or {}
-        if not isinstance(pattern, dict):
-            raise SuspectError(f"{where}: {name} is {short(pattern)}, expected an object")
-        patterns[name] = {key: _number(pattern, key, where) for key in pattern}
-    alpha = _number(config, "lora_alpha", where)
-    # peft's LoHa and LoKr call the same field alpha.
-    alpha = _number(config, "alpha", where) if alpha is None else alpha
-    return Scaling(
-        None if r is None else int(r),
-        alpha,
-        patterns["rank_pattern"],
-        patterns["alpha_pattern"],
-        bool(config.get("use_rslora")),
-    )
-
-
-def _metadata_config(metadata: Mapping[str, str], where: str) -> dict[str, Any] | None:
-    """The adapter config that diffusers writes into the file, reduced to the denoiser's entries."""
-    raw = metadata.get(_METADATA_KEY)
-    if raw is None:
-        return None
-    config = parse_json(raw.encode(), where)
-    for prefix in ("unet.", "transformer."):
-        own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
-        if own:
-            return own
-    return None if any(key.startswith("text_encoder") for key in config) else config
 
 
 def _read(source: Path, weight_name: str | None) -> _File:
@@ -184,27 +118,22 @@ def _read(source: Path, weight_name: str | None) -> _File:
             f"{path.name!r} holds no LoRA of a denoiser but {found.kind} ({found.detail}): 0 modules would change. {fix}"
         )
     header = read_header(path)
+    reason = packed(header)
+    if reason is not None:
+        raise NotTestableError(f"{path.name!r} is an adapter stored quantised ({reason}): ask for it in plain floats")
     state = load_tensors(path)
     check_finite(state, path.name)
     warnings: tuple[str, ...] = ()
     config_path = path.parent / "adapter_config.json"
     native = any(key.startswith("base_model.model.") for key in state)
-    config = _metadata_config(header.metadata, path.name)
+    config = config_in_metadata(header.metadata, path.name)
     if config is None and (native or path.name == "adapter_model.safetensors"):
         if config_path.is_file():
             config = read_json(inside(path.parent, config_path.name))
         else:
             warnings = (f"{path.name} has no adapter_config.json: alpha is unknown, taken equal to the rank",)
-    return _File(path, state, None if config is None else _scaling(config, path.name), warnings)
-
-
-def _likely_base(state: Mapping[str, torch.Tensor]) -> str:
-    """Stable Diffusion's generations differ in the width of the text that cross-attention reads."""
-    for key, tensor in state.items():
-        text_side = re.search(r"attn2[._](processor\.)?to_k(\.|_).*(down|A)\b", key) and tensor.dim() == 2
-        if text_side and tensor.shape[1] in _BASES:
-            return f" The file looks made for {_BASES[tensor.shape[1]]}."
-    return ""
+    scaling = None if config is None else scaling_from(config, path.name)
+    return _File(path, state, scaling, bool(config and config.get("use_dora")), warnings)
 
 
 def _modules(denoiser: nn.Module) -> dict[str, nn.Module]:
@@ -244,35 +173,70 @@ class _Plan:
         if not bool(torch.isfinite(new.float()).all()):
             raise NotTestableError(f"the adapter makes {module} overflow {parameter.dtype}")
         self.entries[id(parameter)] = (parameter, new)
-        self.by_module.setdefault(module, []).append(parameter)
+        touched = self.by_module.setdefault(module, [])
+        if all(parameter is not known for known in touched):
+            touched.append(parameter)
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The weight, or the bias, that a group's parts make one below the other."""
+
+    plan: _Plan
+    parts: Sequence[Part]
+    parameters: Sequence[nn.Parameter]
+
+    def current(self) -> torch.Tensor:
+        rows = [
+            self.plan.current(p).chunk(part.pieces)[part.piece]
+            for part, p in zip(self.parts, self.parameters, strict=True)
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def set(self, value: torch.Tensor) -> None:
+        start = 0
+        for part, parameter in zip(self.parts, self.parameters, strict=True):
+            # A copy: the current value may be the live weight itself.
+            whole = self.plan.current(parameter).clone()
+            rows = whole.chunk(part.pieces)[part.piece]
+            rows.copy_(value[start : start + len(rows)])
+            start += len(rows)
+            self.plan.add(part.module, parameter, whole)
 
 
 def _plan(parsed: Parsed, denoiser: nn.Module, scaling: Scaling | None, scale: float) -> tuple[_Plan, list[str]]:
     plan, modules, leftover = _Plan(), _modules(denoiser), []
     for group in parsed.groups:
-        module = modules[group.module]
-        weight = _plain(getattr(module, "weight", None), group.module)
-        current = plan.current(weight)
+        found = [modules[part.module] for part in group.parts]
+        plain = [_plain(getattr(m, "weight", None), p.module) for m, p in zip(found, group.parts, strict=True)]
+        weight = _Tensors(plan, group.parts, plain)
+        current = weight.current()
         factors = {role: t.to(current.device, current.dtype) for role, t in group.factors.items()}
-        ready = Group(group.module, group.layout, factors, group.keys)
+        ready = replace(group, factors=factors)
         factor = scaling_of(ready, scaling)
         if factors.keys() - {"diff_b"}:
-            plan.add(group.module, weight, new_weight(ready, current, factor, scale))
+            weight.set(new_weight(ready, current, factor, scale))
         for role, strength in (("up_bias", factor * scale), ("diff_b", scale)):
             if role not in factors:
                 continue
-            bias = getattr(module, "bias", None)
-            if bias is None:
+            held = [getattr(module, "bias", None) for module in found]
+            if any(bias is None for bias in held):
                 leftover.append(group.keys[role])
                 continue
-            bias = _plain(bias, f"{group.module}.bias")
-            if bias.shape != factors[role].shape:
+            biases = [_plain(b, f"{p.module}.bias") for b, p in zip(held, group.parts, strict=True)]
+            bias = _Tensors(plan, group.parts, biases)
+            before = bias.current()
+            if before.shape != factors[role].shape:
                 raise WrongBaseError(
                     f"{short(group.keys[role])} has shape {list(factors[role].shape)}, the bias of {group.module} has "
-                    f"{list(bias.shape)}"
+                    f"{list(before.shape)}"
                 )
-            plan.add(group.module, bias, plan.current(bias) + strength * factors[role])
+            bias.set(before + strength * factors[role])
     return plan, leftover
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _kind(groups: list[Group]) -> str:
@@ -295,6 +259,55 @@ def _measure(plan: _Plan) -> tuple[int, float, float]:
             squared += moved
             original += sum(float(p.data.double().square().sum()) for p in parameters)
     return changed, math.sqrt(squared), math.sqrt(original)
+
+
+def _judge(
+    file: _File,
+    parsed: Parsed,
+    plan: _Plan,
+    leftover: list[str],
+    scale: float,
+    base: Mapping[str, tuple[int, ...]],
+) -> LoadedLora:
+    """What the plan amounts to; raises where it is nothing, half an adapter, or that of another base."""
+    modules, delta_norm, before = _measure(plan)
+    unused, shapes = (*parsed.unused, *leftover), _shapes(file.state)
+    hint = mismatch(shapes, base)
+    if modules == 0 or not delta_norm > 0:
+        first = next(iter(file.state), None)
+        raise LoraNotLoadedError(
+            f"{file.path.name!r} changed 0 modules: {len(parsed.groups)} found in the denoiser, norm of the change "
+            f"{delta_norm:g} at scale {scale:g}; {len(unused)} of {len(file.state)} keys unused, "
+            f"{parsed.text_encoder_keys} of text encoders (first key {short(first)}, expected prefixes "
+            f"{', '.join(EXPECTED_PREFIXES)}). A verdict would describe the base, not the LoRA."
+            f"{hint} Check that the file belongs to this base, or ask for the merged model."
+        )
+    bare = [group.module for group in parsed.groups if group.algorithm == "lora" and "magnitude" not in group.factors]
+    if file.dora and bare:
+        raise NotTestableError(
+            f"{file.path.name!r} is a DoRA by its config, but {len(bare)} modules have no magnitude, first "
+            f"{short(bare[0])}: at another norm it is another adapter. Ask for the merged model"
+        )
+    warnings = list(file.warnings)
+    if unused:
+        aimed = len(file.state) - parsed.text_encoder_keys
+        told = f"{len(unused)} of {aimed} keys ({len(unused) / aimed:.0%}) found no module in the denoiser, first {short(unused[0])}"
+        if len(unused) > MAX_UNUSED_SHARE * aimed or differ(shapes, base):
+            raise WrongBaseError(f"{file.path.name!r}: {told}; what is left is not the adapter that people run.{hint}")
+        warnings.append(told)
+    if modules < len(plan.by_module):
+        warnings.append(f"{len(plan.by_module) - modules} of {len(plan.by_module)} modules did not change at all")
+    return LoadedLora(
+        _kind(parsed.groups),
+        modules,
+        delta_norm,
+        delta_norm / before if before else math.inf,
+        scale,
+        unused,
+        parsed.text_encoder_keys,
+        tuple(warnings),
+        tensor_sha256(file.state),
+    )
 
 
 @contextmanager
@@ -325,38 +338,12 @@ def applied(
     # Under a caller's inference_mode the new tensors would be inference tensors, which a parameter cannot hold.
     with torch.inference_mode(False), torch.no_grad():
         parsed = parse(file.state, denoiser)
+        base = _shapes(denoiser.state_dict())
         try:
             plan, leftover = _plan(parsed, denoiser, file.scaling, scale)
         except WrongBaseError as error:
-            raise WrongBaseError(f"{file.path.name!r}: {error}.{_likely_base(file.state)}") from error
-        modules, delta_norm, before = _measure(plan)
-    unused = (*parsed.unused, *leftover)
-    if modules == 0 or not delta_norm > 0:
-        first = next(iter(file.state), None)
-        raise LoraNotLoadedError(
-            f"{file.path.name!r} changed 0 modules: {len(parsed.groups)} found in the denoiser, norm of the change "
-            f"{delta_norm:g} at scale {scale:g}; {len(unused)} of {len(file.state)} keys unused, "
-            f"{parsed.text_encoder_keys} of text encoders (first key {short(first)}, expected prefixes "
-            f"{', '.join(EXPECTED_PREFIXES)}). A verdict would describe the base, not the LoRA."
-            f"{_likely_base(file.state)} Check that the file belongs to this base, or ask for the merged model."
-        )
-    warnings = list(file.warnings)
-    if unused:
-        share = len(unused) / len(file.state)
-        warnings.append(f"{len(unused)} keys ({share:.0%}) found no module in the denoiser, first {short(unused[0])}")
-    if modules < len(plan.by_module):
-        warnings.append(f"{len(plan.by_module) - modules} of {len(plan.by_module)} modules did not change at all")
-    loaded = LoadedLora(
-        _kind(parsed.groups),
-        modules,
-        delta_norm,
-        delta_norm / before if before else math.inf,
-        scale,
-        unused,
-        parsed.text_encoder_keys,
-        tuple(warnings),
-        tensor_sha256(file.state),
-    )
+            raise WrongBaseError(f"{file.path.name!r}: {error}.{mismatch(_shapes(file.state), base)}") from error
+        loaded = _judge(file, parsed, plan, leftover, scale, base)
     originals = [(parameter, parameter.data) for parameter, _ in plan.entries.values()]
     try:
         for parameter, new in plan.entries.values():

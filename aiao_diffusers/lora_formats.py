@@ -1,8 +1,7 @@
-"""The spellings and the algebra of adapters: keys of any trainer -> one group of factors a module -> a new weight.
+"""The algebra of adapters: keys of any trainer (`lora_names`) -> one group of factors a target -> a new weight.
 
-Two independent halves, both pure. *Names*: every spelling of a module (diffusers, kohya's underscores, original LDM
-names in either) is derived from the denoiser's own modules and looked up; a key is never rewritten by substitution, so
-an unknown one stays visibly unused. *Algebra*: LoRA (linear, conv, CP), LoHa, LoKr, full differences, and DoRA on top.
+LoRA (linear, conv, CP), LoHa, LoKr, full differences, and DoRA on top. A key that gives a known module a role unknown
+here is refused: the rest would be half an adapter, and half an adapter verifies as well as none.
 """
 
 import re
@@ -15,23 +14,21 @@ import torch
 from torch import nn
 
 from .checkpoint import TEXT_ENCODER_KEY
-from .errors import NotTestableError, SuspectError, WrongBaseError
+from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
+from .lora_names import Part, locate, module_index, named_in
 from .safefile import short
 
 
-EXPECTED_PREFIXES = ("unet.", "transformer.", "base_model.model.", "lora_unet_", "lycoris_", "diffusion_model.")
-_KOHYA = ("lora_unet_", "lora_transformer_", "lycoris_unet_", "lycoris_")
-_DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")
 _ROLE = re.compile(
     r"(?P<name>.+?)(?:"
-    r"[._]lora[._](?P<lora>A|B|up|down|mid)(?:\.[\w-]+)??\.(?P<part>weight|bias)"
+    r"[._]lora(?P<stream>[12]?)[._](?P<lora>A|B|up|down|mid)(?:\.[\w-]+)??\.(?P<part>weight|bias)"
     r"|\.lora_linear_layer\.(?P<linear>up|down)\.weight"
     r"|\.(?P<magnitude>lora_magnitude_vector)(?:\.[\w-]+)??(?:\.weight)?"
     r"|(?:[._]lora)?\.(?P<alpha>alpha)"
-    r"|\.(?P<plain>dora_scale|diff|diff_b|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
+    r"|\.(?P<plain>dora_scale|diff|diff_b|w_norm|b_norm|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
     r")"
 )
-_ROLE_OF = {"A": "down", "B": "up", "up": "up", "down": "down", "mid": "mid"}
+_ROLE_OF = {"A": "down", "B": "up", "up": "up", "down": "down", "mid": "mid", "w_norm": "diff", "b_norm": "diff_b"}
 _COMPLETE: tuple[tuple[set[str], set[str]], ...] = (
     ({"down", "up"}, {"mid", "up_bias"}),
     ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"}),
@@ -44,12 +41,17 @@ _MODIFIERS = {"alpha", "magnitude", "dora_scale"}
 
 @dataclass(frozen=True)
 class Group:
-    """The factors of one module by role (`down`, `up`, `hada_w1_a`, ...), and the file's layout they came in."""
+    """The factors of one module by role (`down`, `up`, `hada_w1_a`, ...), and the file's layout they came in.
+
+    Args:
+        module: its name; an original name where that stands for several `parts`.
+    """
 
     module: str
     layout: str
     factors: dict[str, torch.Tensor]
     keys: dict[str, str]
+    parts: tuple[Part, ...] = ()
 
     @property
     def algorithm(self) -> str:
@@ -109,136 +111,57 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     return default
 
 
-# --- names ---------------------------------------------------------------------------------------------------------
-
-
-def module_index(denoiser: nn.Module) -> dict[str, str | None]:
-    """Every spelling of every module with a weight -> its diffusers name; None where two modules share a spelling."""
-    index: dict[str, str | None] = {}
-    names = [name.replace(".base_layer", "") for name, m in denoiser.named_modules() if hasattr(m, "weight") and name]
-    ldm = _ldm_names(names)
-    for name in dict.fromkeys(names):
-        spellings = {name, name.replace(".", "_")}
-        if name in ldm:
-            spellings |= {ldm[name], ldm[name].replace(".", "_")}
-        for spelling in sorted(spellings):
-            index[spelling] = name if index.get(spelling, name) == name else None
-    return index
-
-
-def _ldm_names(names: Iterable[str]) -> dict[str, str]:
-    """diffusers name -> original LDM name, for the modules of a conditional U-Net.
-
-    LDM numbers its blocks through: `input_blocks.0` is conv_in, then per level the resnets (with their attention) and
-    one downsampler; `output_blocks` likewise, where the upsampler shares the level's last number.
-    """
-    names = list(names)
-    fixed = {
-        "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "add_embedding.linear_1": "label_emb.0.0",
-        "add_embedding.linear_2": "label_emb.0.2",
-    }
-    inner = {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "time_emb_proj": "emb_layers.1",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "conv_shortcut": "skip_connection",
-    }
-    part = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-    found = [(name, m) for name in names if (m := part.fullmatch(name))]
-
-    def per_level(side: str) -> int:
-        counts = {int(m[4]) + 1 for _, m in found if m[1] == side and m[3] == "resnets"}
-        return max(counts, default=0)
-
-    result = {name: fixed[name] for name in names if name in fixed}
-    down, up = per_level("down") + 1, per_level("up")
-    with_attention = {(m[1], m[2]) for _, m in found if m[3] == "attentions"}
-    for name, m in found:
-        side, level, what, number, rest = m[1], int(m[2] or 0), m[3], int(m[4]), m[5]
-        if what == "resnets":
-            rest = inner.get(rest, rest)
-        if side == "mid":
-            result[name] = f"middle_block.{2 * number if what == 'resnets' else 2 * number + 1}.{rest}"
-        elif what == "downsamplers":
-            result[name] = f"input_blocks.{(level + 1) * down}.0.op"
-        elif what == "upsamplers":
-            place = 2 if (side, m[2]) in with_attention else 1
-            result[name] = f"output_blocks.{level * up + up - 1}.{place}.{rest}"
-        else:
-            block = (
-                f"input_blocks.{level * down + number + 1}"
-                if side == "down"
-                else f"output_blocks.{level * up + number}"
-            )
-            result[name] = f"{block}.{0 if what == 'resnets' else 1}.{rest}"
-    return result
-
-
-def _locate(name: str, index: Mapping[str, str | None]) -> tuple[str | None, str]:
-    """Module of a key without its role, and the layout its prefix speaks of."""
-    for prefix in _KOHYA:
-        if name.startswith(prefix):
-            return _look_up(name.removeprefix(prefix), index), "kohya"
-    layout = "peft" if name.startswith("base_model.model.") else "diffusers"
-    # Prefixes may be stacked (peft around a pipeline's unet); a module is never named like one of them with a dot.
-    for prefix in _DOTTED:
-        name = name.removeprefix(prefix)
-    if ".processor." in name:
-        return _look_up(name.replace(".processor.", "."), index), "diffusers-old"
-    return _look_up(name, index), layout
-
-
-def _look_up(name: str, index: Mapping[str, str | None]) -> str | None:
-    if name in index and index[name] is None:
-        raise SuspectError(f"{short(name)} could mean two modules of this denoiser")
-    # Before 0.15 diffusers wrote `to_out` for the linear layer `to_out.0`.
-    return index.get(name) or (index.get(f"{name}.0") if name.endswith(".to_out") else None)
+# --- keys ---------------------------------------------------------------------------------------------------------
 
 
 def parse(state: Mapping[str, torch.Tensor], denoiser: nn.Module) -> Parsed:
     """Sort the keys of an adapter file by module and role.
 
     Raises:
-        SuspectError: a module's factors are incomplete, doubled or of two algorithms.
+        SuspectError: a module's factors are incomplete, doubled or of two algorithms. LoraNotLoadedError: a key gives a
+        module of this denoiser a role that is not defined here.
     """
     index = module_index(denoiser)
     groups: dict[str, Group] = {}
     unused: list[str] = []
+    foreign: list[str] = []
     text_encoder = 0
     for key, tensor in state.items():
         if TEXT_ENCODER_KEY.match(key):
             text_encoder += 1
             continue
         match = _ROLE.fullmatch(key)
-        module, layout = _locate(match["name"], index) if match else (None, "")
-        if match is None or module is None:
-            unused.append(key)
+        target, layout = locate(match["name"] + (match["stream"] or ""), index) if match else (None, "")
+        if match is None or target is None:
+            (unused if named_in(key, index) is None else foreign).append(key)
             continue
-        role = match["plain"] or match["alpha"] or ("magnitude" if match["magnitude"] else "")
+        role = (
+            _ROLE_OF.get(match["plain"], match["plain"])
+            or match["alpha"]
+            or ("magnitude" if match["magnitude"] else "")
+        )
         if not role:
             role = _ROLE_OF[match["lora"] or match["linear"]]
             if match["part"] == "bias":
                 role += "_bias"
-        group = groups.setdefault(module, Group(module, layout, {}, {}))
+        group = groups.setdefault(target.name, Group(target.name, layout, {}, {}, target.parts))
         if role in group.factors:
             raise SuspectError(f"{short(key)} and {short(group.keys[role])} both give {role} of one module")
         group.factors[role] = tensor
         group.keys[role] = key
-    whole = []
     for group in groups.values():
         if group.factors.keys() <= _MODIFIERS:
-            # An alpha without factors belongs to an algorithm unknown here, whose own keys are unused already.
-            unused += group.keys.values()
-            continue
+            # A stray alpha scales nothing, as pruning tools leave it; a magnitude alone would still rescale its module.
+            (unused if group.factors.keys() == {"alpha"} else foreign).extend(group.keys.values())
+    if foreign:
+        raise LoraNotLoadedError(
+            f"{len(foreign)} of {len(state)} keys say of this denoiser's modules what is not defined here, first "
+            f"{short(foreign[0])}: 0 modules would change by them, and without them the rest is another adapter. "
+            f"Ask for the merged model"
+        )
+    whole = [group for group in groups.values() if group.factors.keys() != {"alpha"}]
+    for group in whole:
         _check_complete(group)
-        whole.append(group)
     return Parsed(whole, unused, text_encoder)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from .checkpoint import DENOISER_FOLDERS, kind_of_keys
+from .detect import DENOISER_FOLDERS, kind_of_keys
 from .errors import NotTestableError, SuspectError, UnsafeFileError
 from .record import BANK, DOCUMENT, FOLDER
 from .remote import REPO_ID, Remote, fetch, look_up, read_remote_header, read_remote_json

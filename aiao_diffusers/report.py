@@ -42,6 +42,7 @@ class VerificationReport:
             key's commitment. seed (`int`): of the trials.
         subpaths (`tuple[dict]`): of each plain trial the armed in-sites and each out-site's share of agreeing bits. It
             names sites that the key chose: masks stay secret, but hand a report only to who needs it.
+        kind (`str`, *optional*): what a file or folder was recognised as.
     """
 
     verdict: str
@@ -62,6 +63,7 @@ class VerificationReport:
     reason: str | None = None
     looks: tuple[dict[str, Any], ...] = ()
     adapter: dict[str, Any] | None = None
+    kind: str | None = None
     hashes: dict[str, str | None] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     subpaths: tuple[dict[str, Any], ...] = ()

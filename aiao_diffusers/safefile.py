@@ -7,14 +7,12 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from .errors import NotTestableError, SuspectError, UnsafeFileError
@@ -27,12 +25,27 @@ MAX_TENSOR_BYTES = 128 * 2**30
 MAX_TENSORS = 100_000
 MAX_RANK = 8
 
-ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+TORCH_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
 }
+ITEM_BYTES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 
@@ -198,17 +211,42 @@ def parse_header(path: Path, raw: bytes, size: int, *, max_bytes: int = MAX_TENS
     return Header(path, tensors, metadata, size)
 
 
+def stream(header: Header, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a checked file one at a time, in file order, each in memory of its own.
+
+    Read by the checked offsets rather than mapped: memory stays at what the caller keeps, and a file that changes after
+    its header was checked gives other numbers, never another layout.
+
+    Args:
+        header: from `read_header`. names: those wanted; None means all.
+    Raises:
+        UnsafeFileError: the file became shorter or unreadable since its header was checked.
+    """
+    try:
+        with header.path.open("rb") as file:
+            base = 8 + struct.unpack("<Q", file.read(8))[0]
+            if header.file_bytes - base != max((t.end for t in header.tensors.values()), default=0):
+                raise UnsafeFileError(f"{header.path.name!r} changed while it was read")
+            for name, info in sorted(header.tensors.items(), key=lambda item: item[1].start):
+                if names is not None and name not in names:
+                    continue
+                tensor = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype])
+                if tensor.numel():
+                    file.seek(base + info.start)
+                    if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data) != info.end - info.start:
+                        raise UnsafeFileError(f"{header.path.name!r} became shorter while it was read")
+                yield name, tensor
+    except (OSError, struct.error) as error:
+        raise UnsafeFileError(f"{header.path.name!r} could not be read: {short(str(error))}") from error
+
+
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file on the CPU, in their stored dtype, after `read_header` has passed.
 
     Raises:
-        SuspectError, UnsafeFileError: as `read_header`; also where safetensors itself refuses the file.
+        SuspectError, UnsafeFileError: as `read_header` and `stream`.
     """
-    header = read_header(path)
-    try:
-        return load_file(header.path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UnsafeFileError(f"{header.path.name!r} could not be read: {short(str(error))}") from error
+    return dict(stream(read_header(path)))
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], what: str = "the weights") -> None:
@@ -219,9 +257,10 @@ def check_finite(tensors: Mapping[str, torch.Tensor], what: str = "the weights")
     bad = []
     for name, tensor in tensors.items():
         if tensor.is_floating_point() or tensor.is_complex():
-            # float8 has no isfinite kernel.
-            values = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
-            if not bool(torch.isfinite(values).all()):
+            # By pieces, for isfinite makes two copies of what it is given; and float8 has no kernel of it.
+            pieces = tensor.detach().reshape(-1).split(2**20)
+            narrow = tensor.is_floating_point() and tensor.element_size() == 1
+            if not all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces):
                 bad.append(name)
     if bad:
         shown = ", ".join(short(name) for name in bad[:3])
@@ -275,6 +314,24 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def below(folder: Path, name: str) -> Path:
+    """`inside`, for a name that a caller typed: it may lie in subfolders of `folder`, as `first/adapter.safetensors`.
+
+    Raises:
+        UnsafeFileError: a path trick. SuspectError: the file or a folder on its way is missing.
+    """
+    *parents, last = name.split("/")
+    for part in parents:
+        if part in {"", ".", ".."} or "\\" in part or "\0" in part:
+            raise UnsafeFileError(f"{short(name)} could lead out of {folder.name!r}")
+        if not (folder / part).is_dir():
+            raise SuspectError(f"{folder} holds no folder {short(part)}")
+        if not (folder / part).resolve().is_relative_to(folder.resolve()):
+            raise UnsafeFileError(f"{short(part)} in {folder.name!r} is a link out of its folder")
+        folder = folder / part
+    return inside(folder, last)
+
+
 def list_weight_files(folder: str | Path) -> tuple[Path, ...]:
     """The `.safetensors` files directly in a folder, sorted by name; links out of the folder raise UnsafeFileError.
 
@@ -289,5 +346,7 @@ def list_weight_files(folder: str | Path) -> tuple[Path, ...]:
     if not files:
         for name in names:
             refuse_pickle(Path(name))
-        raise SuspectError(f"{folder} holds no .safetensors file")
+        deeper = sorted(p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.safetensors")))
+        hint = f"; its folders {', '.join(deeper[:5])} do: name one of them" if deeper else ""
+        raise SuspectError(f"{folder} holds no .safetensors file{hint}")
     return files

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import detect, load_denoiser
+from .checkpoint import load_denoiser
+from .detect import detect
 from .errors import NotTestableError, RecordError, SuspectError
 from .lora import applied
 from .pull import Pulled, pull, pull_record
@@ -35,6 +36,7 @@ class Opened:
     warnings: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     hashes: Mapping[str, str | None] = field(default_factory=dict)
+    kind: str | None = None
 
 
 def label_of(source: Any) -> str:
@@ -116,19 +118,20 @@ def opened(
         yield Opened(module, label_of(suspect), None, "descent", find_record(suspect))
         return
     path, root, pulled = _located(suspect, revision, weight_name)
-    found, source = detect(path), _told("suspect", pulled)
+    found, source = detect(path, None if pulled else weight_name), _told("suspect", pulled)
     declared = pulled.base if pulled is not None and base is None else None
     by = pulled.base_by if pulled is not None else None
-    warnings: tuple[str, ...] = ()
+    warnings = found.warnings
     if found.kind in ("pipeline", "denoiser", "single_file"):
         # A folder brings its own config; a bare file borrows the base's.
         given = _base(base, declared) if base is not None or (declared and found.files) else None
-        denoiser = load_denoiser(path, base=given.denoiser if given else None, dtype=torch.float32)
+        meant = path if pulled or weight_name is None else found.files[0]
+        denoiser = load_denoiser(meant, base=given.denoiser if given else None, dtype=torch.float32)
         record = find_record(root) or (given.record if given else None)
         if record is None and declared is not None:
             record = find_record(pull_record(declared))
-            warnings = (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
-        yield Opened(denoiser, label_of(suspect), None, "descent", record, None, warnings, source)
+            warnings += (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
+        yield Opened(denoiser, label_of(suspect), None, "descent", record, None, warnings, source, kind=found.kind)
         return
     if found.kind != "lora":
         raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser.")
@@ -139,7 +142,7 @@ def opened(
     under = _base(base, declared)
     if declared is not None:
         under.source.setdefault("base", {})["declared_by"] = by
-        warnings = (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
+        warnings += (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
     base_sha256 = weights_sha256(unwrap(under.denoiser))
     with applied(under.denoiser, path, weight_name=None if pulled else weight_name) as loaded:
         yield Opened(
@@ -152,6 +155,7 @@ def opened(
             (*warnings, *loaded.warnings),
             {**source, **under.source},
             {"suspect": loaded.sha256, "base": base_sha256},
+            found.kind,
         )
 
 

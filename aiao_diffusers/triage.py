@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import common_prefix, compare_shapes, load_denoiser, modern_attention
+from .checkpoint import compare_shapes, load_denoiser
+from .detect import common_prefix
 from .errors import LoraNotLoadedError, NotTestableError, WrongBaseError
 from .lora import applied
 from .lora_formats import new_weight, parse
+from .model_folder import modern_attention
 from .pull import Candidate
 from .record import weights_sha256
 from .remote import Remote

@@ -176,6 +176,7 @@ def _read(
         warnings=tuple(warnings),
         looks=looks.to_dicts(),
         adapter=found.adapter,
+        kind=found.kind,
         source=source,
         subpaths=tuple(plain.cells),
         seed=seed,

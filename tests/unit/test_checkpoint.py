@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import random
 import struct
 from pathlib import Path
 
@@ -25,11 +24,9 @@ from aiao_diffusers.checkpoint import (
     read_header,
     tensor_sha256,
 )
-from aiao_diffusers.errors import AIAOError, NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
-from aiao_diffusers.lora import applied
+from aiao_diffusers.errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
 
 
-FUZZ_ROUNDS = int(os.environ.get("AIAO_FUZZ_ROUNDS", "300"))
 GOOD = {
     "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
     "b": {"dtype": "F16", "shape": [], "data_offsets": [8, 10]},
@@ -252,11 +249,20 @@ class TestDetect:
         with pytest.raises(SuspectError, match="no denoiser"):
             load_denoiser(tmp_path)
 
-    def test_mixed_folder(self, tmp_path, unet):
+    def test_an_embedding_beside_an_adapter_does_not_hide_it(self, tmp_path, unet):
         write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
         save_file({"emb_params": torch.ones(1, 4)}, tmp_path / "e.safetensors")
-        assert detect(tmp_path).kind == "unknown" and "lora, textual_inversion" in detect(tmp_path).detail
+        found = detect(tmp_path)
+        assert found.kind == "lora" and [p.name for p in found.files] == ["kohya.safetensors"]
+        assert "e.safetensors (textual_inversion)" in found.warnings[0]
+        assert detect(tmp_path, "e.safetensors").kind == "textual_inversion"
         assert [p.name for p in list_weight_files(tmp_path)] == ["e.safetensors", "kohya.safetensors"]
+
+    def test_a_whole_model_beside_an_adapter_needs_a_name(self, tmp_path, unet):
+        write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
+        save_file(unet.state_dict(), tmp_path / "whole.safetensors")
+        assert detect(tmp_path).kind == "unknown" and "denoiser, lora" in detect(tmp_path).detail
+        assert detect(tmp_path, "whole.safetensors").kind == "denoiser"
 
 
 class TestFolder:
@@ -459,91 +465,28 @@ class TestSingleFile:
             with pytest.raises(NotTestableError, match="install the package gguf"):
                 load_denoiser(path, base=unet)
             return
-        with pytest.raises(WrongBaseError):
+        with pytest.raises(UnsafeFileError, match="no sound GGUF"):
             load_denoiser(path, base=unet)
         import gguf
 
+        def written(state):
+            writer = gguf.GGUFWriter(path, "sd")
+            for key, value in state.items():
+                writer.add_tensor(key, value.numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            return path
+
         other = tiny_unet(seed=5)
-        writer = gguf.GGUFWriter(path, "sd")
-        for key, value in ldm_state(other).items():
-            writer.add_tensor(key, value.numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        assert tensor_sha256(load_denoiser(path, base=unet)) == tensor_sha256(other)
+        assert tensor_sha256(load_denoiser(written(ldm_state(other)), base=unet)) == tensor_sha256(other)
+        extra = {"model.diffusion_model.input_blocks.9.0.op.weight": torch.ones(8, 8)}
+        for state in ({"elsewhere.weight": torch.ones(2, 2)}, ldm_state(other) | extra):
+            with pytest.raises(WrongBaseError, match="numbers of a denoiser"):
+                load_denoiser(written(state), base=unet)
 
     def test_an_adapter_is_no_denoiser(self, tmp_path, unet):
         source = write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
         with pytest.raises(SuspectError, match="lora"):
             load_denoiser(source, base=unet)
-
-
-def test_mutated_files_give_typed_errors_and_never_a_false_success(tmp_path):
-    """Seeded mutations of adapter and model files. Set AIAO_FUZZ_ROUNDS for a long run.
-
-    Allowed: our errors, or a load that really changed something and undid it. All else propagates and fails.
-    """
-    rng, unet = random.Random(2026), tiny_unet()
-    before, reference = tensor_sha256(unet), {k: v.clone() for k, v in unet.state_dict().items()}
-    made = factors(unet, BOTH_LEVELS, 2)
-    seeds = [
-        write(tmp_path / fmt, fmt, made, 1.0)
-        for fmt in ("kohya", "kohya-ldm", "diffusers-metadata", "diffusers-old", "comfy-ldm")
-    ]
-    seeds.append(write(tmp_path / "peft", "peft", made, 1.0) / "adapter_model.safetensors")
-    save_file(unet.state_dict(), tmp_path / "whole.safetensors")
-    contents = [p.read_bytes() for p in (*seeds, tmp_path / "whole.safetensors")]
-    words = [
-        b"lora_down",
-        b"lora_A",
-        b"hada_w1_a",
-        b"lokr_w1",
-        b"dora_scale",
-        b"diff",
-        b"F32",
-        b"F16",
-        b"I64",
-        b"alpha",
-        b"[0,",
-    ]
-    outcomes: dict[str, int] = {}
-    for _ in range(FUZZ_ROUNDS):
-        data = bytearray(rng.choice(contents))
-        header = min(len(data), 8 + struct.unpack("<Q", data[:8])[0])
-        for _ in range(rng.choice((1, 1, 2, 5))):
-            at = rng.randrange(8, header) if rng.random() < 0.7 else rng.randrange(len(data))
-            match rng.randrange(6):
-                case 0:
-                    data[at : at + 1] = bytes([rng.randrange(256)])
-                case 1:
-                    data[at] = rng.choice(b'0123456789,:[]{}"._AB')
-                case 2:
-                    del data[rng.randrange(len(data)) :]
-                    data = data or bytearray(b"x")
-                    header = max(9, min(header, len(data)))
-                    data += bytes(max(0, header - len(data)))
-                case 3:
-                    data[at:at] = rng.randbytes(rng.randrange(1, 16))
-                case 4:
-                    old, new = rng.choice(words), rng.choice(words)
-                    data = bytearray(bytes(data).replace(old, new.ljust(len(old), b" ")[: len(old)], 1))
-                case 5:
-                    data[0:8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**63, header - 9, header - 7)))
-        path = tmp_path / "peft" / "mutant.safetensors"
-        path.write_bytes(data)
-        try:
-            with applied(unet, path) as loaded:
-                moved = sum(not torch.equal(v, reference[k]) for k, v in unet.state_dict().items())
-                assert loaded.modules > 0 and loaded.delta_norm > 0 and moved > 0
-            outcome = "loaded"
-        except AIAOError as error:
-            outcome = type(error).__name__
-        try:
-            load_denoiser(path, base=unet)
-        except AIAOError:
-            pass
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        assert tensor_sha256(unet) == before
-    # A fuzz that never gets past the first check, or never fails, tests nothing.
-    assert {"loaded", "UnsafeFileError", "LoraNotLoadedError"} <= outcomes.keys(), outcomes

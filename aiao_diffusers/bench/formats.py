@@ -1,0 +1,325 @@
+"""The table of formats: what each is recognised as, whether it loads, and what the verdict says of it.
+
+Every adapter row is the same change of the same denoiser, that of the example's LoRA with convolutions and varying ranks
+added; every whole model is that change fused in. The oracle is the denoiser whose weights were patched directly.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from ..checkpoint import load_denoiser
+from ..detect import detect
+from ..errors import AIAOError
+from ..key import WatermarkKey
+from ..lora import applied
+from ..lora_formats import parse, scaling_of
+from ..record import WatermarkRecord
+from ..safefile import load_tensors, short
+from ..verify import verify
+from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole_models
+
+
+ASSETS = Path("examples/emoji_diffusion")
+CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.0.conv_shortcut", "conv_in")
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One format.
+
+    Args:
+        format: its name. kind: as detected. loads: whether a denoiser came of it. refusal: the error where none did.
+        modules, delta_norm: what an adapter changed.
+        oracle_error: largest difference of the noise prediction from that of directly patched weights, as a share of the
+            largest difference that the change makes; 1 would be an adapter that did not load.
+        marked, clean: verdict on the marked and on the clean model with this file, with log10 p.
+        seconds, peak_mib: of loading it. peak_ratio: peak_mib over the denoiser's size as float32; None where the
+            system does not tell. as_expected: kind, error and both verdicts are those that the format stands for.
+    """
+
+    format: str
+    kind: str
+    loads: bool
+    refusal: str | None
+    modules: int | None
+    delta_norm: float | None
+    oracle_error: float | None
+    marked: str
+    marked_log10_p: float | None
+    clean: str
+    clean_log10_p: float | None
+    seconds: float
+    peak_mib: float | None
+    peak_ratio: float | None
+    as_expected: bool
+
+
+class Peak:
+    """Growth of resident memory within a block, in MiB; None where the system does not tell."""
+
+    mib: float | None = None
+
+    @staticmethod
+    def _status(field: str) -> float | None:
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), None)
+
+    @contextmanager
+    def measured(self, trim: bool = True) -> Iterator["Peak"]:
+        """Reset the high-water mark, run the body, read it.
+
+        Args:
+            trim: give freed memory back first, which would hide what the body takes; slow.
+        """
+        if trim:
+            gc.collect()
+            with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+                ctypes.CDLL(None).malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            yield self
+            return
+        before = self._status("VmRSS:")
+        try:
+            yield self
+        finally:
+            after = self._status("VmHWM:")
+            self.mib = None if before is None or after is None else max(0.0, after - before)
+
+
+def change_of(base: nn.Module, lora: Path, seed: int = 0) -> Change:
+    """The change of a LoRA file, with three convolutions added and the last module's rank cut to 2.
+
+    Args:
+        base: a denoiser that has `CONVOLUTIONS`. lora: a low-rank adapter file. seed: of the added factors.
+    """
+    factors: Factors = {}
+    for group in parse(load_tensors(lora), base).groups:
+        if group.algorithm == "lora":
+            down, up = group.factors["down"].float(), group.factors["up"].float()
+            factors[group.module] = (down, up * scaling_of(group, None))
+    generator = torch.Generator().manual_seed(seed)
+    for module in CONVOLUTIONS:
+        out, inner, *kernel = Change(base, {}).weight(module).shape
+        down = torch.randn(3, inner, *kernel, generator=generator) * 0.03
+        factors[module] = (down, torch.randn(out, 3, 1, 1, generator=generator) * 0.03)
+    last = next(reversed([m for m in factors if m not in CONVOLUTIONS]))
+    factors[last] = (factors[last][0][:2].clone(), factors[last][1][:, :2].clone())
+    return Change(base, factors)
+
+
+def _predict(denoiser: nn.Module, record: WatermarkRecord) -> torch.Tensor:
+    row = record.bank.take(torch.tensor([0]))
+    noise = torch.randn(row.latents.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([record.timesteps // 2])
+    with torch.no_grad():
+        sample = record.noised(row.latents, noise, t)
+        return denoiser(sample, t, **row.keywords(torch.device("cpu"), torch.float32)).sample
+
+
+@contextmanager
+def _loaded(source: Path, base: nn.Module, weight_name: str | None) -> Iterator[tuple[nn.Module, Any]]:
+    found = detect(source, weight_name)
+    if found.kind in ("pipeline", "denoiser", "single_file"):
+        yield load_denoiser(source, base=base, dtype=torch.float32), None
+        return
+    with applied(base, source, weight_name=weight_name) as adapter:
+        yield base, adapter
+
+
+class Bench:
+    """The example's marked and clean denoisers, their record and key, and the change that every format carries.
+
+    Args:
+        assets: the example's folder. trials: Monte Carlo trials a look, at most. seed: of trials and added factors.
+    """
+
+    def __init__(self, assets: Path = ASSETS, trials: int = 4, seed: int = 0) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # git keeps no file modes, and this key is public on purpose
+            self.key = WatermarkKey.load(assets / "demo.key")
+        self.record = WatermarkRecord.load(assets / "marked")
+        self.trials, self.seed = trials, seed
+        lora = assets / "lora" / "pytorch_lora_weights.safetensors"
+        self.changes = {}
+        for name, folder in (("marked", "marked"), ("clean", "base")):
+            denoiser = load_denoiser(assets / folder, dtype=torch.float32)
+            self.changes[name] = change_of(denoiser, lora, seed)
+
+    def row(self, fmt: Format, folder: Path) -> Row:
+        """Write the format under `folder`, load it, compare it with the oracle, and verify both models with it."""
+        sources = {name: fmt.write(change, folder / name) for name, change in self.changes.items()}
+        source, change = sources["marked"], self.changes["marked"]
+        kind, refusal, adapter, error = _kind(source, fmt.weight_name), None, None, None
+        bare, wanted = (_predict(_copy(change, names), self.record) for names in ((), fmt.modules(change)))
+        peak, started = Peak(), time.perf_counter()
+        try:
+            with peak.measured():
+                context = _loaded(source, change.base, fmt.weight_name)
+                denoiser, adapter = context.__enter__()
+            seconds = time.perf_counter() - started
+            try:
+                mine = _predict(denoiser, self.record)
+                error = float((mine - wanted).abs().max() / (wanted - bare).abs().max())
+            finally:
+                context.__exit__(None, None, None)
+        except AIAOError as reason:
+            seconds, refusal = time.perf_counter() - started, f"{type(reason).__name__}: {reason}"
+        verdicts = {name: self._verdict(sources[name], self.changes[name], fmt) for name in sources}
+        size = sum(p.numel() * 4 for p in change.base.parameters()) / MIB
+        return Row(
+            format=fmt.name,
+            kind=kind,
+            loads=refusal is None,
+            refusal=None if refusal is None else short(refusal, 300),
+            modules=getattr(adapter, "modules", None),
+            delta_norm=getattr(adapter, "delta_norm", None),
+            oracle_error=error,
+            marked=verdicts["marked"][0],
+            marked_log10_p=verdicts["marked"][1],
+            clean=verdicts["clean"][0],
+            clean_log10_p=verdicts["clean"][1],
+            seconds=seconds,
+            peak_mib=peak.mib,
+            peak_ratio=None if peak.mib is None else peak.mib / size,
+            as_expected=_as_expected(fmt, kind, refusal, error, verdicts),
+        )
+
+    def _verdict(self, source: Path, change: Change, fmt: Format) -> tuple[str, float | None]:
+        try:
+            report = verify(
+                source,
+                self.key,
+                base=change.base,
+                record=self.record,
+                weight_name=fmt.weight_name,
+                trials=self.trials,
+                seed=self.seed,
+            )
+        except AIAOError as error:
+            return type(error).__name__, None
+        return report.verdict, report.log10_p
+
+
+def _kind(source: Path, weight_name: str | None) -> str:
+    try:
+        return detect(source, weight_name).kind
+    except AIAOError as error:
+        return type(error).__name__
+
+
+def _copy(change: Change, modules: Iterable[str]) -> nn.Module:
+    """A denoiser of its own with the change of `modules` patched in directly."""
+    base: Any = change.base
+    model = type(base).from_config(base.config)
+    model.load_state_dict(Change(base, {m: change.factors[m] for m in modules}).merged())
+    return model.eval()
+
+
+def _as_expected(
+    fmt: Format, kind: str, refusal: str | None, error: float | None, verdicts: dict[str, tuple[str, float | None]]
+) -> bool:
+    marked, clean = verdicts["marked"][0], verdicts["clean"][0]
+    if not fmt.loads:
+        return kind == fmt.kind and refusal is not None and "verified" not in (marked, clean)
+    fits = error is not None and error <= fmt.rounding
+    return kind == fmt.kind and fits and (marked, clean) == ("verified", "not_verified")
+
+
+def run(assets: Path = ASSETS, trials: int = 4, seed: int = 0) -> Iterator[Row]:
+    """Rows of the table, one as soon as it is measured.
+
+    Raises:
+        SuspectError, KeyFileError, RecordError: `assets` is not the example's folder.
+    """
+    bench = Bench(assets, trials, seed)
+    for fmt in (*ADAPTERS, *whole_models(), *NO_FINE_TUNE):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in bench.changes:
+                (Path(folder) / name).mkdir()
+            yield bench.row(fmt, Path(folder))
+
+
+def memory(widths: tuple[int, ...] = (192, 384, 768)) -> Iterator[tuple[str, float, float | None, float]]:
+    """Peak memory of loading a larger, random U-Net whole: format, size in MiB as float32, peak over size, seconds."""
+    torch.manual_seed(0)
+    base: Any = UNet2DConditionModel(
+        block_out_channels=widths,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=2,
+        cross_attention_dim=768,
+    ).eval()
+    size = sum(p.numel() * 4 for p in base.parameters()) / MIB
+    for fmt in whole_models():
+        with tempfile.TemporaryDirectory() as folder:
+            source, peak = fmt.write(Change(base, {}), Path(folder)), Peak()
+            started = time.perf_counter()
+            with peak.measured():
+                model = load_denoiser(source, base=base, dtype=torch.float32)
+            seconds = time.perf_counter() - started
+            del model
+        yield fmt.name, size, None if peak.mib is None else peak.mib / size, seconds
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = [
+        "| format | detected | loads | modules | oracle error | on the marked model | on the clean model | s | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        verdicts = []
+        for verdict, log10_p in ((row.marked, row.marked_log10_p), (row.clean, row.clean_log10_p)):
+            verdicts.append(verdict if log10_p is None else f"{verdict} ({log10_p:.1f})")
+        error = "" if row.oracle_error is None else f"{row.oracle_error:.1e}"
+        peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+        cells = [row.format, row.kind, "yes" if row.loads else "no", str(row.modules or ""), error, *verdicts]
+        lines.append(f"| {' | '.join(cells)} | {row.seconds:.2f} | {peak} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Print the table, or JSON lines; exit code 1 where a row is not as expected."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the example")
+    parser.add_argument("--trials", type=int, default=4, help="Monte Carlo trials a look, at most")
+    parser.add_argument("--seed", type=int, default=0, help="of trials and added factors")
+    parser.add_argument("--memory", action="store_true", help="peak memory on a larger random U-Net instead")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    options = parser.parse_args()
+    if options.memory:
+        print("| format | denoiser MiB | peak over it | s |\n|---|---|---|---|")
+        for name, size, ratio, seconds in memory():
+            print(f"| {name} | {size:.0f} | {'' if ratio is None else f'{ratio:.2f}'} | {seconds:.1f} |", flush=True)
+        return 0
+    rows = []
+    for row in run(options.assets, options.trials, options.seed):
+        rows.append(row)
+        print(json.dumps(asdict(row)) if options.json else table([row]).splitlines()[-1], flush=True)
+    odd = [row.format for row in rows if not row.as_expected]
+    print(f"{len(rows)} formats, {len(rows) - len(odd)} as expected{': not ' + ', '.join(odd) if odd else ''}")
+    return 1 if odd else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

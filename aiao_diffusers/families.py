@@ -1,0 +1,92 @@
+"""What names, shapes and dtypes of a file tell before it is read: the family of models it fits, and how it is packed.
+
+Judgements for error messages and refusals, never for a verdict; nothing here loads a tensor.
+"""
+
+import re
+from collections.abc import Mapping
+
+from .safefile import Header
+
+
+_TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+"""Stable Diffusion's generations differ in the width of the text that cross-attention reads."""
+_JOINT_WIDTHS = {1536: "Stable Diffusion 3 Medium", 2432: "Stable Diffusion 3.5 Large", 3072: "FLUX.1"}
+_CROSS = re.compile(
+    r"attn2[._](?:processor[._])?to_[kv](?:_lora)?[._](?:lora[._])?(?:weight|(?:lora_)?(?:down|A)\b|hada_w1_b)"
+)
+_JOINT = re.compile(
+    r"transformer_blocks[._]\d+[._]attn[._](?:to_[qkv]|add_[qkv]_proj)[._](?:weight|(?:lora_)?(?:down|A)\b)"
+)
+_UNET_BLOCK = re.compile(r"(?:(?:down|up|mid)_blocks?|(?:in|out)put_blocks|middle_block)[._]")
+_PACKED = (
+    (re.compile(r"\.(absmax|quant_map|nested_absmax|quant_state\.bitsandbytes__\w+)$"), "bitsandbytes, 4 bit"),
+    (re.compile(r"\.(SCB|weight_format)$"), "bitsandbytes, 8 bit"),
+    (re.compile(r"\.weight\._(data|scale)$"), "optimum-quanto"),
+    (re.compile(r"\.(qweight|qzeros|g_idx|wscales|smooth_factor)$"), "GPTQ, AWQ or SVDQuant"),
+    (re.compile(r"[._:](qdata|_weight_qdata|scale_and_zero)$"), "torchao"),
+)
+SCALE_OF = re.compile(r"(?P<weight>.+)\.(?:scale_weight|weight_scale)$")
+SCALE_NOTES = re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|comfy_quant)$")
+
+
+def likely_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The family that an adapter or a denoiser looks made for, or None where nothing gives it away.
+
+    Args:
+        shapes: name -> shape, of a file or of a denoiser's state.
+    """
+    for key, shape in shapes.items():
+        if len(shape) == 2 and _CROSS.search(key) and shape[1] in _TEXT_WIDTHS:
+            return _TEXT_WIDTHS[shape[1]]
+        if len(shape) == 2 and _JOINT.search(key) and shape[1] in _JOINT_WIDTHS:
+            return _JOINT_WIDTHS[shape[1]]
+    if any(re.search(r"(double|single)_blocks[._]\d|single_transformer_blocks", key) for key in shapes):
+        return "FLUX.1"
+    if any(re.search(r"joint_blocks[._]\d", key) for key in shapes):
+        return "Stable Diffusion 3.x"
+    # Only XL stacks several transformer blocks in one place of its U-Net, and only it has a second text encoder.
+    stacked = (re.search(r"transformer_blocks[._][1-9]", key) and _UNET_BLOCK.search(key) for key in shapes)
+    if any(stacked) or any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in shapes):
+        return "Stable Diffusion XL"
+    return None
+
+
+def mismatch(file: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]) -> str:
+    """A sentence naming the likely base of `file` and what `base` looks like; empty where the file tells nothing."""
+    wanted, given = likely_base(file), likely_base(base)
+    if wanted is None:
+        return ""
+    return f" The file looks made for {wanted}{f', the base given is {given}' if given else ''}."
+
+
+def differ(file: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether `file` and `base` are of two known families."""
+    wanted, given = likely_base(file), likely_base(base)
+    return wanted is not None and given is not None and wanted != given
+
+
+def packed(header: Header) -> str | None:
+    """Which quantisation a file's numbers are packed by, or None for plain floats.
+
+    Read as plain numbers, packed ones give a denoiser or an adapter of noise, or one of another scale. float8 with scales
+    beside it is not packed in this sense: `scales` undoes it.
+    """
+    for pattern, name in _PACKED:
+        if any(pattern.search(key) for key in header.tensors):
+            return name
+    for key, info in header.tensors.items():
+        if len(info.shape) >= 2 and info.dtype[0] in "UIBC" and info.dtype != "BF16":
+            return f"{key!r} of dtype {info.dtype}, an unknown packing"
+    return None
+
+
+def scales(header: Header) -> dict[str, str]:
+    """Weight -> the tensor that it must be multiplied with, in a float8 file of the ComfyUI kind."""
+    found = {}
+    for key in header.tensors:
+        match = SCALE_OF.match(key)
+        weight = f"{match['weight']}.weight" if match else ""
+        if weight in header.tensors and header.tensors[weight].dtype.startswith("F8"):
+            found[weight] = key
+    return found

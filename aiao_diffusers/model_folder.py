@@ -1,0 +1,74 @@
+"""A model folder before it is loaded: which files hold its weights, and whether its config is in bounds."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .errors import SuspectError, UnsafeFileError
+from .safefile import inside, read_header, read_json, refuse_pickle, short
+
+
+def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> None:
+    """Bound a config before a model is built from it: one entry may ask for 10^9 layers, which no file backs."""
+    if depth > 6:
+        raise UnsafeFileError("config.json is nested deeper than any model config")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            check_config(item, tensors, name, depth + 1)
+    elif isinstance(value, list):
+        if len(value) > max(tensors, 64):
+            raise UnsafeFileError(f"config.json: {short(key)} lists {len(value)} entries for {tensors} tensors")
+        for item in value:
+            check_config(item, tensors, key, depth + 1)
+    elif isinstance(value, int | float):
+        limit = 2**22
+        if re.search(r"layers|blocks|depth|stages", key):
+            limit = max(tensors, 1)
+        elif re.search(r"size|length", key):
+            # Position tables grow with its square in memory that the meta device does not spare.
+            limit = 2**12
+        if abs(value) > limit:
+            raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")
+
+
+def weight_files(folder: Path) -> tuple[list[Path], str | None]:
+    """Weight files of a denoiser folder, and the variant to ask diffusers for."""
+    names = sorted(p.name for p in folder.iterdir() if p.name.startswith("diffusion_pytorch_model"))
+    single = [n for n in names if re.fullmatch(r"diffusion_pytorch_model(\.[\w-]+)?\.safetensors", n)]
+    single = [n for n in single if not re.search(r"-\d{5}-of-\d{5}", n)]
+    index = [n for n in names if re.fullmatch(r"diffusion_pytorch_model\.safetensors\.index(\.[\w-]+)?\.json", n)]
+    for choices, pattern in ((single, r"model(?:\.([\w-]+))?\.safetensors$"), (index, r"index(?:\.([\w-]+))?\.json$")):
+        if not choices:
+            continue
+        # The plain file sorts anywhere; it is the one without a variant.
+        variants = {(m.group(1) if (m := re.search(pattern, n)) else None): n for n in choices}
+        if None not in variants and len(variants) > 1:
+            raise SuspectError(f"{folder} holds several variants {sorted(map(str, variants))} and no plain file")
+        variant = None if None in variants else next(iter(variants))
+        path = inside(folder, variants[variant])
+        return (_index_files(folder, path) if choices is index else [path]), variant
+    for name in names:
+        refuse_pickle(Path(name))
+    raise SuspectError(f"{folder} holds no diffusion_pytorch_model safetensors file")
+
+
+def _index_files(folder: Path, path: Path) -> list[Path]:
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise UnsafeFileError(f"{path.name!r}: weight_map must map tensor names to file names")
+    files = {name: inside(folder, name) for name in sorted(set(weight_map.values()))}
+    for name, file in files.items():
+        held = read_header(file).tensors.keys()
+        listed = {key for key, value in weight_map.items() if value == name}
+        if held != listed:
+            odd = min(held ^ listed)
+            raise SuspectError(
+                f"{path.name!r} and {name!r} disagree on {len(held ^ listed)} tensors, first {short(odd)}"
+            )
+    return list(files.values())
+
+
+def modern_attention(name: str) -> str:
+    """Attention names of diffusers before 0.15, which its loader still renames."""
+    name = re.sub(r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0.", name)
+    return re.sub(r"(attentions\.\d+)\.(q|k|v)(uery|ey|alue)\.", r"\1.to_\2.", name)
