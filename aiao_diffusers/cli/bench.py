@@ -98,6 +98,14 @@ def disguise(context: typer.Context) -> None:
     main(context.args)
 
 
+@app.command("formats", context_settings=PASSED_ON)
+def formats(context: typer.Context) -> None:
+    """Every format of adapters and checkpoints: does it load, exactly, and what is the verdict (`formats --help`)."""
+    from ..bench.formats import main
+
+    raise typer.Exit(main(context.args))
+
+
 @app.command("memory", context_settings=PASSED_ON)
 def memory(context: typer.Context) -> None:
     """Peak memory of embedding beside ordinary fine-tuning (`memory --help`)."""

@@ -66,12 +66,13 @@ def write(folder: Path) -> None:
     """Write the card of a shipped folder over an older one."""
     title, licence, parent, data, steps, commands = CARDS[folder.name]
     lines = ["---", f"license: {licence}", "library_name: diffusers"]
-    if parent is not None:
-        lines += [f"base_model: emoji_diffusion/{parent[1]}", f"base_model_relation: {parent[0]}"]
     if folder.name in ("base", "marked", "finetuned", "lora"):
         lines += ["pipeline_tag: text-to-image"]
     lines += ["tags: [emoji, aiao-watermark]" if folder.name == "marked" else "tags: [emoji]", "---", ""]
-    lines += [f"# {title}", "", "| | |", "|---|---|", f"| data | {data} |", f"| training | {steps} |", "| seed | 0 |"]
+    lines += [f"# {title}", "", "| | |", "|---|---|"]
+    if parent is not None:
+        lines += [f"| made from | `{parent[1]}/`, as {parent[0]} |"]
+    lines += [f"| data | {data} |", f"| training | {steps} |", "| seed | 0 |"]
     lines += [f"| commands, in this folder's parent | `{commands}` |", f"| licence | {licence} |", ""]
     if folder.name == "marked":
         lines += ["The weights carry a watermark with the public record `aiao/`. The demo key is public on purpose,"]

@@ -63,7 +63,7 @@ class TestEmbed:
     def test_output_exists(self, aiao, key, tmp_path):
         (tmp_path / "out").mkdir()
         answer = aiao("embed", ASSETS / "base", "--key", key, "-o", tmp_path / "out")
-        refused(answer, "OutputExistsError", tmp_path / "out", "choose another folder")
+        refused(answer, "OutputExistsError", tmp_path / "out", "choose another")
         assert leftovers(tmp_path / "out") == set()
 
     def test_already_marked(self, aiao, key, tmp_path):
