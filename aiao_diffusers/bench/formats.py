@@ -298,7 +298,7 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Print the table, or JSON lines; exit code 1 where a row is not as expected."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the example")
@@ -306,7 +306,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of trials and added factors")
     parser.add_argument("--memory", action="store_true", help="peak memory on a larger random U-Net instead")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.memory:
         print("| format | denoiser MiB | peak over it | s |\n|---|---|---|---|")
         for name, size, ratio, seconds in memory():
