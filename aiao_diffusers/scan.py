@@ -351,6 +351,6 @@ def _copied(row: ScanRow, twin: ScanRow, distance: float | None) -> ScanRow:
         log10_p=twin.log10_p,
         bit_accuracy=twin.bit_accuracy,
         distance=distance,
-        copy_of=twin.label,
+        copy_of=twin.label if twin.label != row.label else None,  # an earlier commit of itself is no other suspect
         digest=twin.digest,
     )

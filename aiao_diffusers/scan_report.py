@@ -164,9 +164,10 @@ class ScanReport:
     @cached_property
     def adjusted(self) -> dict[str, float]:
         """Label to Holm-adjusted log10 p; a suspect and its copies are one test."""
-        readings = {row.copy_of or row.label: row.log10_p for row in self.rows if row.log10_p is not None}
+        # By digest, not by name: the repository that a copy was first seen in may hold something else by now.
+        readings = {row.digest or row.label: row.log10_p for row in self.rows if row.log10_p is not None}
         values = dict(zip(readings, holm(list(readings.values())), strict=True))
-        return {row.label: values[row.copy_of or row.label] for row in self.rows if row.log10_p is not None}
+        return {row.label: values[row.digest or row.label] for row in self.rows if row.log10_p is not None}
 
     def verdict_of(self, row: ScanRow) -> str:
         """The verdict corrected for the whole scan."""

@@ -109,6 +109,11 @@ def test_a_new_commit_is_read_again(hub: HubServer, tmp_path: Path) -> None:
     again = scan(BASE, KEY, output=tmp_path / "out")
     assert again.counts == {"verified": 1, "not_verified": 0, "not_testable": 0}
     assert again.rows[0].commit == hub.sha("u/x")
+    hub.commit("u/x", {"notes.txt": b"the same weights"})
+    hub.log.clear()
+    last = scan(BASE, KEY, output=tmp_path / "out")
+    assert (last.rows[0].commit, last.rows[0].copy_of) == (hub.sha("u/x"), None)
+    assert last.rows[0].log10_p == again.rows[0].log10_p and not hub.requests("GET", "/files/.*u/x", host="cdn")[1:]
 
 
 def test_a_file_that_changes_in_mid_download_is_logged(hub: HubServer, tmp_path: Path) -> None:

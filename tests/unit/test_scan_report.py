@@ -70,8 +70,8 @@ class TestReport:
         assert [r.repo for r in found.sorted_rows][:1] == ["u/strong"] and found.sorted_rows[-1].repo == "u/broken"
 
     def test_copies_are_one_test(self) -> None:
-        original = row("a", -6.5)
-        copies = [row(f"b{i}", -6.5, copy_of=original.label) for i in range(50)]
+        original = row("a", -6.5, digest="same")
+        copies = [row(f"b{i}", -6.5, digest="same", copy_of=original.label) for i in range(50)]
         found = report(original, *copies)
         assert found.counts["verified"] == 51 and set(found.adjusted.values()) == {-6.5}
 
