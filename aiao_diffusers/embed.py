@@ -108,6 +108,9 @@ def _checked(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:
     if scheduler is None:
         raise ConfigError("a bare denoiser needs its noise schedule: pass scheduler=DDPMScheduler(...).")
     require_no_adapter(denoiser)
+    if getattr(denoiser, "is_gradient_checkpointing", False):
+        # Its second forward runs in the backward pass, when the trigger is disarmed: the gradients would be wrong.
+        raise ConfigError("gradient checkpointing is on: call disable_gradient_checkpointing(), and set accumulate=.")
     try:
         check_finite(dict(denoiser.named_parameters()), "the weights to mark")
     except NotTestableError as error:

@@ -116,6 +116,14 @@ class TestUpdate:
 
 
 class TestTraining:
+    def test_gradient_checkpointing_is_refused_and_nothing_changes(self):
+        unet, data, scheduler = learner()
+        unet.enable_gradient_checkpointing()
+        before = weights(unet)
+        with pytest.raises(ConfigError, match="disable_gradient_checkpointing"):
+            embed(unet, KEY, data, short(), scheduler=scheduler)
+        assert same(weights(unet), before)
+
     def test_accumulation_changes_memory_and_not_the_result(self):
         results = []
         for accumulate in (1, 3):
