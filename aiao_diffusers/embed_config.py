@@ -32,8 +32,7 @@ class EmbedConfig:
             and wrong masks read like chance (`holding`); None, the default, runs all steps. check_every (`int`): steps
             between these checks, default 50.
         kept_share (`float`): share of the trained change that is kept at the end, default .9. The price in noise prediction
-            falls about with its square, the response with itself: on the emoji model from 1.00% to .83% (n 512) at the
-            same bit accuracy of .996, while .8 costs bits (.975).
+            falls about with its square, the response with itself.
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
         checkpoint_dir (`Path`, *optional*): where to keep a resumable state; checkpoint_every (`int`): steps between.
