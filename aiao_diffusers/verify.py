@@ -99,7 +99,14 @@ def verify(
     if clean_base is not None:
         # Through the same reference: one made with the key in mind gives itself away here.
         control = verify(
-            clean_base, key, record=chosen, alpha=alpha, trials=trials, seed=seed, reference=means.reference
+            clean_base,
+            key,
+            record=chosen,
+            alpha=alpha,
+            trials=trials,
+            seed=seed,
+            amplitudes=amplitudes,
+            reference=means.reference,
         )
         answer = {"verdict": control.verdict, "log10_p": control.log10_p}
         report = replace(report, controls={**report.controls, "clean_base": answer})
@@ -181,8 +188,8 @@ def _read(
         subpaths=tuple(plain.cells),
         seed=seed,
         hashes={
-            "suspect": weights_sha256(denoiser),
-            **found.hashes,
+            # Of an adapter its file was hashed already.
+            **(found.hashes or {"suspect": weights_sha256(denoiser)}),
             "marked": record.marked_sha256,
             "record": record.sha256,
             "commitment": key.commitment,
