@@ -8,6 +8,7 @@ from torch import nn
 
 from .data import LatentData
 from .record import noise_schedule
+from .setups import placement
 
 
 @torch.no_grad()
@@ -17,18 +18,15 @@ def predictions(
     """Noise predictions and the noise itself, `(samples, ...)` float32 on the CPU; the draws depend on `seed` alone."""
     generator = torch.Generator().manual_seed(seed)
     noising = noise_schedule(dict(scheduler.config))
-    predicted, truth = [], []
+    (device, dtype), predicted, truth = placement(denoiser), [], []
     for start in range(0, samples, 32):
         size = min(32, samples - start)
         batch = data.take(torch.randint(len(data), (size,), generator=generator))
         x = batch.latents
         noise = torch.randn(x.shape, generator=generator)
         t = torch.randint(int(noising.config["num_train_timesteps"]), (size,), generator=generator)
-        weight = next(p for p in denoiser.parameters() if p.is_floating_point())
-        noised = noising.add_noise(x, noise, t).to(weight.device, weight.dtype)
-        predicted.append(
-            denoiser(noised, t.to(weight.device), **batch.keywords(weight.device, weight.dtype)).sample.float().cpu()
-        )
+        noised = noising.add_noise(x, noise, t).to(device, dtype)
+        predicted.append(denoiser(noised, t.to(device), **batch.keywords(device, dtype)).sample.float().cpu())
         truth.append(noise)
     return torch.cat(predicted), torch.cat(truth)
 

@@ -8,9 +8,10 @@ import torch
 from .data import LatentData
 from .key import WatermarkKey
 from .probe import Wired
-from .record import noise_schedule
+from .record import noise_schedule, probe_timesteps
+from .setups import placement
 from .sites import Site
-from .statistics import combined_log10_p, hits
+from .statistics import combined_log10_p, triple
 from .subpath import SubPath, sub_path
 
 
@@ -54,19 +55,16 @@ def holding(
     generator = torch.Generator().manual_seed(seed)
     noising = noise_schedule(schedule)
     steps = int(noising.config["num_train_timesteps"])
-    weight = next(p for p in wired.denoiser.parameters() if p.is_floating_point())
+    device, dtype = placement(wired.denoiser)
 
     def tests(masks: WatermarkKey, armed: SubPath) -> list[tuple[int, int, int]]:
         rows = data.take(torch.randint(len(data), (ROWS,), generator=generator))
         noise = torch.randn(rows.latents.shape, generator=generator)
-        t = torch.randint(round(0.1 * steps), round(0.9 * steps), (ROWS,), generator=generator)
-        sample = noising.add_noise(rows.latents, noise, t).to(weight.device, weight.dtype)
-        keywords = rows.keywords(weight.device, weight.dtype)
-        result = []
-        for reading in wired.read(masks, armed, kappa, sample, t.to(weight.device), keywords):
-            s = key.response_pattern(reading.site, len(reading.d))
-            result.append((len(s), int((s > 0).sum()), hits(reading.d.double().numpy(), s)))
-        return result
+        t = torch.randint(*probe_timesteps(steps), (ROWS,), generator=generator)
+        sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
+        keywords = rows.keywords(device, dtype)
+        readings = wired.read(masks, armed, kappa, sample, t.to(device), keywords)
+        return [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
 
     training = wired.denoiser.training
     wired.denoiser.eval()

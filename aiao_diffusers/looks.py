@@ -18,10 +18,10 @@ from torch import nn
 from .errors import AIAOError, NotTestableError, ShapeError
 from .key import WatermarkKey
 from .probe import Coordinates, Reading, Wired, probe
-from .record import WatermarkRecord
+from .record import WatermarkRecord, probe_timesteps
 from .setups import placement
 from .sites import Site, attention_modules, choose, trace_on
-from .statistics import SequentialTest, SiteTest, combined_log10_p, hits, site_log10_p
+from .statistics import SequentialTest, SiteTest, combined_log10_p, site_log10_p, triple
 from .subpath import SubPath, draw
 
 
@@ -138,9 +138,7 @@ class Looks:
         record, generator = self.record, self.generator
         row = record.bank.take(torch.randint(len(record.bank), (1,), generator=generator))
         noise = torch.randn(row.latents.shape, generator=generator)
-        # The ends of the schedule are left out: pure noise and clean latents tell least.
-        low, high = round(0.1 * record.timesteps), round(0.9 * record.timesteps)
-        t = torch.randint(low, high, (1,), generator=generator)
+        t = torch.randint(*probe_timesteps(record.timesteps), (1,), generator=generator)
         device, dtype = placement(wired.denoiser)
         sample, keywords = record.noised(row.latents, noise, t).to(device, dtype), row.keywords(device, dtype)
         self.evaluations += 2
@@ -195,11 +193,6 @@ def answering() -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise NotTestableError(f"the suspect does not take the record's probe inputs: {error}") from error
-
-
-def triple(d: np.ndarray, s: np.ndarray) -> tuple[int, int, int]:
-    """`(channels, plus, hits)` of one out-site, as `statistics` takes it."""
-    return len(s), int((s > 0).sum()), hits(d, s)
 
 
 def wrong_responses(response: dict[str, np.ndarray], key: WatermarkKey, count: int = 100) -> dict[str, Any]:

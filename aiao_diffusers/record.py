@@ -155,6 +155,11 @@ def has_record(folder: str | Path) -> bool:
     return (Path(folder) / FOLDER / DOCUMENT).is_file()
 
 
+def probe_timesteps(steps: int) -> tuple[int, int]:
+    """First and one past the last timestep of a trial, of a schedule of `steps`; its ends tell least: clean latents, pure noise."""
+    return round(0.1 * steps), round(0.9 * steps)
+
+
 def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:
     """The forward process of a scheduler's config; only its betas count here."""
     return DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})

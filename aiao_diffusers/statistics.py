@@ -56,6 +56,11 @@ class SiteTest:
     log10_p: float
 
 
+def triple(d: NDArray[Any], s: NDArray[Any]) -> Site:
+    """`(channels, plus, hits)` of a response d against a response pattern s, both `(C,)`; raises as `hits`."""
+    return len(s), int((s > 0).sum()), hits(d, s)
+
+
 def hits(d: ArrayLike, s: ArrayLike) -> int:
     """Channels in which the median split of a response agrees with the response pattern.
 

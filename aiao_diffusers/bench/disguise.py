@@ -19,9 +19,10 @@ from ..checkpoint import load_denoiser
 from ..data import LatentData
 from ..errors import NotTestableError
 from ..key import WatermarkKey
+from ..looks import key_sites
 from ..maps import PARSIMONY
 from ..record import WatermarkRecord
-from ..statistics import clopper_pearson
+from ..statistics import clopper_pearson, triple
 from ..verify import verify
 from .attacks.disguise import disguise
 from .attacks.finetune import full
@@ -133,8 +134,6 @@ def leakage(
         bit accuracy of the mean difference against the true patterns, over all out-sites, and mean and deviation of the
         same over `keys` wrong ones.
     """
-    from ..looks import key_sites, triple
-
     own = observe(marked, record.bank, record.scheduler)
     outs = key_sites(marked, key, record)[1]
     change = {s.name: (own.entering[s.name] - clean.entering[s.name].float()).mean((0, 1)).numpy() for s in outs}

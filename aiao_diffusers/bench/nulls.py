@@ -23,14 +23,13 @@ from torch import nn
 from ..checkpoint import load_denoiser
 from ..data import LatentData
 from ..key import WatermarkKey
-from ..looks import triple
 from ..lora import applied
 from ..plots import BLUE, ORANGE, new_figure
 from ..probe import probe, repeat
-from ..record import WatermarkRecord
+from ..record import WatermarkRecord, probe_timesteps
 from ..sites import choose, trace_on
 from ..statistics import Site as Triple
-from ..statistics import clopper_pearson, combined_log10_p, randomised_p
+from ..statistics import clopper_pearson, combined_log10_p, randomised_p, triple
 from ..subpath import draw
 from ..trigger import difference
 from .attacks.finetune import full, lora
@@ -84,7 +83,7 @@ def readings(
     """
     sites = list(record.layout) if record.layout is not None else trace_on(denoiser, record.bank)
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    low, high = round(0.1 * record.timesteps), round(0.9 * record.timesteps)
+    low, high = probe_timesteps(record.timesteps)
     with probe(denoiser, [site.name for site in sites]) as wired:
         for start in range(0, len(keys), batch_size):
             chunk = keys[start : start + batch_size]

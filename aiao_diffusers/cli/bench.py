@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..errors import SuspectError
+from ._assets import ASSETS, need_assets
 from ._output import out, write_whole
 
 
@@ -18,7 +18,6 @@ Folder = Annotated[
     Path | None, typer.Option("-o", "--output", help="Folder for the result as JSON, Markdown and picture.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-ASSETS = Path("examples/emoji_diffusion")
 
 
 @app.command("verify-cost")
@@ -36,7 +35,7 @@ def verify_cost(
     """What a verdict costs: FLOPs, wall clock, memory, unarmed latency."""
     from ..bench import cost
 
-    _need(assets)
+    need_assets(assets)
     # First, for its memory is counted from a fresh interpreter.
     large = None
     if geometry:
@@ -62,7 +61,7 @@ def nulls(
     """Are p-values uniform on models that know nothing of the key, and what does searching for a key give?"""
     from ..bench import nulls as bench
 
-    _need(assets)
+    need_assets(assets)
     result, uniform = bench.run(assets, pairs=pairs, searched=searched, steps=steps, seed=seed, note=out.note)
     _say("nulls", result, bench.markdown(result), output, as_json)
     if output is not None:
@@ -118,11 +117,6 @@ def _suite(verb: str, context: typer.Context) -> None:
     from ..bench.__main__ import main
 
     raise typer.Exit(main([verb, *context.args]))
-
-
-def _need(assets: Path) -> None:
-    if not (assets / "marked").is_dir():
-        raise SuspectError(f"no shipped model in '{assets}': run in a clone of the repository or pass --assets.")
 
 
 def _say(name: str, result: dict[str, Any], text: str, output: Path | None, as_json: bool) -> None:

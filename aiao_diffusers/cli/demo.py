@@ -14,13 +14,14 @@ from PIL import Image
 
 from ..bench.attacks.finetune import lora as train_lora
 from ..data import LatentData
-from ..errors import MissingExtraError, SuspectError
+from ..errors import MissingExtraError
 from ..key import WatermarkKey
 from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
 from ..record import WatermarkRecord
 from ..report import VerificationReport
 from ..report_html import HTML, document, section
 from ..verify import verify
+from ._assets import ASSETS, need_assets
 from ._output import out, write_whole
 
 
@@ -39,13 +40,12 @@ STEPS_A_NOTE = 25  # how often the full demo says where it is, in optimiser step
 
 def demo(
     full: Annotated[bool, typer.Option(help="New key, fresh embedding, fresh LoRA (minutes).")] = False,
-    assets: Annotated[Path, typer.Option(help="The example's folder.")] = Path("examples/emoji_diffusion"),
+    assets: Annotated[Path, typer.Option(help="The example's folder.")] = ASSETS,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("aiao-demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as a JSON list.")] = False,
 ) -> None:
     """Verdicts with their controls; exit code 1 when one differs from what is expected."""
-    if not (assets / "marked").is_dir():
-        raise SuspectError(f"no shipped model in '{assets}': run in a clone of the repository or pass --assets.")
+    need_assets(assets)
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch:
         folders = _fresh(assets, Path(scratch)) if full else _shipped(assets)
