@@ -96,13 +96,20 @@ class LayerProfile:
         Raises:
             WrongBaseError: a layer is missing in `denoiser`.
         """
+        return self._first(sorted(self.layers, key=lambda x: x.change), denoiser, share)
+
+    def busiest(self, denoiser: nn.Module, share: float) -> list[str]:
+        """The same of the busiest layers."""
+        return self._first(sorted(self.layers, key=lambda x: -x.change), denoiser, share)
+
+    def _first(self, ordered: Sequence[LayerChange], denoiser: nn.Module, share: float) -> list[str]:
         modules = dict(denoiser.named_modules())
         missing = [x.name for x in self.layers if x.name not in modules]
         if missing:
             raise WrongBaseError(f"the profile of '{self.base}' names layers this denoiser lacks: {missing[:3]}.")
         room = share * sum(p.numel() for p in denoiser.parameters())
         names: list[str] = []
-        for layer in sorted(self.layers, key=lambda x: x.change):
+        for layer in ordered:
             module = modules[layer.name]
             if isinstance(module, NORMS) or (names and layer.parameters > room):
                 continue

@@ -110,14 +110,14 @@ class Suite:
     quality: QualitySpec = field(default_factory=QualitySpec)
 
     def cells(self) -> Iterator[Cell]:
-        """Every cell, groups together."""
-        for model, data, entry in itertools.product(self.models, self.data, self.attacks):
+        """Every cell, groups together; seed by seed, so that a run cut short holds every attack with fewer seeds."""
+        plans = itertools.product(enumerate(self.seeds), self.models, self.data, self.attacks)
+        for (number, seed), model, data, entry in plans:
             for hyper in sweep(entry):
-                for number, seed in enumerate(self.seeds):
-                    for name, mark in self.marks.items():
-                        key = number % mark.keys if mark.keys else number
-                        expect = entry.get("expect") if mark.checked else None
-                        yield Cell(model, data, name, entry["attack"], hyper, seed, key, expect)
+                for name, mark in self.marks.items():
+                    key = number % mark.keys if mark.keys else number
+                    expect = entry.get("expect") if mark.checked else None
+                    yield Cell(model, data, name, entry["attack"], hyper, seed, key, expect)
 
     def identity(self, cell: Cell) -> str:
         """A hash over everything that decides a cell's outcome: what a resumed run knows finished cells by."""

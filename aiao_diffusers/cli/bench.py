@@ -113,6 +113,14 @@ def memory(context: typer.Context) -> None:
     main(context.args)
 
 
+@app.command("inversion", context_settings=PASSED_ON)
+def inversion(context: typer.Context) -> None:
+    """How near trigger inversion comes to the true masks (`inversion --help`)."""
+    from ..bench.inversion import main
+
+    main(context.args)
+
+
 def _suite(verb: str, context: typer.Context) -> None:
     from ..bench.__main__ import main
 

@@ -124,6 +124,10 @@ def test_other_fine_tune_is_made_once(scene):
         ("lora", {"steps": 2, "rank": 2, "count": 2}),
         ("distil", {"steps": 2}),
         ("distil", {"steps": 2, "student": "fresh"}),
+        ("invariance", {"steps": 2}),
+        ("probing", {"steps": 2, "probes": 4, "directions": 2}),
+        ("inversion", {"steps": 2, "starts": 4, "ascent": 2}),
+        ("targeted", {"steps": 2, "guess": 2}),
     ],
 )
 def test_training_attacks_change_finite_weights_and_repeat(scene, name, hyper):

@@ -116,7 +116,7 @@ def test_missing_fields_and_files(tmp_path):
         read_suite(tmp_path / "list.yaml")
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "training", "baselines", "ablations", "full"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "training", "adaptive", "baselines", "ablations", "full"])
 def test_shipped_suites_are_sound(name):
     suite = read_suite(name)
     cells = list(suite.cells())

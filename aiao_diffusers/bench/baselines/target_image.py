@@ -33,8 +33,8 @@ from ...record import noise_schedule
 from ...statistics import combined_log10_p, hits
 from ..registry import method
 from ..scene import Scene
+from ..trainer import train
 from .outcome import Outcome
-from .trainer import train
 
 
 GRID = 8  # modules a side: 64 bits, whose floor is log10 p = -18

@@ -1,4 +1,5 @@
-"""The one training loop of the baselines: AdamW, warm-up and cosine as our own embedding, so that budgets compare."""
+"""The one training loop of baselines and adaptive attackers: AdamW, warm-up and cosine as our own embedding, so that budgets
+compare."""
 
 from collections.abc import Callable
 
@@ -6,7 +7,7 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import nn
 
-from ...errors import TrainingError
+from ..errors import TrainingError
 
 
 def train(denoiser: nn.Module, loss_of: Callable[[], torch.Tensor], *, steps: int, lr: float, seed: int) -> None:

@@ -1,0 +1,124 @@
+"""How near trigger inversion comes to the true masks and to the mark's answer: `aiao bench inversion`.
+
+An attacker without the key climbs from random masks to those that move the out-sites most (`attacks.adaptive.invert`). Two
+questions, each with controls: are the masks found like the key's, by cosine, more than they are like 200 other keys'? And do
+they call up the key's response patterns, which training could then remove? The unmarked base is asked the same.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..key import WatermarkKey
+from ..looks import key_sites
+from ..record import WatermarkRecord
+from ..sites import Site
+from ..statistics import combined_log10_p, triple
+from .attacks.adaptive import Masks, by_channel, exposed, invert
+from .scene import Scene
+
+
+OTHERS = 200
+SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """What one run of inversion found.
+
+    Args:
+        cosine (`float`): largest |cosine| of a found mask with the key's, over starts and the key's in-sites.
+        others (`list[float]`): the same for each of `OTHERS` unrelated keys, against the same found masks.
+        log10_p (`float`): of the key's response patterns under the best start, times the number of starts.
+        random_log10_p (`float`): the same under as many random masks.
+    """
+
+    cosine: float
+    others: list[float]
+    log10_p: float
+    random_log10_p: float
+
+    @property
+    def p(self) -> float:
+        """Share of keys, the true one included, whose masks the found ones are as near to: exact, for keys are alike."""
+        return (1 + sum(other >= self.cosine for other in self.others)) / (1 + len(self.others))
+
+
+def nearness(
+    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, scene: Scene, *, starts: int, steps: int
+) -> Nearness:
+    """Invert `denoiser` without `key`, then compare with it. The denoiser's weights stay."""
+    ins, outs = key_sites(denoiser, key, record)
+    with exposed(denoiser, scene) as target:
+        found = invert(target, starts=starts, steps=steps)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(scene.seed)
+            answers = []
+            for masks in (found, target.masks(starts)):
+                rows: dict[str, torch.Tensor] = {}
+                for _ in range(SAMPLES):
+                    _, moved = target.forward(target.draw(starts), masks, torch.ones(starts, device=target.device))
+                    for site in outs:
+                        rows[site.name] = rows.get(site.name, 0.0) + by_channel(moved[site.name]).double().cpu()
+                answers.append(_best(rows, key, starts))
+    others = [_cosine(found, key.child(f"other/{number}"), ins) for number in range(OTHERS)]
+    return Nearness(_cosine(found, key, ins), others, *answers)
+
+
+def _cosine(found: Masks, key: WatermarkKey, ins: Sequence[Site]) -> float:
+    best = 0.0
+    for site in ins:
+        mask = torch.from_numpy(key.trigger_mask(site.name, site.width_out)).float()
+        best = max(
+            best, torch.nn.functional.cosine_similarity(found[site.name].cpu(), mask[None], dim=1).abs().max().item()
+        )
+    return best
+
+
+def _best(rows: dict[str, torch.Tensor], key: WatermarkKey, starts: int) -> float:
+    """The smallest p over starts, times their number."""
+    patterns = {name: key.response_pattern(name, d.shape[1]) for name, d in rows.items()}
+    values = [combined_log10_p([triple(d[i].numpy(), patterns[n]) for n, d in rows.items()]) for i in range(starts)]
+    return min(0.0, min(values) + math.log10(starts))
+
+
+def main(words: list[str] | None = None) -> None:
+    """Prints a Markdown table, one row a model and seed."""
+    from .scene import open_data, open_pipe
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40)
+    args = parser.parse_args(words)
+    places = (args.assets.absolute(),)
+    key = WatermarkKey.load(args.assets / "demo.key")
+    record = WatermarkRecord.load(args.assets / "marked")
+    print(f"{args.starts} starts of {args.steps} steps; {OTHERS} other keys; {SAMPLES} samples a reading\n")
+    print(
+        "| model | seed | nearest mask, abs. cosine | of other keys, median and largest | share of keys as near | "
+        "log10 p of the key's answer | under random masks |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name in ("marked", "base"):
+        pipe = open_pipe(name, places)
+        data = open_data(pipe, "latents/twemoji.safetensors", places)
+        for seed in range(args.seeds):
+            scene = Scene(pipe, data, data, seed, args.assets, places)
+            found = nearness(pipe.unet, key, record, scene, starts=args.starts, steps=args.steps)
+            others = sorted(found.others)
+            print(
+                f"| {name} | {seed} | {found.cosine:.3f} | {others[len(others) // 2]:.3f}, {others[-1]:.3f} | "
+                f"{found.p:.3f} | {found.log10_p:.1f} | {found.random_log10_p:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
