@@ -1,12 +1,13 @@
 """Full models as people upload them: load the denoiser of a file or folder strictly.
 
 Order of work: file names, then headers (`safefile`), then names and shapes against the model class built without
-memory, and only then tensor bytes through diffusers.
+memory, and only then tensor bytes, one tensor at a time; original-layout files go through diffusers' converter.
 
 Upstream behaviour guarded here: diffusers fills missing weights with random ones and only logs it; follows any file
-name in a shard index; takes pickles where no safetensors file exists; builds whatever size a config asks for; its
-single-file converter leaves out what it does not know, float8 scales among it, and wants one prefix; and packed integers
-are cast to floats as if they were weights.
+name in a shard index; takes pickles where no safetensors file exists; builds whatever size a config asks for; holds the
+mapped file beside the converted weights, and packed GGUF weights beside the unpacked; its single-file converter leaves
+out what it does not know, float8 scales among it, and wants one prefix; and packed integers are cast to floats as if
+they were weights.
 """
 
 import copy
@@ -19,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
 from diffusers import ModelMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
@@ -131,7 +135,7 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     model_class = _denoiser_class(config.get("_class_name"), folder / "config.json")
     if config.get("quantization_config") is not None:
         raise NotTestableError(_quantised(str(folder), config["quantization_config"]))
-    files, variant = weight_files(folder)
+    files = weight_files(folder)
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
         header = read_header(file)
@@ -149,16 +153,16 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
         raise SuspectError(
             f"{folder}: {model_class.__name__} cannot be built from config.json: {short(str(error))}"
         ) from error
-    if any(".proj_attn." in name for name in found) and not any(".proj_attn." in name for name in expected):
-        found = {modern_attention(name): shape for name, shape in found.items()}
-    compare_shapes(expected, found, str(folder))
-    try:
-        model = model_class.from_pretrained(
-            str(folder), variant=variant, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-    except _UPSTREAM_ERRORS as error:
-        raise SuspectError(f"{folder}: diffusers could not load it: {short(str(error))}") from error
-    return _finished(model, str(folder))
+    old = any(".proj_attn." in name for name in found) and not any(".proj_attn." in name for name in expected)
+    renamed = {name: modern_attention(name) if old else name for name in found}
+    compare_shapes(expected, {renamed[name]: shape for name, shape in found.items()}, str(folder))
+    # Buffers are real, for those that no file holds come from the config.
+    with init_empty_weights(include_buffers=False):
+        model = model_class.from_config(config)
+    for file in files:
+        for name, tensor in _plain_tensors(read_header(file), renamed, dtype or torch.float32):
+            set_module_tensor_to_device(model, name, "cpu", value=tensor, dtype=tensor.dtype)
+    return _finished(model if dtype is None else model.to(dtype), str(folder))
 
 
 def _finished(model: nn.Module, what: str) -> nn.Module:
@@ -250,19 +254,37 @@ def _count(path: Path, base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -
         )
 
 
-def _gguf_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and unpacked shapes of a GGUF file's denoiser, from its header."""
+def _gguf(path: Path) -> list[Any]:
+    """The tensors that a GGUF file names, from its header."""
     if importlib.util.find_spec("gguf") is None:
         raise NotTestableError(f"{path.name!r} is a GGUF file: install the package gguf to read it")
     import gguf
 
     try:
-        # GGUF counts dimensions from the fastest.
-        held = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in gguf.GGUFReader(path).tensors}
+        return list(gguf.GGUFReader(path).tensors)
     except _UPSTREAM_ERRORS as error:
         raise UnsafeFileError(f"{path.name!r} is no sound GGUF file: {short(str(error))}") from error
-    prefixed = {k.removeprefix(LDM_PREFIX): shape for k, shape in held.items() if k.startswith(LDM_PREFIX)}
-    return prefixed or held
+
+
+def _gguf_shapes(tensors: list[Any]) -> dict[str, tuple[int, ...]]:
+    """Names and unpacked shapes of a GGUF file's denoiser."""
+    # GGUF counts dimensions from the fastest.
+    held = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in tensors}
+    return {k: shape for k, shape in held.items() if k.startswith(LDM_PREFIX)} or held
+
+
+def _gguf_weights(path: Path, tensors: list[Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Unpacked to float32, one tensor at a time; the reader's own arrays are mapped, and would stay in memory."""
+    import gguf
+
+    weights = {}
+    for t in tensors:
+        if t.name in shapes:
+            raw = np.fromfile(path, np.uint8, int(t.n_bytes), offset=int(t.data_offset))
+            packed_ = raw.view(t.data.dtype).reshape(t.data.shape)
+            values = np.array(gguf.dequantize(packed_, t.tensor_type), np.float32).reshape(shapes[t.name])
+            weights[LDM_PREFIX + t.name.removeprefix(LDM_PREFIX)] = torch.from_numpy(values)
+    return weights
 
 
 def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
@@ -270,11 +292,15 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
     if not isinstance(base, ModelMixin) or not hasattr(type(base), "from_single_file"):
         raise SuspectError(f"{path.name!r} is an original-layout checkpoint, which {type(base).__name__} cannot read")
     shaped: Any = base  # ModelMixin's config methods are untyped
-    options: dict[str, Any] = {"torch_dtype": _dtype_of(base)}
-    source: Any = str(path)
+    dtype = _dtype_of(base)
     if path.suffix.lower() == ".gguf":
-        options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=torch.float32)
-        _count(path, base, _gguf_shapes(path))
+        tensors = _gguf(path)
+        shapes = _gguf_shapes(tensors)
+        _count(path, base, shapes)
+        try:
+            source = _gguf_weights(path, tensors, shapes)
+        except _UPSTREAM_ERRORS as error:
+            raise NotTestableError(f"{path.name!r} cannot be unpacked: {short(str(error))}") from error
     else:
         header = read_header(path)
         _refuse_packed(header)
@@ -283,13 +309,11 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
         _count(path, base, {name: header.tensors[key].shape for key, name in wanted.items()})
         # Its U-Net converter looks for this prefix alone; the others take it off.
         names = {key: LDM_PREFIX + name for key, name in wanted.items()}
-        source = dict(_plain_tensors(header, names, options["torch_dtype"]))
+        source = dict(_plain_tensors(header, names, dtype))
     with tempfile.TemporaryDirectory() as folder:
         shaped.save_config(folder)
         try:
-            model = type(shaped).from_single_file(source, config=folder, local_files_only=True, **options)
-            if "quantization_config" in options:
-                model.dequantize()
+            model = type(shaped).from_single_file(source, config=folder, local_files_only=True, torch_dtype=dtype)
         except _UPSTREAM_ERRORS as error:
             raise WrongBaseError(
                 f"{path.name!r} does not fit {type(base).__name__} of the base: {short(str(error), 300)}"

@@ -31,8 +31,8 @@ def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> Non
             raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")
 
 
-def weight_files(folder: Path) -> tuple[list[Path], str | None]:
-    """Weight files of a denoiser folder, and the variant to ask diffusers for."""
+def weight_files(folder: Path) -> list[Path]:
+    """Weight files of a denoiser folder: the plain ones, else those of its only variant."""
     names = sorted(p.name for p in folder.iterdir() if p.name.startswith("diffusion_pytorch_model"))
     single = [n for n in names if re.fullmatch(r"diffusion_pytorch_model(\.[\w-]+)?\.safetensors", n)]
     single = [n for n in single if not re.search(r"-\d{5}-of-\d{5}", n)]
@@ -46,7 +46,7 @@ def weight_files(folder: Path) -> tuple[list[Path], str | None]:
             raise SuspectError(f"{folder} holds several variants {sorted(map(str, variants))} and no plain file")
         variant = None if None in variants else next(iter(variants))
         path = inside(folder, variants[variant])
-        return (_index_files(folder, path) if choices is index else [path]), variant
+        return _index_files(folder, path) if choices is index else [path]
     for name in names:
         refuse_pickle(Path(name))
     raise SuspectError(f"{folder} holds no diffusion_pytorch_model safetensors file")
