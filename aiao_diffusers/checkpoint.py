@@ -41,7 +41,7 @@ from .detect import (
     kind_of_keys,
 )
 from .errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
-from .families import SCALE_NOTES, mismatch, packed, scales
+from .families import QUANTO_DATA, SCALE_NOTES, mismatch, packed, scales
 from .model_folder import check_config, modern_attention, weight_files
 from .safefile import (
     MAX_HEADER_BYTES,
@@ -133,17 +133,16 @@ def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
 def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     config = read_json(folder / "config.json")
     model_class = _denoiser_class(config.get("_class_name"), folder / "config.json")
-    if config.get("quantization_config") is not None:
+    if not _readable(config.get("quantization_config")):
         raise NotTestableError(_quantised(str(folder), config["quantization_config"]))
     files = weight_files(folder)
     found: dict[str, tuple[int, ...]] = {}
+    names: dict[str, str] = {}
     for file in files:
         header = read_header(file)
         _refuse_packed(header)
-        if scales(header):
-            raise NotTestableError(f"{file.name!r} holds float8 weights with scales, which no diffusers folder has")
-        for name, info in header.tensors.items():
-            found[name] = info.shape
+        for key, name in _weights_of(header, "").items():
+            names[key], found[name] = name, header.tensors[key].shape
     check_config(config, len(found))
     try:
         with torch.device("meta"):
@@ -154,13 +153,15 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
             f"{folder}: {model_class.__name__} cannot be built from config.json: {short(str(error))}"
         ) from error
     old = any(".proj_attn." in name for name in found) and not any(".proj_attn." in name for name in expected)
-    renamed = {name: modern_attention(name) if old else name for name in found}
-    compare_shapes(expected, {renamed[name]: shape for name, shape in found.items()}, str(folder))
+    if old:
+        names = {key: modern_attention(name) for key, name in names.items()}
+        found = {modern_attention(name): shape for name, shape in found.items()}
+    compare_shapes(expected, found, str(folder))
     # Buffers are real, for those that no file holds come from the config.
     with init_empty_weights(include_buffers=False):
         model = model_class.from_config(config)
     for file in files:
-        for name, tensor in _plain_tensors(read_header(file), renamed, dtype or torch.float32):
+        for name, tensor in _plain_tensors(read_header(file), names, dtype or torch.float32):
             set_module_tensor_to_device(model, name, "cpu", value=tensor, dtype=tensor.dtype)
     return _finished(model if dtype is None else model.to(dtype), str(folder))
 
@@ -174,7 +175,16 @@ def _finished(model: nn.Module, what: str) -> nn.Module:
     return model.eval()
 
 
+_QUANTO = ("int8", "float8")
 _LIBRARIES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum-quanto", "gguf": "gguf"}
+
+
+def _readable(config: Any) -> bool:
+    """Whether a folder is plain, or holds 8 bit of optimum-quanto, whose numbers and scales need no library to read."""
+    if config is None:
+        return True
+    wanted = {"quant_method": "quanto"}
+    return isinstance(config, dict) and config.items() >= wanted.items() and config.get("weights_dtype") in _QUANTO
 
 
 def _quantised(what: str, config: Any) -> str:
@@ -220,7 +230,7 @@ def _weights_of(header: Header, prefix: str) -> dict[str, str]:
     """File key -> name without `prefix`, for the weights under it; scales and their notes are not weights."""
     used = set(scales(header).values())
     return {
-        key: key.removeprefix(prefix)
+        key: key.removeprefix(prefix).removesuffix(QUANTO_DATA)
         for key in header.tensors
         if key.startswith(prefix) and key not in used and not SCALE_NOTES.search(key)
     }

@@ -264,7 +264,7 @@ NO_FINE_TUNE = (
     Format("pickle (`.bin`)", _pickle, "UnsafeFileError", False),
     Format("bitsandbytes folder", _quantised("bitsandbytes"), "denoiser", False),
     Format("torchao folder", _quantised("torchao"), "denoiser", False),
-    Format("optimum-quanto folder", _quantised("quanto"), "denoiser", False),
+    Format("optimum-quanto folder, width not stated", _quantised("quanto"), "denoiser", False),
     Format("bitsandbytes tensors in one file", _tensors_of("bitsandbytes"), "denoiser", False),
     Format("integer tensors in one file", _tensors_of("integers"), "denoiser", False),
 )
@@ -319,6 +319,25 @@ def _scaled_float8(change: Change, folder: Path) -> Path:
     return _save(folder / "model.safetensors", state)
 
 
+def _quanto(change: Change, folder: Path) -> Path:
+    """As diffusers saves a model that optimum-quanto holds in int8: linear layers alone."""
+    folder = _folder(change, folder)
+    state: State = {}
+    for key, value in change.merged().items():
+        state[key] = value
+        if value.dim() == 2 and key.endswith(".weight"):
+            scale = value.abs().amax(1, keepdim=True) / 127
+            state[f"{key}._data"], state[f"{key}._scale"] = (value / scale).round().to(torch.int8), scale
+            for note in ("input_scale", "output_scale"):
+                state[f"{key.removesuffix('weight')}{note}"] = torch.ones(())
+            del state[key]
+    config = json.loads((folder / "config.json").read_text())
+    stored = {"quant_method": "quanto", "weights_dtype": "int8", "modules_to_not_convert": None}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    _save(folder / "diffusion_pytorch_model.safetensors", state)
+    return folder
+
+
 def _gguf(change: Change, folder: Path, quantised: bool) -> Path:
     import gguf
 
@@ -346,6 +365,7 @@ def whole_models() -> Iterator[Format]:
     half = torch.float16
     yield Format("denoiser folder, float16 variant", lambda c, f: _folder(c, f, None, half), "denoiser", rounding=0.01)
     yield Format("single file, diffusers keys", lambda c, f: _save(f / "model.safetensors", c.merged()), "denoiser")
+    yield Format("optimum-quanto int8 folder", _quanto, "denoiser", rounding=0.05)
     yield Format("single file, original keys, no VAE", _original, "single_file")
     yield Format("single file, with VAE, text and EMA", lambda c, f: _original(c, f, True), "single_file")
     brain, float8 = torch.bfloat16, torch.float8_e4m3fn

@@ -1,8 +1,10 @@
 """What other loaders pass over in silence: here each is an error, `not_testable`, or a warning in the report."""
 
 import json
+import warnings
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from _tiny import ATTENTION, BOTH_LEVELS, factors, ldm_state, patch, run, tiny_unet, write
@@ -246,7 +248,8 @@ class TestPackedModels:
             (".absmax", "bitsandbytes, 4 bit"),
             (".quant_state.bitsandbytes__nf4", "bitsandbytes, 4 bit"),
             (".SCB", "bitsandbytes, 8 bit"),
-            ("._data", "optimum-quanto"),
+            ("._data", "optimum-quanto, without a scale"),
+            ("._packed", "optimum-quanto, below 8 bit"),
             (".qweight", "GPTQ"),
             ("_qdata", "torchao"),
         ],
@@ -263,6 +266,25 @@ class TestPackedModels:
         edit(tmp_path / "config.json", quantization_config={"quant_method": method})
         known = method in ("bitsandbytes", "torchao", "quanto")
         with pytest.raises(NotTestableError, match=r"\.dequantize\(\)" if known else "method unknown here"):
+            load_denoiser(tmp_path)
+
+    @pytest.mark.parametrize("width", ["int8", "float8"])
+    def test_quanto_in_8_bit_is_what_the_library_runs(self, tmp_path, unet, width):
+        pytest.importorskip("optimum.quanto")
+        unet.save_pretrained(tmp_path / "plain")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # diffusers means to drop it
+            config = diffusers.QuantoConfig(weights_dtype=width)
+            theirs = type(unet).from_pretrained(tmp_path / "plain", quantization_config=config)
+            theirs.save_pretrained(tmp_path / "packed")
+        ours = load_denoiser(tmp_path / "packed")
+        torch.testing.assert_close(run(ours), run(theirs), rtol=0, atol=1e-5)
+        assert not torch.equal(run(ours), run(unet))  # the rounding is there
+
+    def test_quanto_below_8_bit_is_refused(self, tmp_path, unet):
+        unet.save_pretrained(tmp_path)
+        edit(tmp_path / "config.json", quantization_config={"quant_method": "quanto", "weights_dtype": "int4"})
+        with pytest.raises(NotTestableError, match=r"\.dequantize\(\)"):
             load_denoiser(tmp_path)
 
     def test_a_folder_saved_with_adapter_layers(self, tmp_path, unet):
