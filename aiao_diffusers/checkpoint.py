@@ -147,7 +147,8 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     try:
         with torch.device("meta"):
             blank = model_class.from_config(config)
-        expected = {name: tuple(t.shape) for name, t in blank.state_dict().items()}
+        wanted = blank.state_dict()
+        expected = {name: tuple(t.shape) for name, t in wanted.items()}
     except _UPSTREAM_ERRORS as error:
         raise SuspectError(
             f"{folder}: {model_class.__name__} cannot be built from config.json: {short(str(error))}"
@@ -162,6 +163,8 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
         model = model_class.from_config(config)
     for file in files:
         for name, tensor in _plain_tensors(read_header(file), names, dtype or torch.float32):
+            if wanted[name].is_floating_point() and not tensor.is_floating_point():
+                raise NotTestableError(f"{file.name!r}: {short(name)} holds {tensor.dtype}, the model needs floats")
             set_module_tensor_to_device(model, name, "cpu", value=tensor, dtype=tensor.dtype)
     return _finished(model if dtype is None else model.to(dtype), str(folder))
 

@@ -46,9 +46,8 @@ def _clip(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
 
 
 @torch.no_grad()
-def pictures(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> dict[str, torch.Tensor]:
-    """CLIP embeddings of generated pictures and of their prompts, `(N, D)` each, of unit length."""
-    model, tokenizer = _clip(scene.find(spec.clip))
+def generate(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> tuple[list[str], torch.Tensor]:
+    """Prompts, and their pictures `(N, 3, H, W)` in [-1, 1]."""
     if spec.prompts:
         lines = [line for line in scene.find(spec.prompts).read_text().splitlines() if line.strip()]
     else:
@@ -61,11 +60,23 @@ def pictures(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) ->
             batch = prompts[start : start + 16]
             generators = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i in range(len(batch))]
             made.append(pipe(batch, generator=generators, **options).images.float().cpu() * 2 - 1)
+    return prompts, torch.cat(made)
+
+
+@torch.no_grad()
+def embedded(prompts: list[str], made: torch.Tensor, scene: Scene, spec: QualitySpec) -> dict[str, torch.Tensor]:
+    """CLIP embeddings of pictures and of their prompts, `(N, D)` each, of unit length."""
+    model, tokenizer = _clip(scene.find(spec.clip))
     side = model.config.vision_config.image_size
-    pixels = torch.nn.functional.interpolate(torch.cat(made), (side, side), mode="bilinear", antialias=True)
+    pixels = torch.nn.functional.interpolate(made, (side, side), mode="bilinear", antialias=True)
     tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     out = model(input_ids=tokens, pixel_values=pixels)
     return {"image": out.image_embeds, "text": out.text_embeds}
+
+
+def pictures(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> dict[str, torch.Tensor]:
+    """`embedded` of what `generate` makes."""
+    return embedded(*generate(denoiser, scene, spec, seed), scene, spec)
 
 
 def clip_score(embedded: dict[str, torch.Tensor]) -> tuple[float, float]:

@@ -113,6 +113,14 @@ def memory(context: typer.Context) -> None:
     main(context.args)
 
 
+@app.command("embed", context_settings=PASSED_ON)
+def embed(context: typer.Context) -> None:
+    """What an embedded mark costs and gives away (`embed --help`)."""
+    from ..bench.embedding import main
+
+    main(context.args)
+
+
 @app.command("inversion", context_settings=PASSED_ON)
 def inversion(context: typer.Context) -> None:
     """How near trigger inversion comes to the true masks (`inversion --help`)."""

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..bench.attacks.finetune import lora as train_lora
 from ..data import LatentData
+from ..embed_config import EmbedConfig
 from ..errors import MissingExtraError
 from ..key import WatermarkKey
 from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
@@ -35,6 +36,7 @@ SUMMARY = """<h1>Who carries the mark?</h1>
 <p>{{ legend }}</p><p><img alt="same-seed images" src="data:image/png;base64,{{ images }}"></p>
 {% for name, part in sections %}<details><summary>{{ name }}</summary>{{ part }}</details>
 {% endfor %}"""
+FULL_STEPS = 300  # half of the default: fresh verdicts within 12 minutes on two slow cores
 STEPS_A_NOTE = 25  # how often the full demo says where it is, in optimiser steps
 
 
@@ -89,7 +91,7 @@ def _fresh(assets: Path, scratch: Path) -> dict[str, Any]:
         if step % STEPS_A_NOTE == 0:
             out.note(f"embedding, step {step}: response loss {row['resp']:.3f}")
 
-    report = pipe.embed(key, assets / "latents" / "noto.safetensors", None, progress)
+    report = pipe.embed(key, assets / "latents" / "noto.safetensors", EmbedConfig(steps=FULL_STEPS), progress)
     out.note(f"noise-prediction MSE against the base: {report.fidelity:.2%} of its loss")
     save_new(pipe, scratch / "marked")
     style = LatentData.load(assets / "latents" / "twemoji.safetensors")

@@ -281,6 +281,14 @@ class TestPackedModels:
         torch.testing.assert_close(run(ours), run(theirs), rtol=0, atol=1e-5)
         assert not torch.equal(run(ours), run(unet))  # the rounding is there
 
+    def test_integers_for_a_vector_of_a_folder(self, tmp_path, unet):
+        unet.save_pretrained(tmp_path)
+        path = tmp_path / "diffusion_pytorch_model.safetensors"
+        state = load_file(path)
+        save(path, state | {"conv_in.bias": state["conv_in.bias"].to(torch.int16)})
+        with pytest.raises(NotTestableError, match=r"conv_in\.bias.*int16"):
+            load_denoiser(tmp_path)
+
     def test_quanto_below_8_bit_is_refused(self, tmp_path, unet):
         unet.save_pretrained(tmp_path)
         edit(tmp_path / "config.json", quantization_config={"quant_method": "quanto", "weights_dtype": "int4"})

@@ -1,0 +1,247 @@
+"""What an embedded mark costs and what it gives away: `aiao bench embed`.
+
+Cost: noise predictions, and pictures by CMMD and CLIP-score beside the spread between two seeds of the base. Mark: the rate
+over random sub-paths, each in-site alone, and the true patterns under wrong masks. Secrecy: blind detectors on pictures and
+on weight statistics, trained on one half and tested on the other.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..checkpoint import load_denoiser
+from ..fidelity import fidelity
+from ..key import WatermarkKey
+from ..looks import key_sites
+from ..probe import probe
+from ..record import WatermarkRecord, probe_timesteps
+from ..setups import placement
+from ..sites import Site
+from ..statistics import clopper_pearson, combined_log10_p, triple
+from ..subpath import SubPath, sub_path
+from ..verify import verify
+from .quality import clip_score, cmmd, embedded, generate
+from .scene import Scene, open_data, open_pipe
+from .suite import QualitySpec
+
+
+TRIALS = 8  # readings averaged for an in-site alone
+PERMUTATIONS = 500
+EPOCHS = 20
+
+
+def bits_under(
+    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, cases: Sequence[tuple[WatermarkKey, SubPath]], *,
+    trials: int, seed: int,
+) -> list[tuple[float, float]]:  # fmt: skip
+    """Bit accuracy and log10 p of `key`'s patterns for each `(whose masks, sub-path)`, over `trials` averaged readings."""
+    generator, (device, dtype) = torch.Generator().manual_seed(seed), placement(denoiser)
+    names = {site.name for _, path in cases for site in (*path.in_sites, *path.out_sites)}
+    result = []
+    with probe(denoiser, sorted(names)) as wired:
+        for masks, path in cases:
+            rows = record.bank.take(torch.randint(len(record.bank), (trials,), generator=generator))
+            noise = torch.randn(rows.latents.shape, generator=generator)
+            t = torch.randint(*probe_timesteps(record.timesteps), (trials,), generator=generator)
+            sample = record.noised(rows.latents, noise, t).to(device, dtype)
+            readings = wired.read(masks, path, record.kappa, sample, t.to(device), rows.keywords(device, dtype))
+            triples = [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
+            agreeing, channels = sum(x[2] for x in triples), sum(x[0] for x in triples)
+            result.append((agreeing / channels, combined_log10_p(triples)))
+    return result
+
+
+def mark(
+    denoiser: nn.Module, base: nn.Module, key: WatermarkKey, record: WatermarkRecord, *, wrong: int, seed: int
+) -> dict[str, Any]:
+    """How well the mark reads, and how little wrong masks call it up."""
+    ins, outs = key_sites(denoiser, key, record)
+    report = verify(denoiser, key, record=record, trials=200, seed=seed, early_stop=False, amplitudes=(1.0,))
+    alone = bits_under(denoiser, key, record, [(key, sub_path([s], outs)) for s in ins], trials=TRIALS, seed=seed)
+    strangers = [(key.child(f"wrong/{i}"), sub_path(ins, outs)) for i in range(wrong)]
+    leak, null = (bits_under(m, key, record, strangers, trials=1, seed=seed) for m in (denoiser, base))
+    return {
+        "rate": [report.verification_rate, *(report.verification_rate_ci or ())],
+        "bits": report.bit_accuracy,
+        "log10_p": report.log10_p,
+        "alone": {_short(site): bits for site, (bits, _) in zip(ins, alone, strict=True)},
+        "wrong": _spread(leak),
+        "wrong_on_base": _spread(null),
+    }
+
+
+def _short(site: Site) -> str:
+    return str(site.order)
+
+
+def _spread(readings: Sequence[tuple[float, float]]) -> dict[str, float]:
+    bits = np.array([b for b, _ in readings])
+    smallest = min(p for _, p in readings)
+    return {"n": len(bits), "mean": float(bits.mean()), "sd": float(bits.std(ddof=1)), "smallest_log10_p": smallest}
+
+
+def looks(denoiser: nn.Module, scene: Scene, spec: QualitySpec) -> dict[str, Any]:
+    """Pictures of the marked model against the base's; the base's own two seeds are the floor."""
+    prompts, first = generate(scene.base, scene, spec, scene.seed + 1)
+    second = generate(scene.base, scene, spec, scene.seed + 2)[1]
+    marked = generate(denoiser, scene, spec, scene.seed + 3)[1]
+    a, b, m = (embedded(prompts, x, scene, spec) for x in (first, second, marked))
+    (score_b, error_b), (score_m, error_m) = clip_score(b), clip_score(m)
+    blurred = 0.5 * first + 0.5 * F.avg_pool2d(first, 3, 1, 1)
+    return {
+        "images": spec.images,
+        "cmmd_base": cmmd(a["image"], b["image"]),
+        "cmmd_marked": cmmd(m["image"], b["image"]),
+        "cmmd_p": _permuted(m["image"], b["image"], scene.seed),
+        "clip_score": [score_b, error_b, score_m, error_m],
+        "detector": detect_pictures(first, marked, scene.seed),
+        "detector_two_seeds": detect_pictures(first, second, scene.seed),
+        "detector_blur": detect_pictures(second, blurred, scene.seed),
+    }
+
+
+def _permuted(x: torch.Tensor, y: torch.Tensor, seed: int) -> float:
+    """P of a CMMD as large as that of `x` and `y`, were they of one distribution: by permutation."""
+    random, both = torch.Generator().manual_seed(seed), torch.cat([x, y])
+    found, larger = cmmd(x, y), 0
+    for _ in range(PERMUTATIONS):
+        order = torch.randperm(len(both), generator=random)
+        larger += cmmd(both[order[: len(x)]], both[order[len(x) :]]) >= found
+    return (1 + larger) / (1 + PERMUTATIONS)
+
+
+def detect_pictures(negative: torch.Tensor, positive: torch.Tensor, seed: int) -> list[float]:
+    """Test accuracy of a small convolutional classifier, with its 95% interval.
+
+    The first half of each set, `(N, 3, H, W)`, trains it, the second half tests it: the prompts are other ones.
+    """
+    half = len(negative) // 2
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for before, after in ((3, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+        x = torch.cat([negative[:half], positive[:half]])
+        y = torch.arange(len(x)).ge(half).float()
+        for _ in range(EPOCHS):
+            for rows in torch.randperm(len(x)).split(32):
+                optimizer.zero_grad()
+                F.binary_cross_entropy_with_logits(model(x[rows])[:, 0], y[rows]).backward()
+                optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            right = int((model(negative[half:])[:, 0] < 0).sum() + (model(positive[half:])[:, 0] >= 0).sum())
+    total = len(negative) + len(positive) - 2 * half
+    return [right / total, *clopper_pearson(right, total)]
+
+
+def detect_weights(base: nn.Module, marked: nn.Module, seed: int) -> list[float]:
+    """The same for a linear classifier on statistics of single weight matrices: half of the layers train, half test."""
+    tables = []
+    for denoiser in (base, marked):
+        matrices = [
+            p.detach().flatten(1) for p in denoiser.parameters() if p.ndim >= 2 and min(p.flatten(1).shape) > 1
+        ]
+        tables.append(torch.stack([statistics_of(matrix) for matrix in matrices]))
+    order = torch.randperm(len(tables[0]), generator=torch.Generator().manual_seed(seed))
+    train, test = order.chunk(2)
+    x, y = (torch.cat([table[rows] for table in tables]) for rows in (train, test))
+    mean, scale = x.mean(0), x.std(0)
+    x, y = ((part - mean) / scale for part in (x, y))
+    wanted = torch.arange(len(x)).ge(len(train)).double() * 2 - 1
+    weights = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1).double()], 1), wanted[:, None]).solution
+    said = (torch.cat([y, torch.ones(len(y), 1).double()], 1) @ weights)[:, 0] >= 0
+    right = int((said == torch.arange(len(y)).ge(len(test))).sum())
+    return [right / len(y), *clopper_pearson(right, len(y))]
+
+
+def statistics_of(matrix: torch.Tensor) -> torch.Tensor:
+    """Six numbers of a weight matrix, float64: scale, kurtosis, spread of row norms, share near zero, two of its spectrum."""
+    m = matrix.double()
+    s = torch.linalg.svdvals(m)
+    share = s.square() / s.square().sum()
+    z = m / m.std()
+    rows = m.norm(dim=1)
+    entropy = -(share * share.clamp(min=1e-30).log()).sum() / np.log(len(s))
+    return torch.stack(
+        [
+            m.std().log(),
+            z.pow(4).mean().log(),
+            rows.std() / rows.mean(),
+            (z.abs() < 0.1).double().mean(),
+            share[0],
+            entropy,
+        ]
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for people."""
+    price, read, seen = result["price"], result["mark"], result.get("pictures")
+    rate, wrong, null = read["rate"], read["wrong"], read["wrong_on_base"]
+
+    def accuracy(found: Sequence[float]) -> str:
+        return f"{found[0]:.3f} (95% CI {found[1]:.3f}-{found[2]:.3f})"
+
+    rows = [
+        ("noise-prediction MSE over the base's loss", f"{price['ratio']:.4f} +- {price['ratio_ci']:.4f} (n {price['samples']:.0f})"),
+        ("verification rate over random sub-paths", f"{accuracy(rate)}, n 200"),
+        ("bit accuracy, log10 p, all trials", f"{read['bits']:.3f}, {read['log10_p']:.1f}"),
+        ("bit accuracy by in-site alone (order)", ", ".join(f"{n}: {b:.3f}" for n, b in read["alone"].items())),
+        ("true patterns under wrong masks", f"{wrong['mean']:.3f}, sd {wrong['sd']:.3f}, smallest log10 p {wrong['smallest_log10_p']:.1f} (n {wrong['n']})"),
+        ("the same on the base", f"{null['mean']:.3f}, sd {null['sd']:.3f}, smallest log10 p {null['smallest_log10_p']:.1f}"),
+        ("detector on weight statistics, base against marked", accuracy(result["weights"])),
+    ]  # fmt: skip
+    if seen is not None:
+        b, error_b, m, error_m = seen["clip_score"]
+        rows += [
+            (f"CMMD, marked against base, n {seen['images']}", f"{seen['cmmd_marked']:.2f} (p {seen['cmmd_p']:.3f})"),
+            ("CMMD, two seeds of the base", f"{seen['cmmd_base']:.2f}"),
+            ("CLIP-score, base; marked", f"{b:.4f} +- {1.96 * error_b:.4f}; {m:.4f} +- {1.96 * error_m:.4f}"),
+            ("detector on pictures, base against marked", accuracy(seen["detector"])),
+            ("control: two seeds of the base", accuracy(seen["detector_two_seeds"])),
+            ("control: base against base a little blurred", accuracy(seen["detector_blur"])),
+        ]
+    return "\n".join(["| what | figure |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]) + "\n"
+
+
+def main(words: list[str] | None = None) -> None:
+    """Prints a Markdown table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
+    parser.add_argument("--marked", type=Path, help="another marked folder, with its record")
+    parser.add_argument("--key", type=Path, help="its key")
+    parser.add_argument("--images", type=int, default=500, help="pictures a set; 0: none")
+    parser.add_argument("--sampling", type=int, default=20, help="denoising steps a picture")
+    parser.add_argument("--wrong", type=int, default=200, help="wrong keys")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(words)
+    places = (args.assets.absolute(),)
+    pipe = open_pipe("base", places)
+    data = open_data(pipe, "latents/noto.safetensors", places)
+    scene = Scene(pipe, data, data, args.seed, args.assets, places)
+    folder = args.marked or args.assets / "marked"
+    key, record = WatermarkKey.load(args.key or args.assets / "demo.key"), WatermarkRecord.load(folder)
+    denoiser = load_denoiser(folder, dtype=torch.float32)
+    result: dict[str, Any] = {
+        "price": fidelity(scene.base, denoiser, data, pipe.scheduler, samples=1024, seed=args.seed),
+        "mark": mark(denoiser, scene.base, key, record, wrong=args.wrong, seed=args.seed),
+        "weights": detect_weights(scene.base, denoiser, args.seed),
+    }
+    if args.images:
+        result["pictures"] = looks(denoiser, scene, QualitySpec(images=args.images, steps=args.sampling))
+    print(json.dumps(result, indent=2) if args.json else f"seed {args.seed}\n\n{markdown(result)}")
+
+
+if __name__ == "__main__":
+    main()
