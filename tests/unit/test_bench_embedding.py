@@ -46,7 +46,8 @@ def marked():
     latents, text = torch.randn(12, 4, 8, 8, generator=generator), torch.randn(12, 5, 12, generator=generator)
     data, base = LatentData(latents, {"encoder_hidden_states": text}), tiny_unet(0)
     unet = copy.deepcopy(base)
-    config = EmbedConfig(steps=60, lr=2e-3, batch_size=4, in_sites=2, out_sites=3, eps=1.0, dec=2.0, bank_size=4)
+    fields = {"steps": 150, "lr": 5e-3, "batch_size": 4, "in_sites": 2, "out_sites": 3, "bank_size": 4}
+    config = EmbedConfig(**fields, eps=0.1, dec=1.0, pres=0.5)
     record = embed(unet, KEY, data, config, scheduler=DDIMScheduler(clip_sample=False, steps_offset=1)).record
     return base, unet, record
 
