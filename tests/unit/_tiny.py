@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import save_file
 from torch import nn
+
+from aiao_diffusers import LatentData
+from aiao_diffusers.bench.scene import Scene
 
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -37,6 +40,18 @@ def tiny_unet(seed: int = 0, cross: int = 12) -> UNet2DConditionModel:
         attention_head_dim=4,
         norm_num_groups=4,
     ).eval()
+
+
+def tiny_scene(folder: Path) -> Scene:
+    """A benchmark's scene around `tiny_unet(0)`: twelve random latents for owner and attacker alike."""
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    pipe = StableDiffusionPipeline(
+        None, None, None, tiny_unet(0), scheduler, None, None, requires_safety_checker=False
+    )
+    generator = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(12, 4, 8, 8, generator=generator), torch.randn(12, 5, 12, generator=generator)
+    data = LatentData(latents, {"encoder_hidden_states": text})
+    return Scene(pipe, data, data, seed=0, folder=folder)
 
 
 def tiny_unconditional(**changes: Any) -> UNet2DModel:

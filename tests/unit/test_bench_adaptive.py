@@ -4,14 +4,12 @@ import copy
 
 import pytest
 import torch
-from _tiny import tiny_unet
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from _tiny import tiny_scene, tiny_unet
 
-from aiao_diffusers import LatentData, WatermarkKey
+from aiao_diffusers import WatermarkKey
 from aiao_diffusers.bench.attacks import adaptive
 from aiao_diffusers.bench.inversion import nearness
 from aiao_diffusers.bench.registry import ATTACKS
-from aiao_diffusers.bench.scene import Scene
 from aiao_diffusers.embed import EmbedConfig, embed
 from aiao_diffusers.lazy import profile
 
@@ -21,14 +19,7 @@ SIZE = 8
 
 @pytest.fixture
 def scene(tmp_path):
-    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
-    pipe = StableDiffusionPipeline(
-        None, None, None, tiny_unet(0), scheduler, None, None, requires_safety_checker=False
-    )
-    generator = torch.Generator().manual_seed(0)
-    latents, text = torch.randn(12, 4, 8, 8, generator=generator), torch.randn(12, 5, 12, generator=generator)
-    data = LatentData(latents, {"encoder_hidden_states": text})
-    return Scene(pipe, data, data, seed=0, folder=tmp_path)
+    return tiny_scene(tmp_path)
 
 
 def answer(denoiser, scene, masks=None):
