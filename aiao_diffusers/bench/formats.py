@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import gc
 import json
+import sys
 import tempfile
 import time
 import warnings
@@ -313,11 +314,14 @@ def main(words: list[str] | None = None) -> int:
             print(f"| {name} | {size:.0f} | {'' if ratio is None else f'{ratio:.2f}'} | {seconds:.1f} |", flush=True)
         return 0
     rows = []
+    if not options.json:
+        print(table([]), end="", flush=True)
     for row in run(options.assets, options.trials, options.seed):
         rows.append(row)
         print(json.dumps(asdict(row)) if options.json else table([row]).splitlines()[-1], flush=True)
     odd = [row.format for row in rows if not row.as_expected]
-    print(f"{len(rows)} formats, {len(rows) - len(odd)} as expected{': not ' + ', '.join(odd) if odd else ''}")
+    told = f"{len(rows)} formats, {len(rows) - len(odd)} as expected{': not ' + ', '.join(odd) if odd else ''}"
+    print(told, file=sys.stderr if options.json else sys.stdout)
     return 1 if odd else 0
 
 
