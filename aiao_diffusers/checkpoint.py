@@ -141,6 +141,10 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     for file in files:
         header = read_header(file)
         _refuse_packed(header)
+        if config.get("quantization_config") is None and any(key.endswith(QUANTO_DATA) for key in header.tensors):
+            raise NotTestableError(
+                f"{file.name!r} holds packed numbers, and config.json does not say of which library"
+            )
         for key, name in _weights_of(header, "").items():
             names[key], found[name] = name, header.tensors[key].shape
     check_config(config, len(found))
@@ -232,11 +236,16 @@ def _plain_tensors(
 def _weights_of(header: Header, prefix: str) -> dict[str, str]:
     """File key -> name without `prefix`, for the weights under it; scales and their notes are not weights."""
     used = set(scales(header).values())
-    return {
+    names = {
         key: key.removeprefix(prefix).removesuffix(QUANTO_DATA)
         for key in header.tensors
         if key.startswith(prefix) and key not in used and not SCALE_NOTES.search(key)
     }
+    for key, name in names.items():
+        # Other loaders would take the plain one: the verdict must not be about numbers that nobody runs.
+        if key.endswith(QUANTO_DATA) and prefix + name in names:
+            raise UnsafeFileError(f"{header.path.name!r} holds {short(name)} twice, plain and packed")
+    return names
 
 
 def _on_base(header: Header, base: nn.Module) -> nn.Module:

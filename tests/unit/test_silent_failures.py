@@ -281,6 +281,22 @@ class TestPackedModels:
         torch.testing.assert_close(run(ours), run(theirs), rtol=0, atol=1e-5)
         assert not torch.equal(run(ours), run(unet))  # the rounding is there
 
+    @pytest.mark.parametrize("stated", [True, False])
+    def test_packed_numbers_that_no_other_loader_takes(self, tmp_path, unet, stated):
+        unet.save_pretrained(tmp_path)
+        path = tmp_path / "diffusion_pytorch_model.safetensors"
+        state, key = load_file(path), "time_embedding.linear_1.weight"
+        packed = {f"{key}._data": torch.ones_like(state[key]).to(torch.int8), f"{key}._scale": torch.ones(())}
+        if stated:  # beside the plain weight, which is what others load
+            edit(tmp_path / "config.json", quantization_config={"quant_method": "quanto", "weights_dtype": "int8"})
+            error, what = UnsafeFileError, "twice"
+        else:  # without a config that names the library, others leave the weight at random
+            del state[key]
+            error, what = NotTestableError, "does not say"
+        save(path, state | packed)
+        with pytest.raises(error, match=what):
+            load_denoiser(tmp_path)
+
     def test_integers_for_a_vector_of_a_folder(self, tmp_path, unet):
         unet.save_pretrained(tmp_path)
         path = tmp_path / "diffusion_pytorch_model.safetensors"
