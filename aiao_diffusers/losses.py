@@ -76,7 +76,7 @@ def decoys(
     rows = {}
     for i, (name, mask) in enumerate(masks.items()):
         width = len(mask)
-        balanced = (torch.rand(size, width).argsort(1) < width // 2).float() * 2 - 1
+        balanced = balanced_rows(size, width)
         share = 0.2 + 0.3 * torch.rand(size, 1)
         flipped = mask.cpu() * (1 - 2 * (torch.rand(size, width).argsort(1) < share * width).float())
         row = torch.where((kind == 2)[:, None], flipped, balanced)
@@ -85,6 +85,11 @@ def decoys(
         (kind == 1).to(device), log_uniform(size, 0.5, 3.0, device), torch.ones(size, device=device)
     )
     return rows, config.kappa * amplitude, (kind != 2).to(device)
+
+
+def balanced_rows(count: int, width: int) -> torch.Tensor:
+    """`(count, width)` of +-1, each row a random balanced mask."""
+    return (torch.rand(count, width).argsort(1) < width // 2).float() * 2 - 1
 
 
 def random_sets(items: int, count: int) -> torch.Tensor:

@@ -23,7 +23,6 @@ from ..looks import key_sites
 from ..probe import probe
 from ..record import WatermarkRecord, probe_timesteps
 from ..setups import placement
-from ..sites import Site
 from ..statistics import clopper_pearson, combined_log10_p, triple
 from ..subpath import SubPath, sub_path
 from ..verify import verify
@@ -71,14 +70,10 @@ def mark(
         "rate": [report.verification_rate, *(report.verification_rate_ci or ())],
         "bits": report.bit_accuracy,
         "log10_p": report.log10_p,
-        "alone": {_short(site): bits for site, (bits, _) in zip(ins, alone, strict=True)},
+        "alone": {str(site.order): bits for site, (bits, _) in zip(ins, alone, strict=True)},
         "wrong": _spread(leak),
         "wrong_on_base": _spread(null),
     }
-
-
-def _short(site: Site) -> str:
-    return str(site.order)
 
 
 def _spread(readings: Sequence[tuple[float, float]]) -> dict[str, float]:

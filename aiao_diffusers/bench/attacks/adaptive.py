@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ...embed import EmbedConfig, embed
 from ...finetune import finetune
 from ...key import WatermarkKey
 from ...lazy import profile
-from ...losses import log_uniform, random_sets
+from ...losses import balanced_rows, log_uniform, random_sets
 from ...probe import Wired, probe, repeat
 from ...record import noise_schedule
 from ...sites import IN_SPAN, OUT_SPAN, Site, span, trace_on
@@ -56,6 +57,11 @@ class Exposed:
     outs: list[Site]
     scene: Scene
 
+    @cached_property
+    def noising(self) -> Any:
+        """The noise schedule."""
+        return noise_schedule(dict(self.scene.scheduler.config))
+
     @property
     def device(self) -> torch.device:
         """Of the denoiser."""
@@ -64,16 +70,15 @@ class Exposed:
     def draw(self, size: int) -> Batch:
         """A batch of the attacker's data, by torch's global random state."""
         rows = self.scene.data.take(torch.randint(len(self.scene.data), (size,)))
-        noising = noise_schedule(dict(self.scene.scheduler.config))
         x, noise = rows.latents.to(self.device), torch.randn(rows.latents.shape).to(self.device)
-        t = torch.randint(int(noising.config["num_train_timesteps"]), (size,)).to(self.device)
-        return Batch(noising.add_noise(x, noise, t), noise, t, rows.keywords(self.device))
+        t = torch.randint(int(self.noising.config["num_train_timesteps"]), (size,)).to(self.device)
+        return Batch(self.noising.add_noise(x, noise, t), noise, t, rows.keywords(self.device))
 
     def masks(self, size: int) -> Masks:
         """Random balanced masks at a random set of sites for each of `size` samples, `(size, C)` by in-site."""
         armed = random_sets(len(self.ins), size)
         return {
-            site.name: (_balanced(size, site.width_out) * armed[:, i, None]).to(self.device)
+            site.name: (balanced_rows(size, site.width_out) * armed[:, i, None]).to(self.device)
             for i, site in enumerate(self.ins)
         }
 
@@ -116,8 +121,8 @@ def harden(
     steps: int,
     lr: float,
     batch_size: int,
-    amplitude: float,
     weight: float,
+    amplitude: float = MASK_AMPLITUDES[1],
 ) -> None:
     """Train the noise loss plus `weight` times `term` of what fresh `masks` move, at amplitudes uniform in .5 to `amplitude`."""
 
@@ -152,15 +157,17 @@ def invariance(
     weight: float = 1.0,
 ) -> nn.Module:
     """Learn to ignore random masks: whatever a key arms, nothing shall answer."""
-    options: dict[str, Any] = {
-        "steps": steps,
-        "lr": lr,
-        "batch_size": batch_size,
-        "amplitude": amplitude,
-        "weight": weight,
-    }
     with exposed(denoiser, scene) as target:
-        harden(target, target.masks, everything, **options)
+        harden(
+            target,
+            target.masks,
+            everything,
+            steps=steps,
+            lr=lr,
+            batch_size=batch_size,
+            weight=weight,
+            amplitude=amplitude,
+        )
     return denoiser
 
 
@@ -203,13 +210,6 @@ def probing(
     weight: float = 1.0,
 ) -> nn.Module:
     """Learn from `probes` random masks in which `directions` each site answers most; then train answers there away."""
-    options: dict[str, Any] = {
-        "steps": steps,
-        "lr": lr,
-        "batch_size": batch_size,
-        "amplitude": MASK_AMPLITUDES[1],
-        "weight": weight,
-    }
     with exposed(denoiser, scene) as target:
         bases = principal(target, probes, directions, batch_size)
 
@@ -217,7 +217,7 @@ def probing(
             along = [(by_channel(moved[name]) @ basis).square().sum(1).mean() for name, basis in bases.items()]
             return torch.stack(along).mean()
 
-        harden(target, target.masks, term, **options)
+        harden(target, target.masks, term, steps=steps, lr=lr, batch_size=batch_size, weight=weight)
     return denoiser
 
 
@@ -249,13 +249,6 @@ def inversion(
     weight: float = 1.0,
 ) -> nn.Module:
     """Ascend to the masks that move the out-sites most, from `starts` random ones; then train their effect away."""
-    options: dict[str, Any] = {
-        "steps": steps,
-        "lr": lr,
-        "batch_size": batch_size,
-        "amplitude": MASK_AMPLITUDES[1],
-        "weight": weight,
-    }
     with exposed(denoiser, scene) as target:
         found = invert(target, starts=starts, steps=ascent)
 
@@ -263,7 +256,7 @@ def inversion(
             rows, fresh = torch.randint(starts, (size,)), torch.rand(size, 1).to(target.device) < 0.5
             return {name: torch.where(fresh, mask, found[name][rows]) for name, mask in target.masks(size).items()}
 
-        harden(target, half_and_half, everything, **options)
+        harden(target, half_and_half, everything, steps=steps, lr=lr, batch_size=batch_size, weight=weight)
     return denoiser
 
 
@@ -321,8 +314,3 @@ def targeted(
         parameter.requires_grad_(name in busy)
     finetune(denoiser, scene.data, scene.scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=scene.seed)
     return denoiser.eval().requires_grad_(False)
-
-
-def _balanced(size: int, width: int) -> torch.Tensor:
-    """`(size, width)` of +-1, half of each."""
-    return (torch.rand(size, width).argsort(1) < width // 2).float() * 2 - 1
