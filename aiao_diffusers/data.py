@@ -95,6 +95,11 @@ class LatentData:
         return cls(latents, {name.removeprefix("cond."): value for name, value in tensors.items()})
 
 
+def autoencoder(pipe: Any) -> Any:
+    """The pipeline's autoencoder under either of diffusers' names; None for a denoiser of pixels."""
+    return getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
+
+
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Conditioning of a Stable Diffusion pipeline for these prompts."""
@@ -121,11 +126,12 @@ def from_images(
     Warns with the number of images left out (and their names), resized, or without caption.
     """
     size = pipe.unet.config.sample_size
-    vae = getattr(pipe, "vae", None)
-    side = size * (pipe.vae_scale_factor if vae is not None else 1)
+    vae = autoencoder(pipe)
+    factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    side = size * factor
     from diffusers.image_processor import VaeImageProcessor
 
-    processor = VaeImageProcessor(vae_scale_factor=side // size)
+    processor = VaeImageProcessor(vae_scale_factor=factor)
     rows, kept, unreadable, resized = [], [], [], 0
     for number, (source, caption) in enumerate(zip(images, captions, strict=True)):
         try:
@@ -138,7 +144,9 @@ def from_images(
             image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
         pixels = processor.preprocess(image)
         if vae is not None:
-            pixels = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
+            encoded = vae.encode(pixels.to(vae.device, vae.dtype))
+            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+            pixels = latents * vae.config.scaling_factor
         rows.append(pixels.float().cpu())
         kept.append(caption)
     if unreadable:
@@ -239,7 +247,10 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
     if isinstance(data, str | Path):
         path = Path(data)
         if path.is_file() and path.suffix == ".safetensors":
-            return LatentData.load(path)
+            cached = LatentData.load(path)
+            # Latents cached with captions serve the unconditional model of the same autoencoder as well.
+            prompted = hasattr(pipe, "encode_prompt") or not hasattr(pipe, "scheduler")
+            return cached if prompted else LatentData(cached.latents, {})
         if path.is_file() and path.suffix in (".txt", ".json"):
             return from_prompts(pipe, _prompts(path))
         if path.is_dir():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -47,31 +48,49 @@ def _clip(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
 
 @torch.no_grad()
 def generate(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> tuple[list[str], torch.Tensor]:
-    """Prompts, and their pictures `(N, 3, H, W)` in [-1, 1]."""
-    if spec.prompts:
+    """Prompts (none for an unconditional model), and pictures `(N, 3, H, W)` in [-1, 1]."""
+    prompted = hasattr(scene.pipe, "encode_prompt")
+    if not prompted:
+        lines = [""]
+    elif spec.prompts:
         lines = [line for line in scene.find(spec.prompts).read_text().splitlines() if line.strip()]
     else:
         lines = vocabulary_prompts(scene.pipe, spec.images, seed=1)
     prompts = list(itertools.islice(itertools.cycle(lines), spec.images))
-    options = {"num_inference_steps": spec.steps, "guidance_scale": spec.guidance, "output_type": "pt"}
+    options: dict[str, Any] = {"num_inference_steps": spec.steps, "output_type": "np"}
+    if prompted:
+        options["guidance_scale"] = spec.guidance
     made = []
     with scene.running(denoiser) as pipe:
         for start in range(0, spec.images, 16):
             batch = prompts[start : start + 16]
             generators = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i in range(len(batch))]
-            made.append(pipe(batch, generator=generators, **options).images.float().cpu() * 2 - 1)
-    return prompts, torch.cat(made)
+            what = {"prompt": batch} if prompted else {"batch_size": len(batch)}
+            made.append(torch.from_numpy(pipe(**what, generator=generators, **options).images).float() * 2 - 1)
+    return prompts if prompted else [], torch.cat(made).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
 def embedded(prompts: list[str], made: torch.Tensor, scene: Scene, spec: QualitySpec) -> dict[str, torch.Tensor]:
-    """CLIP embeddings of pictures and of their prompts, `(N, D)` each, of unit length."""
+    """What the CLIP model makes of pictures `(N, 3, H, W)`.
+
+    Returns:
+        `image` and, where there are prompts, `text`: embeddings `(N, D)` of unit length; `features`: the hidden states of the
+        vision tower, each token's of unit length, `(layers, N, tokens, width)`.
+    """
     model, tokenizer = _clip(scene.find(spec.clip))
     side = model.config.vision_config.image_size
-    pixels = torch.nn.functional.interpolate(made, (side, side), mode="bilinear", antialias=True)
-    tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    out = model(input_ids=tokens, pixel_values=pixels)
-    return {"image": out.image_embeds, "text": out.text_embeds}
+    pixels = F.interpolate(made, (side, side), mode="bilinear", antialias=True)
+    out = model.vision_model(pixel_values=pixels, output_hidden_states=True)
+    result = {
+        "image": F.normalize(model.visual_projection(out.pooler_output), dim=-1),
+        "features": F.normalize(torch.stack(out.hidden_states), dim=-1),
+    }
+    if prompts:
+        tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        words = model.text_model(input_ids=tokens).pooler_output
+        result["text"] = F.normalize(model.text_projection(words), dim=-1)
+    return result
 
 
 def pictures(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> dict[str, torch.Tensor]:
@@ -85,6 +104,15 @@ def clip_score(embedded: dict[str, torch.Tensor]) -> tuple[float, float]:
     return cosines.mean().item(), (cosines.std() / len(cosines) ** 0.5).item()
 
 
+def perceptual(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Mean squared distance of unit features, over layers, tokens and pairs of pictures: 0 for equal ones, at most 4.
+
+    Source: the idea of LPIPS (Zhang et al., 2018) on the CLIP model's vision tower, for LPIPS' own networks need a download;
+    without its learned weights.
+    """
+    return (a["features"] - b["features"]).square().sum(-1).mean().item()
+
+
 class Quality:
     """Measures suspects against one unmarked base; what is measured of the base is measured once.
 
@@ -93,10 +121,16 @@ class Quality:
 
     def __init__(self, scene: Scene, spec: QualitySpec) -> None:
         self.scene, self.spec = scene, spec
-        self._other: dict[str, torch.Tensor] | None = None
+        self._made: dict[int, dict[str, torch.Tensor]] = {}
+
+    def _of_base(self, seed: int) -> dict[str, torch.Tensor]:
+        if seed not in self._made:
+            self._made[seed] = pictures(self.scene.base, self.scene, self.spec, seed)
+        return self._made[seed]
 
     def of(self, suspect: nn.Module, seed: int = 0) -> dict[str, Any]:
-        """Noise losses on the owner's and the attacker's data against the base's; CMMD and CLIP-score of pictures."""
+        """Noise losses on the owner's and the attacker's data against the base's; of pictures: CMMD to the base with another
+        seed, CLIP-score where there are prompts, and the distance to the base with the same seed."""
         result: dict[str, Any] = {}
         if self.spec.samples:
             for name, data in (("owner", self.scene.owner), ("data", self.scene.data)):
@@ -106,14 +140,14 @@ class Quality:
                 result[f"loss_{name}"], result[f"base_loss_{name}"] = price["loss_marked"], price["loss"]
                 result[f"mse_ratio_{name}"], result[f"mse_ratio_{name}_ci"] = price["ratio"], price["ratio_ci"]
         if self.spec.images:
-            if self._other is None:
-                self._other = pictures(self.scene.base, self.scene, self.spec, seed + OTHER_SEED)
-            here = pictures(suspect, self.scene, self.spec, seed)
-            score, error = clip_score(here)
+            here, same = pictures(suspect, self.scene, self.spec, seed), self._of_base(seed)
+            other = self._of_base(seed + OTHER_SEED)
             result |= {
-                "cmmd": cmmd(here["image"], self._other["image"]),
-                "clip_score": score,
-                "clip_score_se": error,
+                "cmmd": cmmd(here["image"], other["image"]),
+                "perceptual": perceptual(here, same),
+                "perceptual_two_seeds": perceptual(same, other),
                 "images": self.spec.images,
             }
+            if "text" in here:
+                result["clip_score"], result["clip_score_se"] = clip_score(here)
         return result

@@ -102,6 +102,7 @@ def verdicts(rows: Rows) -> str:
         head = f"**{mark}** on {model}, attacker's data {data}; keys and embeddings: {keys}; alpha {own[0]['alpha']:g}"
         columns = ["attack", "verified", "95% CI", "log10 p: median, worst", "bits", "trials passed", "95% CI"]
         columns += ["controls' best log10 p: base, wrong key", "noise loss against base", "CMMD", "CLIP-score"]
+        columns += ["same-seed distance"]
         parts.append(
             head + "\n\n" + markdown(columns, [_verdict_cells(g) for _, g in grouped(own, "attack_name").items()])
         )
@@ -125,6 +126,7 @@ def _verdict_cells(group: Rows) -> list[str]:
         _loss(group),
         mean(costs(group, "cmmd"), 2),
         mean(costs(group, "clip_score"), 3),
+        mean(costs(group, "perceptual"), 3),
     ]
 
 
@@ -212,8 +214,10 @@ def reference(rows: Rows) -> str:
         cells = [model, data, str(len(group))]
         for name, digits in (("loss_owner", 4), ("loss_data", 4), ("cmmd", 2), ("clip_score", 3)):
             cells.append(" / ".join(mean([q[name] for q in side if q.get(name) is not None], digits) for side in both))
+        cells.append(mean(costs(group, "perceptual_two_seeds"), 3))
         lines.append(cells)
     columns = ["model", "data", "n", "noise loss, owner's data", "noise loss, attacker's", "CMMD", "CLIP-score"]
+    columns += ["distance of the two seeds"]
     return "The unmarked base with two seeds (first / second).\n\n" + markdown(columns, lines)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aiao_diffusers.bench.quality import clip_score, cmmd
+from aiao_diffusers.bench.quality import clip_score, cmmd, perceptual
 
 
 def unit(count, shift=0.0, seed=0):
@@ -36,3 +36,11 @@ def test_clip_score():
     a = unit(6)
     assert clip_score({"image": a, "text": a})[0] == pytest.approx(1.0, abs=1e-6)
     assert clip_score({"image": a, "text": -a})[0] == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_perceptual_is_the_mean_squared_distance_of_unit_features():
+    a, b = (torch.stack([unit(6, seed=s).view(2, 3, 16) for s in (k, k + 9)]) for k in (0, 1))
+    by_hand = [(a[x, n, t] - b[x, n, t]).square().sum().item() for x in range(2) for n in range(2) for t in range(3)]
+    assert perceptual({"features": a}, {"features": b}) == pytest.approx(sum(by_hand) / 12, abs=1e-6)
+    assert perceptual({"features": a}, {"features": a}) == 0.0
+    assert perceptual({"features": a}, {"features": -a}) == pytest.approx(4.0, abs=1e-5)
