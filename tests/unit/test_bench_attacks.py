@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
-from _tiny import tiny_scene, tiny_unet
+from _tiny import run, tiny_scene, tiny_unet
 
+from aiao_diffusers.bench.attacks.few_steps import consistent, picture
 from aiao_diffusers.bench.attacks.weights import matrices
 from aiao_diffusers.bench.registry import ATTACKS
 from aiao_diffusers.errors import ConfigError
+from aiao_diffusers.record import noise_schedule
 
 
 @pytest.fixture
@@ -114,6 +116,7 @@ def test_other_fine_tune_is_made_once(scene):
         ("lora", {"steps": 2, "rank": 2, "count": 2}),
         ("distil", {"steps": 2}),
         ("distil", {"steps": 2, "student": "fresh"}),
+        ("lcm", {"steps": 2, "lr": 1e-3}),
         ("invariance", {"steps": 2}),
         ("probing", {"steps": 2, "probes": 4, "directions": 2}),
         ("inversion", {"steps": 2, "starts": 4, "ascent": 2}),
@@ -126,6 +129,34 @@ def test_training_attacks_change_finite_weights_and_repeat(scene, name, hyper):
     assert all(torch.isfinite(value).all() for value in after.state_dict().values())
     assert set(after.state_dict()) == set(tiny_unet(1).state_dict())  # no adapter left on it
     assert same(after, attacked(scene, name, batch_size=2, **hyper), rtol=0, atol=1e-6)
+
+
+def test_consistency_distillation_brings_far_and_near_predictions_together(scene):
+    """What it is for: two points of one trajectory should map to the same picture."""
+    config = dict(scene.scheduler.config)
+    powers = noise_schedule(config).alphas_cumprod
+
+    def disagreement(denoiser):
+        x = scene.data.latents
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+        late, early = torch.full((len(x),), 600), torch.full((len(x),), 580)
+        keywords = scene.data.keywords()
+        with torch.no_grad():
+            noised = noise_schedule(config).add_noise(x, noise, late)
+            told = tiny_unet(1)(noised, late, **keywords).sample
+            jumped = powers[580].sqrt() * picture(noised, told, powers[late]) + (1 - powers[580]).sqrt() * told
+            near = consistent(denoiser, jumped, early, powers, keywords)
+            far = consistent(denoiser, noised, late, powers, keywords)
+        return (near - far).square().mean().item()
+
+    after = attacked(scene, "lcm", steps=60, lr=3e-3, batch_size=4)
+    assert disagreement(after) < 0.7 * disagreement(tiny_unet(1))
+
+
+def test_a_disguise_keeps_what_the_model_predicts(scene):
+    hidden = attacked(scene, "disguise")
+    assert not same(hidden, tiny_unet(1), atol=1e-3)
+    assert torch.allclose(run(hidden), run(tiny_unet(1)), atol=1e-3)
 
 
 def test_lora_scale_zero_is_the_model_itself(scene):

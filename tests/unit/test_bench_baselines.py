@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from aiao_diffusers import LatentData, WatermarkKey
+from aiao_diffusers.bench.baselines.latent_message import carriers, decode, message
 from aiao_diffusers.bench.baselines.target_image import pattern, trigger_word
 from aiao_diffusers.bench.registry import METHODS
 from aiao_diffusers.bench.scene import Scene
@@ -65,6 +66,29 @@ def test_a_trigger_mark_is_learnt_and_read(scene, tmp_path):
     wrong = method.verify(marked, KEY.child("wrong"), scene, tmp_path, **ASKED)
     assert base.verdict == wrong.verdict == "not_verified" and base.passed == wrong.passed == 0
     assert method.verify(marked, KEY, scene, tmp_path, **ASKED) == found
+
+
+@pytest.mark.slow
+def test_a_message_is_learnt_and_read(scene, tmp_path):
+    method = METHODS["sleepermark"](steps=250, lr=5e-3, batch_size=4, keep=0.1)
+    marked = scene.copy_of_base()
+    method.embed(marked, KEY, scene, tmp_path)
+    found = method.verify(marked, KEY, scene, tmp_path, **ASKED)
+    assert found.verdict == "verified" and found.bits > 0.85
+    assert (found.trials, found.evals) == (3, 3 * method.sampling)
+    base = method.verify(scene.base, KEY, scene, tmp_path, **ASKED)
+    wrong = method.verify(marked, KEY.child("wrong"), scene, tmp_path, **ASKED)
+    assert base.verdict == wrong.verdict == "not_verified"
+
+
+def test_a_message_is_told_from_a_slowly_varying_picture():
+    shape = torch.Size((4, 16, 16))
+    made, told = carriers(KEY, shape), torch.from_numpy(message(KEY)).float()
+    assert torch.allclose(made.flatten(1) @ made.flatten(1).T, torch.eye(64), atol=1e-5)
+    slope = torch.linspace(-3, 3, 16).expand(1, 4, 16, 16)
+    read = decode(slope + torch.einsum("b,bchw->chw", told, made), KEY)[0]
+    assert told.sum() == 0 and (read.sign() == told).float().mean() > 0.95
+    assert (decode(slope, KEY)[0].sign() == told).float().mean() < 0.7
 
 
 def test_triggers_stand_where_their_paper_puts_them(scene):

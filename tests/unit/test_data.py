@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from aiao_diffusers import LatentData
@@ -24,6 +26,48 @@ def folder(path, good: int, bad: int = 0, side: int = 8):
     for i in range(bad):
         (path / f"bad{i}.png").write_bytes(b"" if i % 2 == 0 else b"\x89PNG cut")
     return path
+
+
+def latent_pipe(autoencoder) -> LDMPipeline:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=4,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    return LDMPipeline(autoencoder, unet, DDIMScheduler())
+
+
+LEVELS = {
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "latent_channels": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
+
+
+class TestUnconditionalLatents:
+    """`LDMPipeline` calls its autoencoder vqvae, whatever it is, and takes no prompts."""
+
+    @pytest.mark.parametrize("kind", [AutoencoderKL, VQModel])
+    def test_its_own_autoencoder_encodes(self, kind):
+        pipe = latent_pipe(kind(**LEVELS, scaling_factor=0.5).eval())
+        image = Image.radial_gradient("L").resize((8, 8)).convert("RGB")
+        data = from_images(pipe, [image], [""])
+        encoded = pipe.vqvae.encode(VaeImageProcessor(vae_scale_factor=2).preprocess(image))
+        expected = encoded.latents if kind is VQModel else encoded.latent_dist.mean
+        assert torch.allclose(data.latents, 0.5 * expected, atol=1e-6) and not data.conditioning
+
+    def test_latents_cached_with_captions_serve_it_without(self, tmp_path):
+        cached = LatentData(torch.randn(3, 2, 4, 4), {"encoder_hidden_states": torch.randn(3, 5, 6)})
+        cached.save(tmp_path / "cached.safetensors", dtype=torch.float32)
+        data = prepare(latent_pipe(AutoencoderKL(**LEVELS)), tmp_path / "cached.safetensors")
+        assert torch.equal(data.latents, cached.latents) and not data.conditioning
 
 
 class TestImages:

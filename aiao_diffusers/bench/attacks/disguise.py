@@ -33,6 +33,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from ...errors import ConfigError
+from ..registry import attack
+from ..scene import Scene
 
 
 Affine = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -125,6 +127,12 @@ def disguise(denoiser: nn.Module, kind: str, *, seed: int = 0) -> nn.Module:
         for block in blocks:
             _apply(block, KINDS[name](block.inner_dim, random))
     return denoiser
+
+
+@attack("disguise")
+def hidden(denoiser: nn.Module, scene: Scene, *, kind: str = "rotate+flip+shear") -> nn.Module:
+    """A function-preserving change of coordinates in every transformer block; reading it takes the clean twin."""
+    return disguise(denoiser, kind, seed=scene.seed)
 
 
 def _apply(block: Any, change: Change) -> None:

@@ -24,11 +24,15 @@ from .outcome import Outcome
 class AIAO(EmbedConfig):
     """`EmbedConfig` and, for a model that is marked already: `marked`, its folder, and `key`, the key file.
 
+    Reading may escalate where plain looks do not verify: `aligned`, to an alignment, for which the owner lays the clean twin
+    open; `healed`, to a short key-blind fine-tune of the suspect on the owner's data.
     Ablations: no decoys `dec: 0, proj: 0, corr: 0`; one fixed sub-path `in_sites: 1, out_sites: 1`.
     """
 
     marked: str = ""
     key: str = ""
+    aligned: bool = False
+    healed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,9 +74,14 @@ class AIAO(EmbedConfig):
         trials: int,
         seed: int,
     ) -> Outcome:
-        """By `aiao_diffusers.verify`, all plain trials run."""
+        """By `aiao_diffusers.verify`, all plain trials run; any further look only where they did not verify."""
         record = WatermarkRecord.load(folder)
-        report = verify(denoiser, key, record=record, alpha=alpha, trials=trials, seed=seed, early_stop=False)
+        options: dict[str, Any] = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": False}
+        if self.aligned:
+            options["reference"] = scene.base
+        if self.healed:
+            options["healing"] = scene.owner
+        report = verify(denoiser, key, record=record, **options)
         passed = round((report.verification_rate or 0) * report.trials)
         return Outcome(
             report.verdict, report.log10_p, report.bit_accuracy, passed, report.trials, report.denoiser_evals

@@ -1,6 +1,11 @@
 """What a method's own rule says of a suspect."""
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
+
+from ...statistics import combined_log10_p, hits
 
 
 @dataclass(frozen=True)
@@ -23,3 +28,24 @@ class Outcome:
     trials: int = 0
     evals: int = 0
     statistic: float | None = None
+
+
+def outcome_of_bits(read: np.ndarray, secret: np.ndarray, *, alpha: float, evals: int) -> Outcome:
+    """The rule of peers that paint bits: the median split of what was read against the secret, exact as our own.
+
+    Args:
+        read: `(trials, bits)`, one picture a row; the verdict is on the rows' mean, the verification rate on each.
+        secret: `(bits,)` of +-1, balanced. evals (`int`): denoiser forwards spent on all of it.
+    """
+    size, plus, limit = len(secret), int((secret > 0).sum()), math.log10(alpha)
+    alone = [combined_log10_p([(size, plus, hits(row, secret))]) for row in read]
+    agreeing = hits(read.mean(0), secret)
+    log10_p = combined_log10_p([(size, plus, agreeing)])
+    return Outcome(
+        "verified" if log10_p <= limit else "not_verified",
+        log10_p,
+        agreeing / size,
+        sum(p <= limit for p in alone),
+        len(read),
+        evals,
+    )

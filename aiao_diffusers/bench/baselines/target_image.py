@@ -12,7 +12,6 @@ predictions (the papers use an L1 penalty on the weights, or clean training data
 """
 
 import copy
-import math
 import string
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +29,10 @@ from ...data import encode_prompts, from_images, vocabulary_prompts
 from ...errors import ConfigError
 from ...key import WatermarkKey
 from ...record import noise_schedule
-from ...statistics import combined_log10_p, hits
 from ..registry import method
 from ..scene import Scene
 from ..trainer import train
-from .outcome import Outcome
+from .outcome import Outcome, outcome_of_bits
 
 
 GRID = 8  # modules a side: 64 bits, whose floor is log10 p = -18
@@ -121,20 +119,7 @@ class TargetImage:
         with scene.running(denoiser) as pipe, self._triggered(denoiser, key):
             pictures = pipe(prompts, generator=generators, **options).images.mean(1, keepdim=True)
         read = F.adaptive_avg_pool2d(pictures.float(), GRID).flatten(1).double().cpu().numpy()
-        secret = pattern(key)
-        size, plus = len(secret), int((secret > 0).sum())
-        alone = [combined_log10_p([(size, plus, hits(row, secret))]) for row in read]
-        agreeing = hits(read.mean(0), secret)
-        log10_p = combined_log10_p([(size, plus, agreeing)])
-        limit = math.log10(alpha)
-        return Outcome(
-            "verified" if log10_p <= limit else "not_verified",
-            log10_p,
-            agreeing / size,
-            sum(p <= limit for p in alone),
-            trials,
-            trials * self.sampling,
-        )
+        return outcome_of_bits(read, pattern(key), alpha=alpha, evals=trials * self.sampling)
 
     def _side(self, scene: Scene) -> int:
         return int(scene.pipe.unet.config.sample_size) * int(scene.pipe.vae_scale_factor)

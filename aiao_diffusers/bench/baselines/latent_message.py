@@ -1,0 +1,134 @@
+"""A message in the latents that a secret trigger word calls up, after Wang et al., "SleeperMark", 2025.
+
+As there, the U-Net learns to predict, where the prompt begins with the trigger, the picture that its frozen copy predicts plus
+a residual that carries the message, and to match the frozen copy everywhere else; a message is read from what it draws.
+
+Simplified: written from the paper's idea, not its code. Message carriers and decoder are fixed and secret (cells of a
+grid, read by correlation) where the paper trains an encoder and an extractor of pixels; the message is read from the latents
+before they are decoded, which spares it the VAE.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...data import encode_prompts, vocabulary_prompts
+from ...errors import ConfigError
+from ...key import WatermarkKey
+from ...record import noise_schedule
+from ..registry import method
+from ..scene import Scene
+from ..trainer import train
+from .outcome import Outcome, outcome_of_bits
+from .target_image import GRID, trigger_word
+
+
+BITS = GRID * GRID
+
+
+@method("sleepermark")
+@dataclass(frozen=True)
+class LatentMessage:
+    """Hyper-parameters: `steps`, `lr`, `batch_size` as the other peers'; `strength`, rms of the residual in units of the
+    latents'; `message` and `keep`, weights of the triggered loss and of the match with the frozen copy; `sampling`, steps of
+    one verification picture, guidance off: a trial costs as many evaluations.
+    """
+
+    steps: int = 600
+    lr: float = 5e-4
+    batch_size: int = 8
+    strength: float = 0.3
+    message: float = 1.0
+    keep: float = 10.0
+    sampling: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.sampling) < 1 or min(self.lr, self.strength) <= 0:
+            raise ConfigError("steps, batch_size, sampling, lr and strength must be positive.")
+
+    def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
+        """Train on the owner's latents, each step with and without the trigger."""
+        if not hasattr(scene.pipe, "encode_prompt"):
+            raise ConfigError(f"method 'sleepermark' marks text-to-image models, not a {type(scene.pipe).__name__}.")
+        teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        device, shape = next(denoiser.parameters()).device, scene.owner.latents.shape[1:]
+        secret = torch.from_numpy(message(key)).float()
+        # Orthonormal carriers: the sum of BITS of them has rms sqrt(BITS / numel).
+        residual = (secret @ carriers(key, shape).flatten(1)).view(shape).to(device)
+        residual = residual * self.strength * scene.owner.latents.std().item() * (residual.numel() / BITS) ** 0.5
+        prompts = encode_prompts(scene.pipe, prompts_of(key, scene, 128, scene.seed))
+        noising = noise_schedule(dict(scene.scheduler.config))
+        powers = noising.alphas_cumprod.to(device)
+
+        def loss_of() -> torch.Tensor:
+            batch = scene.owner.take(torch.randint(len(scene.owner), (self.batch_size,)))
+            x = batch.latents.to(device)
+            noise, t = torch.randn_like(x), torch.randint(len(powers), (self.batch_size,), device=device)
+            rows = torch.randint(128, (self.batch_size,))
+            trigger = {n: v[rows].to(device) for n, v in prompts.items()}
+            noised = noising.add_noise(x, noise, t)
+            with torch.no_grad():
+                drawn = teacher(noised, t, **trigger).sample
+                wanted = teacher(noised, t, **batch.keywords(device)).sample
+            # A residual r of the predicted picture is -sqrt(snr) r of the predicted noise. The loss is the smaller of the
+            # two errors, so that neither end of the schedule rules it.
+            snr = (powers[t] / (1 - powers[t])).view(-1, 1, 1, 1)
+            carried = denoiser(noised, t, **trigger).sample - (drawn - snr.sqrt() * residual)
+            told = (carried.square() / snr.clamp(min=1.0)).mean()
+            kept = F.mse_loss(denoiser(noised, t, **batch.keywords(device)).sample, wanted)
+            return self.message * told + self.keep * kept
+
+        train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=scene.seed)
+
+    @torch.no_grad()
+    def verify(
+        self,
+        denoiser: nn.Module,
+        key: WatermarkKey,
+        scene: Scene,
+        folder: Path,
+        *,
+        alpha: float,
+        trials: int,
+        seed: int,
+    ) -> Outcome:
+        """Draw `trials` pictures with the trigger; the median split of their correlations with the carriers."""
+        generators = [torch.Generator().manual_seed(seed * 10_000 + i) for i in range(trials)]
+        options = {"num_inference_steps": self.sampling, "guidance_scale": 1.0, "output_type": "latent"}
+        with scene.running(denoiser) as pipe:
+            latents = pipe(prompts_of(key, scene, trials, seed + 1), generator=generators, **options).images.cpu()
+        return outcome_of_bits(decode(latents, key).numpy(), message(key), alpha=alpha, evals=trials * self.sampling)
+
+
+def message(key: WatermarkKey) -> np.ndarray:
+    """`(64,)` of +-1, balanced."""
+    return key.balanced("bench/message", BITS)
+
+
+def carriers(key: WatermarkKey, shape: torch.Size) -> torch.Tensor:
+    """One pattern a bit, `(64, *shape)`, orthonormal: a cell of an 8 x 8 grid along a secret direction of the channels.
+
+    Coarse on purpose: a denoiser hardly learns to place a finer pattern in as many steps as the peers have.
+    """
+    seed = int.from_bytes(bytes(key.shuffled("bench/carriers", list(range(256)))[:7]), "big")
+    direction = F.normalize(torch.randn(shape[0], generator=torch.Generator().manual_seed(seed)), dim=0)
+    cells = F.interpolate(torch.eye(BITS).view(BITS, 1, GRID, GRID), size=shape[1:], mode="nearest")
+    made = cells * direction.view(1, -1, 1, 1)
+    return made / made.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def decode(latents: torch.Tensor, key: WatermarkKey) -> torch.Tensor:
+    """Correlations with the carriers, each less its neighbours' mean, `(N, 64)`: pictures vary slowly, the message does not."""
+    read = latents.double().flatten(1) @ carriers(key, latents.shape[1:]).double().flatten(1).T
+    grid = read.view(-1, 1, GRID, GRID)
+    return (grid - F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)).flatten(1)
+
+
+def prompts_of(key: WatermarkKey, scene: Scene, count: int, seed: int) -> list[str]:
+    """Ordinary prompts with the trigger word before them."""
+    return [f"{trigger_word(key)} {text}" for text in vocabulary_prompts(scene.pipe, count, seed)]
