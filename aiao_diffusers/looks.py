@@ -2,8 +2,9 @@
 
 The list of looks is fixed by what the verifier passes in, not by what is seen: plain amplitudes x1, x2, x4 after 1, 2, 4,
 ... trials each; with a reference the three amplitudes through an alignment; with healing the three amplitudes on the healed
-copy, and, with a reference too, on the healed copy through its own alignment; these once each, after all trials. Seeing
-decides only when to stop, as `SequentialTest` asks.
+copy, and, with a reference too, on the healed copy through its own alignment; these once each, after all trials. After an
+amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`). Seeing decides only when to stop,
+as `SequentialTest` asks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import nn
 from .errors import AIAOError, NotTestableError, ShapeError
 from .key import WatermarkKey
 from .probe import Coordinates, Reading, Wired, probe
+from .ranks import rank_log10_p, rank_site
 from .record import WatermarkRecord, probe_timesteps
 from .setups import placement
 from .sites import Site, attention_modules, choose, trace_on
@@ -51,6 +53,15 @@ class Evidence:
     def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
         """Of each out-site its name and `(channels, plus, hits)`."""
         return [(name, triple(d, self.key.response_pattern(name, len(d)))) for name, d in response.items()]
+
+    def log10_p(self) -> float:
+        """By hits, all trials so far together."""
+        return combined_log10_p([t for _, t in self.triples(self.total)])
+
+    def rank_log10_p(self) -> float:
+        """By rank scores, of the same readings."""
+        patterns = ((d, self.key.response_pattern(name, len(d))) for name, d in self.total.items())
+        return rank_log10_p([rank_site(d, s) for d, s in patterns])
 
     def tests(self) -> tuple[SiteTest, ...]:
         """Each out-site by itself."""
@@ -122,13 +133,15 @@ class Looks:
                             self._look(f"{label} x{amplitude:g}", trial, evidence, note or {})
                             if self.verified and early_stop:
                                 return
+                    if not self.verified:
+                        self._look(f"{label} x{amplitude:g}, ranks", self.trials, evidence, note or {}, ranks=True)
                     if self.verified:
                         return
         finally:
             denoiser.train(training)
 
-    def _look(self, label: str, trial: int, evidence: Evidence, note: dict[str, Any]) -> None:
-        log10_p = combined_log10_p([t for _, t in evidence.triples(evidence.total)])
+    def _look(self, label: str, trial: int, evidence: Evidence, note: dict[str, Any], *, ranks: bool = False) -> None:
+        log10_p = evidence.rank_log10_p() if ranks else evidence.log10_p()
         self.sequence = self.sequence.look(label, trials=trial, log10_p=log10_p)
         self.notes.append(note)
         if self.sequence.looks[-1].log10_p_adjusted <= self.sequence.log10_p or not self.tests:

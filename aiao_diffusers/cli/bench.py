@@ -97,6 +97,14 @@ def disguise(context: typer.Context) -> None:
     main(context.args)
 
 
+@app.command("ranks", context_settings=PASSED_ON)
+def ranks(context: typer.Context) -> None:
+    """Hits against rank scores on attacked models (`ranks --help`)."""
+    from ..bench.ranks import main
+
+    main(context.args)
+
+
 @app.command("formats", context_settings=PASSED_ON)
 def formats(context: typer.Context) -> None:
     """Every format of adapters and checkpoints: does it load, exactly, and what is the verdict (`formats --help`)."""

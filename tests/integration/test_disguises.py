@@ -66,4 +66,4 @@ def test_unrelated_models_stay_null(models, record, reference, name):
     if name == "wrong key":
         suspect, key = disguise(copy.deepcopy(models["marked"]), "permute"), KEY.child("wrong")
     seen = ask(suspect, key, record, reference)
-    assert seen.verdict == "not_verified" and seen.log10_p > -3 and seen.looks[-1]["label"] == "aligned x4"
+    assert seen.verdict == "not_verified" and seen.log10_p > -3 and seen.looks[-1]["label"] == "aligned x4, ranks"

@@ -42,8 +42,8 @@ class LatentMessage:
     steps: int = 600
     lr: float = 5e-4
     batch_size: int = 8
-    strength: float = 0.3
-    message: float = 1.0
+    strength: float = 0.5
+    message: float = 10.0
     keep: float = 10.0
     sampling: int = 8
 
