@@ -51,6 +51,15 @@ CARDS = {
         "reconstructions. The text tower is the text encoder of `base/`.",
         "python train_clip.py; python train_clip.py --init ... --vae ... --steps 600 --batch 96 --lr 5e-4; python export.py",
     ),
+    "unconditional": (
+        "Emoji diffusion without prompts, unmarked",
+        "apache-2.0",
+        ("finetune", "base"),
+        NOTO,
+        "An unconditional `UNet2DModel` of 7.0M parameters that starts from the base's convolutions: 1,500 steps of 24 latents, "
+        "AdamW, peak lr 4e-4, EMA .998. fp16. Its VAE, `vqvae`, is a link to the base's.",
+        "python train_unconditional.py",
+    ),
     "latents": (
         "Cached latents for the full demo",
         "cc-by-4.0",
@@ -68,6 +77,8 @@ def write(folder: Path) -> None:
     lines = ["---", f"license: {licence}", "library_name: diffusers"]
     if folder.name in ("base", "marked", "finetuned", "lora"):
         lines += ["pipeline_tag: text-to-image"]
+    if folder.name == "unconditional":
+        lines += ["pipeline_tag: unconditional-image-generation"]
     lines += ["tags: [emoji, aiao-watermark]" if folder.name == "marked" else "tags: [emoji]", "---", ""]
     lines += [f"# {title}", "", "| | |", "|---|---|"]
     if parent is not None:
