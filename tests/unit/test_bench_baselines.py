@@ -154,6 +154,21 @@ def test_likeness_cannot_tell_a_child_from_its_ancestor(scene, tmp_path):
     assert stranger.verdict == "not_verified" and stranger.log10_p is None
 
 
+def test_a_mark_is_carried_by_the_layers_asked_for(scene):
+    chosen = {
+        name: METHODS["aiao"](train="lazy", carrier=name)
+        ._profile(scene.copy_of_base(), scene)
+        .laziest(scene.base, 0.3)
+        for name in ("lazy", "busy", "random")
+    }
+    moved = METHODS["aiao"](train="lazy")._profile(scene.copy_of_base(), scene)
+    assert chosen["lazy"] == moved.laziest(scene.base, 0.3) and chosen["busy"] == moved.busiest(scene.base, 0.3)
+    assert chosen["lazy"][0] != chosen["busy"][0]
+    assert set(chosen["random"]) not in (set(chosen["lazy"]), set(chosen["busy"]))
+    with pytest.raises(ConfigError, match="did you mean 'busy'"):
+        METHODS["aiao"](train="lazy", carrier="bussy")
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="must be positive"):
         METHODS["fixedwm"](steps=0)

@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...checkpoint import load_denoiser
 from ...embed import EmbedConfig, embed
 from ...errors import ConfigError
 from ...key import WatermarkKey
+from ...lazy import LayerProfile, self_profile
 from ...record import WatermarkRecord
 from ...verify import verify
-from ..registry import method
+from ..registry import known, method
 from ..scene import Scene
 from .outcome import Outcome
+
+
+CARRIERS = ("lazy", "busy", "random")
 
 
 @method("aiao")
@@ -26,6 +31,8 @@ class AIAO(EmbedConfig):
 
     Reading may escalate where plain looks do not verify: `aligned`, to an alignment, for which the owner lays the clean twin
     open; `healed`, to a short key-blind fine-tune of the suspect on the owner's data.
+    `carrier`: with `train: lazy`, which layers those are by a short fine-tune of the base on the owner's data: `lazy` ones, or,
+    to see what that choice is worth, `busy` or `random` ones.
     Ablations: no decoys `dec: 0, proj: 0, corr: 0`; one fixed sub-path `in_sites: 1, out_sites: 1`.
     """
 
@@ -33,11 +40,13 @@ class AIAO(EmbedConfig):
     key: str = ""
     aligned: bool = False
     healed: bool = False
+    carrier: str = "lazy"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.marked) != bool(self.key):
             raise ConfigError("a mark that is made already names both 'marked' and 'key'.")
+        known("carrier", self.carrier, CARRIERS)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -61,7 +70,16 @@ class AIAO(EmbedConfig):
             return
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(EmbedConfig)}
         config = EmbedConfig(**fields | {"seed": scene.seed})
-        embed(denoiser, key, scene.owner, config, scheduler=scene.scheduler).record.save(folder)
+        profile = self._profile(denoiser, scene) if self.train == "lazy" else None
+        embed(denoiser, key, scene.owner, config, scheduler=scene.scheduler, profile=profile).record.save(folder)
+
+    def _profile(self, denoiser: nn.Module, scene: Scene) -> LayerProfile:
+        """Whose laziest layers are those of `carrier`."""
+        found = self_profile(denoiser, scene.owner, scene.scheduler, seed=scene.seed)
+        drawn = torch.rand(len(found.layers), generator=scene.generator).tolist()
+        order = {"lazy": lambda x, r: x.change, "busy": lambda x, r: -x.change, "random": lambda x, r: r}[self.carrier]
+        layers = (dataclasses.replace(x, change=order(x, r)) for x, r in zip(found.layers, drawn, strict=True))
+        return dataclasses.replace(found, layers=tuple(layers))
 
     def verify(
         self,
