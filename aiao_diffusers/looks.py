@@ -28,6 +28,7 @@ from .subpath import SubPath, draw
 
 
 MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
+FIRST_CHANNELS = 1024  # bits whose floor, 1e-306, is as deep as anyone needs: a wide model's first forward ends there
 AMPLITUDES = (1.0, 2.0, 4.0)  # an attacker who suppresses a mark rarely erases it
 
 
@@ -115,8 +116,9 @@ class Looks:
         """Take the looks at all amplitudes, until one verifies.
 
         Args:
-            gradual (`bool`): look after 1, 2, 4, ... trials, not only after all. early_stop (`bool`): leave an amplitude's
-                remaining trials out once a look has verified.
+            gradual (`bool`): look after 1, 2, 4, ... trials, not only after all, the first of them on the first
+                `FIRST_CHANNELS` channels alone.
+            early_stop (`bool`): leave an amplitude's remaining trials out once a look has verified.
         """
         training = denoiser.training
         denoiser.eval()
@@ -128,6 +130,8 @@ class Looks:
                         self.plain = evidence
                     for trial in range(1, self.trials + 1):
                         subpath = draw(self.ins, self.outs, self.random)
+                        if gradual and trial == 1:
+                            subpath = subpath.until(FIRST_CHANNELS)
                         evidence.add(subpath, self._trial(wired, subpath, amplitude, through))
                         if trial == self.trials or (gradual and not trial & (trial - 1)):
                             self._look(f"{label} x{amplitude:g}", trial, evidence, note or {})

@@ -34,6 +34,16 @@ class SubPath:
         """Orders of the in-sites, `1+5+8`: short enough for a table."""
         return "+".join(str(site.order) for site in self.in_sites)
 
+    def until(self, channels: int) -> "SubPath":
+        """The same in-sites with the first out-sites that together hold at least so many channels, or all of them."""
+        kept, held = [], 0
+        for site in self.out_sites:
+            if held >= channels:
+                break
+            kept.append(site)
+            held += site.width_in
+        return SubPath(self.in_sites, tuple(kept))
+
 
 def sub_path(in_sites: Sequence[Site], out_sites: Sequence[Site]) -> SubPath:
     """The sub-path of these in-sites: its out-sites are those after the first of them."""

@@ -20,10 +20,12 @@ from ..checkpoint import load_denoiser
 from ..data import LatentData
 from ..errors import ConfigError
 from ..key import WatermarkKey
+from ..looks import FIRST_CHANNELS
 from ..probe import probe
 from ..record import WatermarkRecord
 from ..setups import placement
 from ..sites import attention_modules, choose, trace, trace_on
+from ..subpath import sub_path
 from ..verify import verify
 
 
@@ -168,6 +170,7 @@ def geometry_flops(config: Mapping[str, Any] = SD15, *, reduced: int = 16) -> di
 
     layout = trace(unet, call(1, config["sample_size"]))
     ins, outs = choose(layout, KEY, IN_SITES, OUT_SITES)
+    outs = sub_path(ins, outs).until(FIRST_CHANNELS).out_sites
 
     def look(size: int) -> int:
         with probe(unet, [site.name for site in (*ins, *outs)]) as wired:

@@ -1,15 +1,18 @@
 """Sites, processors, probe: bit-exact when unarmed, and everything put back."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from _tiny import tiny_unconditional, tiny_unet
 from diffusers import AutoencoderKL
 
+from aiao_diffusers import LatentData, looks
 from aiao_diffusers.errors import SiteError
 from aiao_diffusers.key import WatermarkKey
 from aiao_diffusers.probe import probe
 from aiao_diffusers.processor import AIAOAttnProcessor
-from aiao_diffusers.sites import attention_modules, trace
+from aiao_diffusers.sites import Site, attention_modules, trace
 from aiao_diffusers.subpath import sub_path
 from aiao_diffusers.trigger import apply_trigger, difference
 
@@ -120,3 +123,27 @@ class TestProbe:
         with probe(unet, list(attention_modules(unet))), torch.no_grad():
             unet(x, 5, **keywords, cross_attention_kwargs={"word": "heard"})
         assert inner.word == "heard"
+
+
+class TestFirstTrial:
+    def test_a_sub_path_is_cut_behind_enough_channels(self):
+        ins, outs = (Site("in", 0, 8, 8),), tuple(Site(f"out{i}", i + 1, 640, 640) for i in range(4))
+        path = sub_path(ins, outs)
+        assert path.until(1024).out_sites == outs[:2] and path.until(1).out_sites == outs[:1]
+        assert path.until(10_000) == path and path.until(640).in_sites == ins
+
+    def test_only_the_first_trial_of_a_wide_model_ends_early(self, monkeypatch):
+        seen = []
+        monkeypatch.setattr(looks, "FIRST_CHANNELS", 8)
+        unet, x, keywords = conditional()
+        sites = trace(unet, lambda: run(unet, x, keywords))
+        ins, outs = tuple(sites[:1]), tuple(sites[-3:])
+        bank = LatentData(x, keywords)
+        record = SimpleNamespace(bank=bank, kappa=1.0, timesteps=1000, noised=lambda x, noise, t: x + noise)
+        taken = looks.Looks(KEY, record, ins, outs, 1e-6, 2, 0, amplitudes=(1.0,))
+        add = looks.Evidence.add
+        monkeypatch.setattr(
+            looks.Evidence, "add", lambda self, path, got: (seen.append(len(got)), add(self, path, got))[1]
+        )
+        taken.escalate(unet, gradual=True)
+        assert seen == [1, 3]
