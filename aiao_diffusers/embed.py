@@ -16,6 +16,7 @@ from torch import nn
 
 from .align import Reference, observe
 from .data import LatentData, prepare
+from .edit import Edit
 from .embed_config import EmbedConfig
 from .embed_report import EmbedReport
 from .errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
@@ -82,8 +83,10 @@ def embed(
         try:
             # The probe comes before accelerate: it unwraps the denoiser, and that would undo its mixed precision.
             with probe(denoiser, wrapped) as wired:
+                if config.edit:
+                    Edit(wired, mark, latents, dict(scheduler.config), config).apply()
                 training = Training(wired, update, mark, kept, latents, dict(scheduler.config), config)
-                history, stopped = training.run(base, callback)
+                history, stopped = training.run(base, callback) if config.steps else ([], None)
             update.shrink(config.kept_share)
             update.keep()
         except BaseException:

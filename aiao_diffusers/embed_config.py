@@ -16,12 +16,14 @@ class EmbedConfig:
     """How to embed. The defaults are the recipe measured on the emoji model (DESIGN section 9).
 
     Args:
-        steps (`int`): optimiser steps, default 600. lr (`float`): AdamW's peak, cosine to 0, default 5e-4.
+        steps (`int`): optimiser steps, default 600; 0 leaves the mark to `edit` alone. lr (`float`): AdamW's peak, cosine to 0, default 5e-4.
         batch_size (`int`): latents a step and process, default 8; the forward holds three times as many.
         accumulate (`int`): forwards that a step's batch is split into, default 1. The result is the same, the memory less.
         train (`str`): which weights carry the mark. "full": all (default). "lazy": the layers that fine-tuning moves
             least, up to `lazy_share` of the parameters, normalisation layers left out. "lora": low-rank factors of
             rank `rank` on every linear and convolution layer, fused at the end.
+        edit (`float`): strength of an edit in closed form before the first step (`edit`), in units of `response`; default 0:
+            none. Seconds; needs `train="full"` and a U-Net of plain transformer blocks.
         lazy_share (`float`): default .5. rank (`int`): default 32.
         in_sites (`int`), out_sites (`int`): how many sites the key selects, defaults 5 and 7.
         kappa (`float`): trigger amplitude in units of the in-site's rms, default 1.
@@ -47,6 +49,7 @@ class EmbedConfig:
     batch_size: int = 8
     accumulate: int = 1
     train: str = "full"
+    edit: float = 0.0
     lazy_share: float = 0.5
     rank: int = 32
     in_sites: int = 5
@@ -71,16 +74,19 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            *("steps", "batch_size", "accumulate", "rank", "in_sites", "out_sites", "bank_size"),
+            *("batch_size", "accumulate", "rank", "in_sites", "out_sites", "bank_size"),
             *("checkpoint_every", "check_every"),
         ):
             self._require(name, _is(self._get(name), Integral) and self._get(name) >= 1, "an integer of at least 1")
         for name in ("lr", "kappa", "response", "resp"):
             self._require(name, _is(self._get(name), Real) and 0 < self._get(name) < math.inf, "positive and finite")
-        for name in ("pres", "eps", "dec", "proj", "corr", "keep"):
+        for name in ("edit", "pres", "eps", "dec", "proj", "corr", "keep"):
             self._require(
                 name, _is(self._get(name), Real) and 0 <= self._get(name) < math.inf, "finite and not negative"
             )
+        least = 0 if self.edit else 1
+        self._require("steps", _is(self.steps, Integral) and self.steps >= least, f"an integer of at least {least}")
+        self._require("edit", not self.edit or self.train == "full", f"0 with train={self.train!r}")
         self._require("train", self.train in TRAIN, f"one of {', '.join(TRAIN)}")
         self._require("accumulate", self.accumulate <= self.batch_size, f"at most batch_size ({self.batch_size})")
         self._require("lazy_share", _is(self.lazy_share, Real) and 0 < self.lazy_share <= 1, "in (0, 1]")

@@ -52,9 +52,10 @@ class EmbedReport:
         names = [name for name in (self.history[0] if self.history else {}) if name not in shown]
         for name in names:
             rows[0].plot(range(1, len(self.history) + 1), [row[name] for row in self.history], label=name, linewidth=1)
-        rows[0].set_yscale("log")
         rows[0].set_ylabel("loss terms, unweighted")
-        rows[0].legend(ncols=4, fontsize="small")
+        if names:
+            rows[0].set_yscale("log")
+            rows[0].legend(ncols=4, fontsize="small")
         if checks:
             for name in ("bits", "weakest"):
                 rows[1].plot([step for step, _ in checks], [row[name] for _, row in checks], marker="o", label=name)

@@ -21,7 +21,10 @@ def embed(
     data: Annotated[
         str | None, typer.Option(help="Image folder, cached latents or prompts (.txt); none: data-free.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = EmbedConfig.steps,
+    steps: Annotated[int, typer.Option(help="Optimiser steps; 0 with --edit.")] = EmbedConfig.steps,
+    edit: Annotated[
+        float, typer.Option(help="Strength of an edit in closed form before training.")
+    ] = EmbedConfig.edit,
     seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
     allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,
     keep: Annotated[list[Path] | None, typer.Option(help="Key of an earlier mark that must go on reading.")] = None,
@@ -44,6 +47,7 @@ def embed(
     pipe = WatermarkedStableDiffusionPipeline.from_pretrained(base)
     config = EmbedConfig(
         steps=steps,
+        edit=edit,
         seed=seed,
         train=train,
         accumulate=accumulate,

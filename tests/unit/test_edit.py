@@ -1,0 +1,108 @@
+"""A mark in closed form: what it changes, how far it shifts the features, and where it cannot be made."""
+
+import pytest
+import torch
+from _tiny import tiny_unconditional, tiny_unet
+from diffusers import DDIMScheduler
+
+from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
+from aiao_diffusers.edit import writer
+from aiao_diffusers.errors import ConfigError
+from aiao_diffusers.probe import probe
+from aiao_diffusers.sites import choose, trace_on
+from aiao_diffusers.subpath import sub_path
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+SCHEDULER = DDIMScheduler(clip_sample=False, steps_offset=1)
+CONFIG = EmbedConfig(steps=0, edit=0.3, in_sites=2, out_sites=2, kept_share=1.0, bank_size=4)
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(16, 5, 12, generator=generator)
+    return LatentData(torch.randn(16, 4, 8, 8, generator=generator), {"encoder_hidden_states": text})
+
+
+def marked(**changes):
+    unet = tiny_unet()
+    return unet, embed(unet, KEY, data(), EmbedConfig(**CONFIG.__dict__ | changes), scheduler=SCHEDULER)
+
+
+def test_only_the_layers_before_the_out_sites_change_and_by_rank_one():
+    unet, report = marked()
+    outs = choose(trace_on(unet, data()), KEY, 2, 2)[1]
+    wanted = {id(writer(unet, site.name)[0]) for site in outs}
+    before, changed = dict(tiny_unet().named_parameters()), set()
+    for name, p in unet.named_parameters():
+        if not torch.equal(p, before[name]):
+            changed.add(id(unet.get_submodule(name.rpartition(".")[0])))
+            if p.ndim > 1:
+                values = torch.linalg.svdvals((p - before[name]).flatten(1))
+                assert values[1] < 1e-4 * values[0]
+    assert changed == wanted and len(wanted) == 2
+    assert report.history == [] and report.to_dict()["steps"] == 0 and report.plot() is not None
+
+
+def test_the_response_follows_the_pattern_and_grows_with_the_strength():
+    def agreement(unet):
+        ins, outs = choose(trace_on(unet, data()), KEY, 2, 2)
+        rows = data()
+        with torch.no_grad(), probe(unet, [s.name for s in (*ins, *outs)]) as wired:
+            t = torch.full((16,), 400)
+            read = wired.read(KEY, sub_path(ins, outs), 1.0, rows.latents, t, rows.keywords())
+        return [float(r.d @ torch.from_numpy(KEY.response_pattern(r.site, len(r.d))).float()) / len(r.d) for r in read]
+
+    base, weak, strong = (agreement(unet) for unet in (tiny_unet(), marked(edit=0.1)[0], marked()[0]))
+    assert all(b < w < s for b, w, s in zip(base, weak, strong, strict=True))
+    assert sum(strong) - sum(base) > 1.5 * (sum(weak) - sum(base))
+
+
+def test_is_the_same_again_and_draws_from_the_seed():
+    def weights(**changes):
+        return torch.cat([p.flatten() for p in marked(**changes)[0].parameters()])
+
+    first, state = weights(), torch.random.get_rng_state()
+    assert torch.equal(first, weights()) and torch.equal(state, torch.random.get_rng_state())
+    assert not torch.equal(first, weights(seed=1))
+
+
+def test_half_precision_is_kept():
+    unet = tiny_unet().to(torch.bfloat16)
+    embed(unet, KEY, data(), CONFIG, scheduler=SCHEDULER)
+    assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
+
+
+def test_training_goes_on_from_it_towards_the_clean_model():
+    """The teacher is the model before the edit, so the preservation terms see what the edit spoilt."""
+    seen = []
+    unet = tiny_unet()
+    config = EmbedConfig(**CONFIG.__dict__ | {"steps": 1, "edit": 2.0, "batch_size": 2})
+    embed(unet, KEY, data(), config, lambda step, row: seen.append(row), scheduler=SCHEDULER)
+    plain = EmbedConfig(**CONFIG.__dict__ | {"steps": 1, "edit": 0.0, "batch_size": 2})
+    embed(tiny_unet(), KEY, data(), plain, lambda step, row: seen.append(row), scheduler=SCHEDULER)
+    assert seen[0]["pres"] > 0 and seen[1]["pres"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"edit": 0.0}, "steps"),
+        ({"edit": -0.1}, "edit"),
+        ({"edit": float("nan")}, "edit"),
+        ({"train": "lora"}, "edit"),
+        ({"train": "lazy"}, "edit"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        EmbedConfig(**CONFIG.__dict__ | changes)
+
+
+def test_a_denoiser_of_other_blocks_is_refused_and_keeps_its_weights():
+    unet = tiny_unconditional(block_out_channels=(16, 16), attention_head_dim=8)
+    before = [p.clone() for p in unet.parameters()]
+    rows = LatentData(torch.randn(4, 3, 8, 8), {})
+    with pytest.raises(ConfigError, match="plain transformer blocks"):
+        embed(unet, KEY, rows, EmbedConfig(steps=0, edit=0.1, in_sites=1, out_sites=1), scheduler=SCHEDULER)
+    assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))
