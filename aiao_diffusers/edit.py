@@ -68,27 +68,28 @@ class Edit:
 
     def _site(self, name: str, layer: Any, norm: Any, pattern: torch.Tensor) -> None:
         width, batches = layer.weight[0].numel() + 1, max(1, round(SAMPLES / self.config.batch_size))
-        device = layer.weight.device
-        moment = torch.zeros(width, width, device=device, dtype=torch.float64)
-        clean_mean, triggered_mean = torch.zeros(2, width, device=device, dtype=torch.float64)
+        # On the CPU: not every accelerator has double precision.
+        moment = torch.zeros(width, width, dtype=torch.float64)
+        clean_mean, triggered_mean = torch.zeros(2, width, dtype=torch.float64)
         deviation = power = 0.0
         for _ in range(batches):
             rows, states = self._inputs(name, layer, norm)
-            clean, triggered, wrong = (part.double() for part in rows.chunk(3))
-            moment += (KEEP * (clean.T @ clean + wrong.T @ wrong) + triggered.T @ triggered) / len(clean) / batches
-            clean_mean += clean.mean(0) / batches
-            triggered_mean += triggered.mean(0) / batches
-            deviation += float(states.std(-1).mean()) / batches
-            power += float(norm(states).square().mean()) / batches
+            clean, triggered, wrong = rows.float().chunk(3)
+            products = KEEP * (clean.T @ clean + wrong.T @ wrong) + triggered.T @ triggered
+            moment += (products / len(clean)).cpu().double() / batches
+            clean_mean += clean.mean(0).cpu().double() / batches
+            triggered_mean += triggered.mean(0).cpu().double() / batches
+            deviation += float(states.float().std(-1).mean()) / batches
+            power += float(norm(states).float().square().mean()) / batches
         moment.diagonal().add_(RIDGE * moment.diagonal().mean())
         tells = torch.linalg.solve(moment, triggered_mean)
         gap = float((triggered_mean - clean_mean) @ tells)
         # A shift x of the residual stream becomes gain x / deviation behind the LayerNorm, less its mean over channels.
         size = self.config.edit * self.config.response * power**0.5 * deviation / gap
-        answer = size * pattern.double() / norm.weight.double()
+        answer = size * (pattern / norm.weight).cpu().double()
         answer = answer - answer.mean()
-        layer.weight += torch.outer(answer, tells[:-1]).to(layer.weight.dtype).reshape(layer.weight.shape)
-        layer.bias += (answer * tells[-1]).to(layer.bias.dtype)
+        layer.weight += torch.outer(answer, tells[:-1]).reshape(layer.weight.shape).to(layer.weight)
+        layer.bias += (answer * tells[-1]).to(layer.bias)
 
     def _inputs(self, site: str, layer: Any, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward. What enters the layer, `(3 B tokens, width + 1)` with a last column of ones, as clean, triggered and
