@@ -6,7 +6,7 @@ Each step forwards one batch in three equal parts with the same latents, timeste
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,15 +88,17 @@ def embed(
                 training = Training(wired, update, mark, kept, latents, dict(scheduler.config), config)
                 history, stopped = training.run(base, callback) if config.steps else ([], None)
             update.shrink(config.kept_share)
+            cost = _priced(
+                update, lambda: price(before, predictions(denoiser.eval(), latents, scheduler)[0], noise), config
+            )
             update.keep()
         except BaseException:
             update.undo()
             raise
-        cost = price(before, predictions(denoiser.eval(), latents, scheduler)[0], noise)
     record = _record(denoiser, key, sites, latents, scheduler, config, base, reference)
     if hasattr(model, "record"):
         model.record = record
-    return EmbedReport(record, history, time.time() - started, cost["ratio"], trained, stopped, reference)
+    return EmbedReport(record, history, time.time() - started, cost, trained, stopped, reference)
 
 
 def _checked(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:
@@ -132,6 +134,16 @@ def _sites(denoiser: nn.Module, latents: LatentData) -> list[Site]:
             f"latents of shape {shape} with conditioning {sorted(latents.conditioning)} do not fit this "
             f"{type(denoiser).__name__} ({error}): encode the images with this model's own VAE and text encoder."
         ) from error
+
+
+def _priced(update: Update, measure: Callable[[], dict[str, float]], config: EmbedConfig) -> float:
+    """What the change costs, shrunk to `config.max_price` where it costs more."""
+    cost = measure()["ratio"]
+    while config.max_price is not None and cost > config.max_price:
+        # The price falls about with the square of the change; a little more, so that this ends.
+        update.shrink(0.98 * (config.max_price / cost) ** 0.5)
+        cost = measure()["ratio"]
+    return cost
 
 
 def _update(

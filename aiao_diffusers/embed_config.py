@@ -35,6 +35,8 @@ class EmbedConfig:
             between these checks, default 50.
         kept_share (`float`): share of the trained change that is kept at the end, default .9. The price in noise prediction
             falls about with its square, the response with itself.
+        max_price (`float`, *optional*): largest `EmbedReport.fidelity` wanted, such as .005; a change that costs more is shrunk
+            until it costs no more. Default None: whatever it costs.
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
         checkpoint_dir (`Path`, *optional*): where to keep a resumable state; checkpoint_every (`int`): steps between.
@@ -64,6 +66,7 @@ class EmbedConfig:
     corr: float = 2.0
     keep: float = 12.0
     kept_share: float = 0.9
+    max_price: float | None = None
     stop_bits: float | None = None
     check_every: int = 50
     bank_size: int = 16
@@ -95,6 +98,8 @@ class EmbedConfig:
         self._require("seed", _is(self.seed, Integral) and 0 <= self.seed < 2**63, "an integer from 0 to 2^63 - 1")
         if self.stop_bits is not None:
             self._require("stop_bits", _is(self.stop_bits, Real) and 0.5 < self.stop_bits <= 1, "in (.5, 1] or None")
+        if self.max_price is not None:
+            self._require("max_price", _is(self.max_price, Real) and 0 < self.max_price < math.inf, "positive or None")
         if self.checkpoint_dir is not None:
             self._require("checkpoint_dir", isinstance(self.checkpoint_dir, str | Path), "a path or None")
 

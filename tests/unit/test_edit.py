@@ -67,6 +67,21 @@ def test_is_the_same_again_and_draws_from_the_seed():
     assert not torch.equal(first, weights(seed=1))
 
 
+@pytest.mark.parametrize("train", ["full", "lazy", "lora"])
+def test_a_price_is_kept_to_by_shrinking_the_change(train):
+    def change(**changes):
+        options = {"steps": 3, "edit": 0.0, "lr": 1e-2, "batch_size": 2, "train": train, "rank": 4} | changes
+        unet, report = marked(**options)
+        pairs = zip(unet.parameters(), tiny_unet().parameters(), strict=True)
+        return torch.cat([(a - b).flatten() for a, b in pairs]), report.fidelity
+
+    whole, dear = change()
+    part, cheap = change(max_price=dear / 10)
+    assert 0 < cheap <= dear / 10 and change(max_price=2 * dear)[1] == pytest.approx(dear)
+    cosine = torch.nn.functional.cosine_similarity(whole, part, dim=0)
+    assert cosine > 0.999 and part.norm() < 0.6 * whole.norm()
+
+
 def test_half_precision_is_kept():
     unet = tiny_unet().to(torch.bfloat16)
     embed(unet, KEY, data(), CONFIG, scheduler=SCHEDULER)

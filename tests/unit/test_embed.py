@@ -34,7 +34,7 @@ class TestConfig:
             *[("eps", -1.0), ("dec", float("nan")), ("train", "half"), ("lazy_share", 0), ("lazy_share", 1.1)],
             *[("accumulate", 0), ("accumulate", 9), ("stop_bits", 0.5), ("stop_bits", 1.1), ("max_unreadable", 1)],
             *[("seed", -1), ("rank", 0), ("check_every", 0), ("checkpoint_dir", 3), ("keep", -1)],
-            *[("kept_share", 0), ("kept_share", 1.1)],
+            *[("kept_share", 0), ("kept_share", 1.1), ("max_price", 0), ("max_price", float("nan"))],
         ],
     )
     def test_a_field_out_of_range_is_named(self, field, value):
