@@ -1,5 +1,6 @@
 """What a denoiser is trained and probed on: clean latents with their conditioning, from whatever the owner has."""
 
+import inspect
 import io
 import json
 import os
@@ -93,6 +94,18 @@ class LatentData:
         tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
         latents = tensors.pop("latents")
         return cls(latents, {name.removeprefix("cond."): value for name, value in tensors.items()})
+
+
+def fitting(data: LatentData, denoiser: Any) -> LatentData:
+    """The conditioning that `denoiser` takes, by its forward's signature: latents cached with captions serve the unconditional
+    model of the same autoencoder too.
+    """
+    forward = getattr(denoiser, "forward", None)
+    parameters = inspect.signature(forward).parameters if forward is not None else {}
+    if not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return data
+    kept = {name: v for name, v in data.conditioning.items() if name.partition(".")[0] in parameters}
+    return data if len(kept) == len(data.conditioning) else LatentData(data.latents, kept)
 
 
 def autoencoder(pipe: Any) -> Any:
@@ -243,14 +256,11 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
         DataError: of no known kind, missing, or unreadable.
     """
     if isinstance(data, LatentData):
-        return data
+        return fitting(data, _denoiser(pipe))
     if isinstance(data, str | Path):
         path = Path(data)
         if path.is_file() and path.suffix == ".safetensors":
-            cached = LatentData.load(path)
-            # Latents cached with captions serve the unconditional model of the same autoencoder as well.
-            prompted = hasattr(pipe, "encode_prompt") or not hasattr(pipe, "scheduler")
-            return cached if prompted else LatentData(cached.latents, {})
+            return fitting(LatentData.load(path), _denoiser(pipe))
         if path.is_file() and path.suffix in (".txt", ".json"):
             return from_prompts(pipe, _prompts(path))
         if path.is_dir():
@@ -267,6 +277,11 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
         images, captions = zip(*rows, strict=True)
         return from_images(pipe, images, captions, max_unreadable=max_unreadable)
     raise DataError(f"data of type {type(data).__name__} is not understood: see `aiao_diffusers.data.prepare`.")
+
+
+def _denoiser(pipe: Any) -> Any:
+    """A pipeline's denoiser, or the denoiser itself."""
+    return getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
 
 
 def _prompts(path: Path) -> list[str]:

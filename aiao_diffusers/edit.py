@@ -2,9 +2,10 @@
 
 The layer that last wrote to the residual stream before an out-site gets a rank-one update r v^T. v tells triggered inputs of
 that layer from clean ones and from inputs under wrong masks: the ridge regression of "is triggered" on the input, whose
-normal equations hold the covariance of all that is to stay as it is. r is the response pattern, scaled so that the out-site's
-features shift by `strength` of their rms on average. Out-sites are edited in order of execution, each on what the earlier
-edits left.
+normal equations hold the covariance of all that is to stay as it is. r is the shift of the residual stream that moves the
+out-site's features by `edit` times the wanted response; v's answer to triggered inputs is short of 1 by as much as they resemble
+the others, so a site shifts in proportion to how well it can tell, and costs accordingly. Out-sites are edited in order of
+execution, each on what the earlier edits left.
 
 Source: our choice, after the closed forms of model editing (Meng et al., "Locating and editing factual associations", 2022).
 """
@@ -28,7 +29,7 @@ from .training import Mark
 
 SAMPLES = 128  # clean ones a site, as many triggered and as many under wrong masks
 KEEP = 10.0  # weight of clean and of wrongly masked inputs against triggered ones
-RIDGE = 1e-3  # added to the normal equations, in units of their mean diagonal
+RIDGE = 1e-2  # added to the normal equations, in units of their mean diagonal
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,23 @@ class Edit:
         width, batches = layer.weight[0].numel() + 1, max(1, round(SAMPLES / self.config.batch_size))
         # On the CPU: not every accelerator has double precision.
         moment = torch.zeros(width, width, dtype=torch.float64)
-        clean_mean, triggered_mean = torch.zeros(2, width, dtype=torch.float64)
+        wanted = torch.zeros(width, dtype=torch.float64)
         deviation = power = 0.0
         for _ in range(batches):
             rows, states = self._inputs(name, layer, norm)
             clean, triggered, wrong = rows.float().chunk(3)
             products = KEEP * (clean.T @ clean + wrong.T @ wrong) + triggered.T @ triggered
             moment += (products / len(clean)).cpu().double() / batches
-            clean_mean += clean.mean(0).cpu().double() / batches
-            triggered_mean += triggered.mean(0).cpu().double() / batches
+            wanted += triggered.mean(0).cpu().double() / batches
             deviation += float(states.float().std(-1).mean()) / batches
             power += float(norm(states).float().square().mean()) / batches
         moment.diagonal().add_(RIDGE * moment.diagonal().mean())
-        tells = torch.linalg.solve(moment, triggered_mean)
-        gap = float((triggered_mean - clean_mean) @ tells)
+        tells = torch.linalg.solve(moment, wanted)
         # A shift x of the residual stream becomes gain x / deviation behind the LayerNorm, less its mean over channels.
-        size = self.config.edit * self.config.response * power**0.5 * deviation / gap
-        answer = size * (pattern / norm.weight).cpu().double()
+        size = self.config.edit * self.config.response * power**0.5 * deviation
+        gain = norm.weight.cpu().double()
+        # A channel that the LayerNorm all but drops cannot be moved; dividing by its gain would blow the update up.
+        answer = torch.where(gain.abs() > 0.05 * gain.abs().median(), size * pattern.cpu() / gain, 0.0)
         answer = answer - answer.mean()
         layer.weight += torch.outer(answer, tells[:-1]).reshape(layer.weight.shape).to(layer.weight)
         layer.bias += (answer * tells[-1]).to(layer.bias)

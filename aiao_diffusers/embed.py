@@ -5,6 +5,7 @@ Each step forwards one batch in three equal parts with the same latents, timeste
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from .update import LowRank, StoredWeights, Update, require_no_adapter
 
 
 __all__ = ["EmbedConfig", "EmbedReport", "embed", "fidelity"]
+
+ROUNDS = 20  # of shrinking to a price, at most
 
 
 def embed(
@@ -68,6 +71,8 @@ def embed(
         from the last checkpoint.
     """
     config = config or EmbedConfig()
+    if keep and not config.steps:
+        raise ConfigError("keep= takes training: an edit alone does not hold earlier marks; set steps above 0.")
     started = time.time()
     denoiser, scheduler = _checked(model, scheduler, allow_marked)
     latents = prepare(model, data, max_unreadable=config.max_unreadable)
@@ -79,7 +84,7 @@ def embed(
         base, reference = weights_sha256(denoiser), observe(denoiser, latents, scheduler.config)
         before, noise = predictions(denoiser, latents, scheduler)
         update = _update(denoiser, latents, scheduler, config, profile)
-        trained = sum(p.numel() for p in update.parameters.values())
+        trained = sum(p.numel() for p in update.parameters.values()) if config.steps else 0
         try:
             # The probe comes before accelerate: it unwraps the denoiser, and that would undo its mixed precision.
             with probe(denoiser, wrapped) as wired:
@@ -87,7 +92,8 @@ def embed(
                     Edit(wired, mark, latents, dict(scheduler.config), config).apply()
                 training = Training(wired, update, mark, kept, latents, dict(scheduler.config), config)
                 history, stopped = training.run(base, callback) if config.steps else ([], None)
-            update.shrink(config.kept_share)
+            if config.steps:
+                update.shrink(config.kept_share)
             cost = _priced(
                 update, lambda: price(before, predictions(denoiser.eval(), latents, scheduler)[0], noise), config
             )
@@ -137,13 +143,21 @@ def _sites(denoiser: nn.Module, latents: LatentData) -> list[Site]:
 
 
 def _priced(update: Update, measure: Callable[[], dict[str, float]], config: EmbedConfig) -> float:
-    """What the change costs, shrunk to `config.max_price` where it costs more."""
-    cost = measure()["ratio"]
-    while config.max_price is not None and cost > config.max_price:
+    """What the change costs, shrunk to `config.max_price` where it costs more; the same in every process.
+
+    Raises:
+        TrainingError: the price is not finite, or does not fall.
+    """
+    accelerator = Accelerator()
+    for _ in range(ROUNDS):
+        cost = float(accelerator.reduce(torch.tensor(measure()["ratio"], device=accelerator.device), "mean"))
+        if not math.isfinite(cost):
+            raise TrainingError("the marked model's noise predictions are not finite: lower edit or lr.")
+        if config.max_price is None or cost <= config.max_price:
+            return cost
         # The price falls about with the square of the change; a little more, so that this ends.
         update.shrink(0.98 * (config.max_price / cost) ** 0.5)
-        cost = measure()["ratio"]
-    return cost
+    raise TrainingError(f"the price stays at {cost:.2e}, above max_price={config.max_price}: raise it.")
 
 
 def _update(

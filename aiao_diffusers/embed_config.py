@@ -22,8 +22,8 @@ class EmbedConfig:
         train (`str`): which weights carry the mark. "full": all (default). "lazy": the layers that fine-tuning moves
             least, up to `lazy_share` of the parameters, normalisation layers left out. "lora": low-rank factors of
             rank `rank` on every linear and convolution layer, fused at the end.
-        edit (`float`): strength of an edit in closed form before the first step (`edit`), in units of `response`; default 0:
-            none. Seconds; needs `train="full"` and a U-Net of plain transformer blocks.
+        edit (`float`): strength of an edit in closed form before the first step (`edit`), 1 aiming at the wanted response; default
+            0: none. Seconds; needs `train="full"` and a U-Net of plain transformer blocks.
         lazy_share (`float`): default .5. rank (`int`): default 32.
         in_sites (`int`), out_sites (`int`): how many sites the key selects, defaults 5 and 7.
         kappa (`float`): trigger amplitude in units of the in-site's rms, default 1.
@@ -33,7 +33,7 @@ class EmbedConfig:
         stop_bits (`float`, *optional*): stop early once each in-site alone, and all together, read at this bit accuracy
             and wrong masks read like chance (`holding`); None, the default, runs all steps. check_every (`int`): steps
             between these checks, default 50.
-        kept_share (`float`): share of the trained change that is kept at the end, default .9. The price in noise prediction
+        kept_share (`float`): share of the change that is kept at the end of training, default .9. The price in noise prediction
             falls about with its square, the response with itself.
         max_price (`float`, *optional*): largest `EmbedReport.fidelity` wanted, such as .005; a change that costs more is shrunk
             until it costs no more. Default None: whatever it costs.
@@ -97,6 +97,7 @@ class EmbedConfig:
         self._require("max_unreadable", _is(self.max_unreadable, Real) and 0 <= self.max_unreadable < 1, "in [0, 1)")
         self._require("seed", _is(self.seed, Integral) and 0 <= self.seed < 2**63, "an integer from 0 to 2^63 - 1")
         if self.stop_bits is not None:
+            self._require("stop_bits", self.steps > 0, "None with steps=0")
             self._require("stop_bits", _is(self.stop_bits, Real) and 0.5 < self.stop_bits <= 1, "in (.5, 1] or None")
         if self.max_price is not None:
             self._require("max_price", _is(self.max_price, Real) and 0 < self.max_price < math.inf, "positive or None")

@@ -76,8 +76,8 @@ class Looks:
     Args:
         ins, outs: the key's sites. trials (`int`): for each amplitude, at most. seed (`int`): of sub-paths and inputs.
     Attributes:
-        sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. response, tests: of
-        the best look. notes: for each look what the report adds to it. evaluations: single-sample forwards spent.
+        sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. response, tests,
+        by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each look what the report adds to it. evaluations: single-sample forwards spent.
     """
 
     key: WatermarkKey
@@ -95,6 +95,7 @@ class Looks:
         self.plain = Evidence(self.key)
         self.response: dict[str, np.ndarray] = {}
         self.tests: tuple[SiteTest, ...] = ()
+        self.by_ranks = False
         self.notes: list[dict[str, Any]] = []
         self.evaluations = 0
 
@@ -117,7 +118,7 @@ class Looks:
 
         Args:
             gradual (`bool`): look after 1, 2, 4, ... trials, not only after all, the first of them on the first
-                `FIRST_CHANNELS` channels alone.
+                `FIRST_CHANNELS` channels alone if it may be the last.
             early_stop (`bool`): leave an amplitude's remaining trials out once a look has verified.
         """
         training = denoiser.training
@@ -130,7 +131,7 @@ class Looks:
                         self.plain = evidence
                     for trial in range(1, self.trials + 1):
                         subpath = draw(self.ins, self.outs, self.random)
-                        if gradual and trial == 1:
+                        if gradual and early_stop and trial == 1:
                             subpath = subpath.until(FIRST_CHANNELS)
                         evidence.add(subpath, self._trial(wired, subpath, amplitude, through))
                         if trial == self.trials or (gradual and not trial & (trial - 1)):
@@ -149,7 +150,7 @@ class Looks:
         self.sequence = self.sequence.look(label, trials=trial, log10_p=log10_p)
         self.notes.append(note)
         if self.sequence.looks[-1].log10_p_adjusted <= self.sequence.log10_p or not self.tests:
-            self.response, self.tests = dict(evidence.total), evidence.tests()
+            self.response, self.tests, self.by_ranks = dict(evidence.total), evidence.tests(), ranks
 
     def _trial(self, wired: Wired, subpath: SubPath, amplitude: float, through: Coordinates | None) -> list[Reading]:
         record, generator = self.record, self.generator
@@ -212,8 +213,13 @@ def answering() -> Iterator[None]:
         raise NotTestableError(f"the suspect does not take the record's probe inputs: {error}") from error
 
 
-def wrong_responses(response: dict[str, np.ndarray], key: WatermarkKey, count: int = 100) -> dict[str, Any]:
+def wrong_responses(
+    response: dict[str, np.ndarray], key: WatermarkKey, count: int = 100, *, ranks: bool = False
+) -> dict[str, Any]:
     """The same readings against `count` wrong response patterns: their p-values must look uniform.
+
+    Args:
+        ranks (`bool`): by rank scores, if the verdict is by them.
 
     Returns:
         `{"n", "median_log10_p", "smallest_log10_p", "hits"}`; about -.3 and -log10(n) are expected. `hits` holds each
@@ -223,7 +229,8 @@ def wrong_responses(response: dict[str, np.ndarray], key: WatermarkKey, count: i
     for number in range(count):
         wrong = key.child(f"control/{number}")
         triples = [triple(d, wrong.response_pattern(n, len(d))) for n, d in response.items()]
-        values.append(combined_log10_p(triples))
+        other = Evidence(wrong, response)
+        values.append(other.rank_log10_p() if ranks else combined_log10_p(triples))
         totals.append(sum(agreeing for _, _, agreeing in triples))
     return {
         "n": count,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .align import Reference, align, reference_for
-from .data import LatentData, prepare
+from .data import LatentData, fitting, prepare
 from .errors import ConfigError, KeyMismatchError, NotTestableError
 from .healing import BATCH, STEPS, healed
 from .key import WatermarkKey
@@ -164,6 +164,10 @@ def _read(
         if not matches:
             warnings.append("the base's weights are not those of the marked model in the record (another SHA-256).")
     tests, plain = looks.tests, looks.plain
+    if looks.by_ranks:
+        warnings.append(
+            "log10_p is by rank scores; hits, bit accuracy and the sites' own p-values are of the same readings."
+        )
     passed = sum(p <= math.log10(alpha) for p in plain.alone)
     return VerificationReport(
         verdict=looks.sequence.verdict,
@@ -179,7 +183,7 @@ def _read(
         denoiser_evals=looks.evaluations,
         sites=tests,
         proves=found.proves if looks.verified else "nothing",
-        controls={"wrong_response": wrong_responses(looks.response, key)},
+        controls={"wrong_response": wrong_responses(looks.response, key, ranks=looks.by_ranks)},
         warnings=tuple(warnings),
         looks=looks.to_dicts(),
         adapter=found.adapter,
@@ -203,7 +207,7 @@ def _further(looks: Looks, denoiser: nn.Module, means: _Means) -> list[str]:
     if looks.verified or means.healing is None:
         return notes
     try:
-        twin = healed(denoiser, means.healing, looks.record.scheduler, steps=STEPS, seed=looks.seed)
+        twin = healed(denoiser, fitting(means.healing, denoiser), looks.record.scheduler, steps=STEPS, seed=looks.seed)
     except NotTestableError as error:
         return [*notes, f"the healing looks are not available: {error}"]
     looks.evaluations += STEPS * BATCH

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..checkpoint import load_denoiser
+from ..errors import ConfigError
 from ..fidelity import fidelity
 from ..key import WatermarkKey
 from ..looks import key_sites
@@ -85,6 +86,8 @@ def _spread(readings: Sequence[tuple[float, float]]) -> dict[str, float]:
 def looks(denoiser: nn.Module, scene: Scene, spec: QualitySpec) -> dict[str, Any]:
     """Pictures of the marked model against the base's; the base's own two seeds are the floor."""
     prompts, first = generate(scene.base, scene, spec, scene.seed + 1)
+    if not prompts:
+        raise ConfigError("an unconditional model has no CLIP-score: pass --images 0.")
     second = generate(scene.base, scene, spec, scene.seed + 2)[1]
     marked = generate(denoiser, scene, spec, scene.seed + 3)[1]
     a, b, m = (embedded(prompts, x, scene, spec) for x in (first, second, marked))

@@ -76,7 +76,7 @@ def embedded(prompts: list[str], made: torch.Tensor, scene: Scene, spec: Quality
 
     Returns:
         `image` and, where there are prompts, `text`: embeddings `(N, D)` of unit length; `features`: the hidden states of the
-        vision tower, each token's of unit length, `(layers, N, tokens, width)`.
+        vision tower, each token's of unit length, `(layers, N, tokens, width)` in half precision.
     """
     model, tokenizer = _clip(scene.find(spec.clip))
     side = model.config.vision_config.image_size
@@ -84,7 +84,7 @@ def embedded(prompts: list[str], made: torch.Tensor, scene: Scene, spec: Quality
     out = model.vision_model(pixel_values=pixels, output_hidden_states=True)
     result = {
         "image": F.normalize(model.visual_projection(out.pooler_output), dim=-1),
-        "features": F.normalize(torch.stack(out.hidden_states), dim=-1),
+        "features": torch.stack([F.normalize(states, dim=-1).half() for states in out.hidden_states]),
     }
     if prompts:
         tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -110,7 +110,7 @@ def perceptual(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     Source: the idea of LPIPS (Zhang et al., 2018) on the CLIP model's vision tower, for LPIPS' own networks need a download;
     without its learned weights.
     """
-    return (a["features"] - b["features"]).square().sum(-1).mean().item()
+    return (a["features"].float() - b["features"].float()).square().sum(-1).mean().item()
 
 
 class Quality:

@@ -11,7 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from aiao_diffusers import LatentData
-from aiao_diffusers.data import from_images, prepare, vocabulary_prompts
+from aiao_diffusers.data import fitting, from_images, prepare, vocabulary_prompts
 from aiao_diffusers.errors import DataError
 
 
@@ -66,8 +66,17 @@ class TestUnconditionalLatents:
     def test_latents_cached_with_captions_serve_it_without(self, tmp_path):
         cached = LatentData(torch.randn(3, 2, 4, 4), {"encoder_hidden_states": torch.randn(3, 5, 6)})
         cached.save(tmp_path / "cached.safetensors", dtype=torch.float32)
-        data = prepare(latent_pipe(AutoencoderKL(**LEVELS)), tmp_path / "cached.safetensors")
-        assert torch.equal(data.latents, cached.latents) and not data.conditioning
+        pipe = latent_pipe(AutoencoderKL(**LEVELS))
+        for data in (
+            prepare(pipe, tmp_path / "cached.safetensors"),
+            prepare(pipe, cached),
+            fitting(cached, pipe.unet),
+        ):
+            assert torch.equal(data.latents, cached.latents) and not data.conditioning
+
+    def test_conditioning_that_the_denoiser_takes_is_kept(self):
+        labelled = LatentData(torch.randn(3, 2, 4, 4), {"class_labels": torch.arange(3)})
+        assert prepare(latent_pipe(AutoencoderKL(**LEVELS)), labelled) is labelled
 
 
 class TestImages:

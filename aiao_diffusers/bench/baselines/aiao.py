@@ -46,7 +46,8 @@ class AIAO(EmbedConfig):
         super().__post_init__()
         if bool(self.marked) != bool(self.key):
             raise ConfigError("a mark that is made already names both 'marked' and 'key'.")
-        known("carrier", self.carrier, CARRIERS)
+        if known("carrier", self.carrier, CARRIERS) != "lazy" and self.train != "lazy":
+            raise ConfigError(f"carrier '{self.carrier}' takes train: lazy, got '{self.train}'.")
 
     @property
     def sources(self) -> tuple[str, ...]:
