@@ -278,7 +278,7 @@ class TestMark:
         unet, data, scheduler = learner(64)
         keys, records = [KEY.child(f"owner {i}") for i in range(3)], []
         for number, key in enumerate(keys):
-            config = EmbedConfig(**LEARN, steps=30)
+            config = EmbedConfig(**LEARN, steps=50)
             records.append(embed(unet, key, data, config, scheduler=scheduler, keep=keys[:number]).record)
         assert all(verify(unet, k, record=r).verified for k, r in zip(keys, records, strict=True))
         assert verify(unet, KEY.child("nobody"), record=records[0]).log10_p > -3
