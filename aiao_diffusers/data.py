@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .errors import DataError
+from .setups import denoiser_of
 
 
 # What PIL raises on a file that is empty, cut, no image, or a bomb.
@@ -256,11 +257,11 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
         DataError: of no known kind, missing, or unreadable.
     """
     if isinstance(data, LatentData):
-        return fitting(data, _denoiser(pipe))
+        return fitting(data, denoiser_of(pipe))
     if isinstance(data, str | Path):
         path = Path(data)
         if path.is_file() and path.suffix == ".safetensors":
-            return fitting(LatentData.load(path), _denoiser(pipe))
+            return fitting(LatentData.load(path), denoiser_of(pipe))
         if path.is_file() and path.suffix in (".txt", ".json"):
             return from_prompts(pipe, _prompts(path))
         if path.is_dir():
@@ -277,11 +278,6 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
         images, captions = zip(*rows, strict=True)
         return from_images(pipe, images, captions, max_unreadable=max_unreadable)
     raise DataError(f"data of type {type(data).__name__} is not understood: see `aiao_diffusers.data.prepare`.")
-
-
-def _denoiser(pipe: Any) -> Any:
-    """A pipeline's denoiser, or the denoiser itself."""
-    return getattr(pipe, "unet", None) or getattr(pipe, "transformer", None) or pipe
 
 
 def _prompts(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ Source: our choice, after the closed forms of model editing (Meng et al., "Locat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,6 +48,14 @@ class Edit:
     data: LatentData
     schedule: dict[str, Any]
     config: EmbedConfig
+
+    @cached_property
+    def _noising(self) -> Any:
+        return noise_schedule(self.schedule)
+
+    @cached_property
+    def _masks(self) -> dict[str, torch.Tensor]:
+        return self.mark.masks(next(self.wired.denoiser.parameters()).device)
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -96,8 +105,8 @@ class Edit:
         """One forward. What enters the layer, `(3 B tokens, width + 1)` with a last column of ones, as clean, triggered and
         decoy rows; what enters the norm where nothing is armed, `(B, tokens, C)`.
         """
-        device, config, noising = layer.weight.device, self.config, noise_schedule(self.schedule)
-        batch, masks = self.data.take(torch.randint(len(self.data), (config.batch_size,))), self.mark.masks(device)
+        device, config, noising, masks = layer.weight.device, self.config, self._noising, self._masks
+        batch = self.data.take(torch.randint(len(self.data), (config.batch_size,)))
         x = batch.latents.to(device)
         t = torch.randint(int(noising.config["num_train_timesteps"]), (len(x),), device=device)
         (true, loud), (wrong, louder, _) = triggers(masks, config), decoys(masks, config)

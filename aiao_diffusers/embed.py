@@ -27,8 +27,8 @@ from .lazy import LayerProfile, self_profile
 from .probe import probe
 from .record import WatermarkRecord, weights_sha256
 from .safefile import check_finite
+from .setups import denoiser_of
 from .sites import Site, choose, trace_on, unwrap
-from .suspect import denoiser_of
 from .training import Callback, Mark, Training
 from .update import LowRank, StoredWeights, Update, require_no_adapter
 

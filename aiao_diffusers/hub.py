@@ -29,7 +29,8 @@ from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedErro
 from .key import WatermarkKey
 from .record import DOCUMENT, FOLDER, WatermarkRecord, has_record, weights_sha256
 from .safefile import PICKLE_SUFFIXES, load_tensors, read_json
-from .suspect import denoiser_of, find_record, label_of, local_path
+from .setups import denoiser_of
+from .suspect import find_record, label_of, local_path
 from .verify import verify
 
 

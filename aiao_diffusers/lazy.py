@@ -19,7 +19,8 @@ from .checkpoint import load_denoiser
 from .data import LatentData
 from .errors import ConfigError, DataError, WrongBaseError
 from .finetune import finetune
-from .suspect import denoiser_of, label_of, local_path, opened
+from .setups import denoiser_of
+from .suspect import label_of, local_path, opened
 from .update import NORMS, StoredWeights
 
 

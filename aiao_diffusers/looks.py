@@ -228,10 +228,9 @@ def wrong_responses(
     values, totals = [], []
     for number in range(count):
         wrong = key.child(f"control/{number}")
-        triples = [triple(d, wrong.response_pattern(n, len(d))) for n, d in response.items()]
         other = Evidence(wrong, response)
-        values.append(other.rank_log10_p() if ranks else combined_log10_p(triples))
-        totals.append(sum(agreeing for _, _, agreeing in triples))
+        values.append(other.rank_log10_p() if ranks else other.log10_p())
+        totals.append(sum(agreeing for _, (_, _, agreeing) in other.triples(response)))
     return {
         "n": count,
         "median_log10_p": float(np.median(values)),

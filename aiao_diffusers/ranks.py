@@ -27,9 +27,8 @@ from .statistics import hits
 
 
 RankSite = tuple[int, int, int]
-_WIDTH = (
-    12.0  # of the FFT's window, in units of sqrt(sum of squared ranges): Hoeffding puts less than 1e-30 outside it
-)
+# Of the FFT's window, in units of sqrt(sum of squared ranges): Hoeffding puts less than 1e-30 outside it.
+_WIDTH = 12.0
 
 
 @lru_cache(maxsize=64)

@@ -44,6 +44,15 @@ class Values(Mapping[str, torch.Tensor]):
         return len(self.state)
 
 
+def denoiser_of(source: Any) -> nn.Module | None:
+    """The denoiser of a pipeline or the module itself; None for a path."""
+    for name in ("unet", "transformer"):
+        part = getattr(source, name, None)
+        if isinstance(part, nn.Module) and not isinstance(source, nn.Module):
+            return part
+    return source if isinstance(source, nn.Module) else None
+
+
 def placement(denoiser: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where the denoiser's inputs go, and the dtype it computes in."""
     device = next(denoiser.parameters()).device

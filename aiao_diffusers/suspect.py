@@ -15,6 +15,7 @@ from .errors import NotTestableError, RecordError, SuspectError
 from .lora import applied
 from .pull import Pulled, pull, pull_record
 from .record import WatermarkRecord, has_record, weights_sha256
+from .setups import denoiser_of
 from .sites import unwrap
 
 
@@ -77,15 +78,6 @@ def _located(source: str | Path, revision: str | None, weight_name: str | None) 
         return path, path, None
     pulled = pull(_repo_id(source), revision, weight_name)
     return pulled.path, pulled.root, pulled
-
-
-def denoiser_of(source: Any) -> nn.Module | None:
-    """The denoiser of a pipeline or the module itself; None for a path."""
-    for name in ("unet", "transformer"):
-        part = getattr(source, name, None)
-        if isinstance(part, nn.Module) and not isinstance(source, nn.Module):
-            return part
-    return source if isinstance(source, nn.Module) else None
 
 
 def find_record(*sources: Any) -> WatermarkRecord | None:

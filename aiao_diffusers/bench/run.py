@@ -25,7 +25,7 @@ from ..data import LatentData
 from ..errors import AIAOError, DataError
 from ..key import WatermarkKey
 from ..record import weights_sha256
-from ..suspect import denoiser_of
+from ..setups import denoiser_of
 from . import results
 from .quality import OTHER_SEED, Quality
 from .registry import ATTACKS

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data import LatentData, from_images, prepare
 from ..errors import ConfigError, DataError
-from ..suspect import denoiser_of
+from ..setups import denoiser_of
 
 
 @dataclass(frozen=True)
