@@ -42,6 +42,7 @@ from .detect import (
 )
 from .errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
 from .families import QUANTO_DATA, SCALE_NOTES, mismatch, packed, scales
+from .hashes import tensor_sha256
 from .model_folder import check_config, modern_attention, weight_files
 from .safefile import (
     MAX_HEADER_BYTES,
@@ -56,7 +57,6 @@ from .safefile import (
     read_json,
     short,
     stream,
-    tensor_sha256,
 )
 
 

@@ -26,8 +26,9 @@ from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model
 from .checkpoint import load_denoiser
 from .detect import DENOISER_FOLDERS, detect
 from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
+from .hashes import weights_sha256
 from .key import WatermarkKey
-from .record import DOCUMENT, FOLDER, WatermarkRecord, has_record, weights_sha256
+from .record import DOCUMENT, FOLDER, WatermarkRecord, has_record
 from .safefile import PICKLE_SUFFIXES, load_tensors, read_json
 from .setups import denoiser_of
 from .suspect import find_record, label_of, local_path

@@ -23,6 +23,7 @@ from .adapter_config import config_in_metadata, scaling_from
 from .detect import DENOISER_FOLDERS, detect
 from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
 from .families import differ, mismatch, packed
+from .hashes import tensor_sha256
 from .lora_formats import Group, Parsed, Scaling, new_weight, parse, scaling_of
 from .lora_names import EXPECTED_PREFIXES, Part
 from .safefile import (
@@ -34,7 +35,6 @@ from .safefile import (
     read_header,
     read_json,
     short,
-    tensor_sha256,
 )
 
 

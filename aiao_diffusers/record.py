@@ -16,8 +16,6 @@ from torch import nn
 from .data import LatentData
 from .errors import AIAOError, RecordError
 from .key import SCHEME, WatermarkKey
-from .safefile import tensor_sha256
-from .setups import Values
 from .sites import Site
 
 
@@ -163,11 +161,3 @@ def probe_timesteps(steps: int) -> tuple[int, int]:
 def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:
     """The forward process of a scheduler's config; only its betas count here."""
     return DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """`tensor_sha256` of a module's weights as float32.
-
-    Values, not storage: fp16 weights loaded as float32 hash like the same numbers stored as float32.
-    """
-    return tensor_sha256(Values(module))

@@ -3,7 +3,6 @@
 Nothing is ever unpickled. A file that fails a step is not read further, so a hostile one costs at most its header.
 """
 
-import hashlib
 import json
 import math
 import struct
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .errors import NotTestableError, SuspectError, UnsafeFileError
 
@@ -24,6 +22,8 @@ MAX_JSON_BYTES = 16 * 2**20
 MAX_TENSOR_BYTES = 128 * 2**30
 MAX_TENSORS = 100_000
 MAX_RANK = 8
+PIECE = 2**18
+"""Values looked at in one go: no second copy of a large tensor."""
 
 TORCH_DTYPES = {
     "BOOL": torch.bool,
@@ -258,7 +258,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], what: str = "the weights")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() or tensor.is_complex():
             # By pieces, so that no copy of a large tensor is made; float8 has no kernel of either.
-            pieces = tensor.detach().reshape(-1).split(2**18)
+            pieces = tensor.detach().reshape(-1).split(PIECE)
             narrow = tensor.is_floating_point() and tensor.element_size() == 1
             if not all(_finite(piece.float() if narrow else piece) for piece in pieces):
                 bad.append(name)
@@ -270,30 +270,6 @@ def check_finite(tensors: Mapping[str, torch.Tensor], what: str = "the weights")
 def _finite(values: torch.Tensor) -> bool:
     # A sum is eight times faster than looking at each value, and NaN or Inf never leaves it; finite values may overflow it.
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
-
-
-def tensor_sha256(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 of a denoiser's state: independent of insertion order, device and file layout, not of dtype.
-
-    Hashed per tensor, names in code-point order: byte length of the UTF-8 name, name, dtype, shape, little-endian bytes.
-    Every field is length-prefixed, so no two states share an encoding.
-
-    Raises:
-        NotTestableError: a tensor has no data (meta device).
-    """
-    state = source.state_dict() if isinstance(source, nn.Module) else source
-    digest = hashlib.sha256(b"aiao-tensors-v1\0")
-    for name in sorted(state):
-        tensor = state[name].detach()
-        if tensor.is_meta:
-            raise NotTestableError(f"{short(name)} has no data: it is on the meta device")
-        for field in (name, str(tensor.dtype), ",".join(map(str, tensor.shape))):
-            raw = field.encode()
-            digest.update(struct.pack("<Q", len(raw)) + raw)
-        flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(struct.pack("<Q", flat.numel()))
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()
 
 
 def inside(folder: Path, name: str) -> Path:

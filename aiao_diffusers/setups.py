@@ -18,7 +18,7 @@ from torch import nn
 class Values(Mapping[str, torch.Tensor]):
     """A module's state as the numbers it stands for, made one tensor at a time so that no second copy is held.
 
-    Floating point comes as float32, quantised weights dequantised, offloaded ones fetched to the CPU.
+    Floating point comes as it is stored, quantised weights dequantised, offloaded ones fetched to the CPU.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,7 +35,7 @@ class Values(Mapping[str, torch.Tensor]):
         # Every tensor has a method `dequantize`; only subclasses (torchao, quanto) mean it.
         if type(value) not in (torch.Tensor, nn.Parameter) and hasattr(value, "dequantize"):
             value = value.dequantize()
-        return value.float() if value.is_floating_point() else value
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.state)

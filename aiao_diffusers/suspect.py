@@ -12,9 +12,10 @@ from torch import nn
 from .checkpoint import load_denoiser
 from .detect import detect
 from .errors import NotTestableError, RecordError, SuspectError
+from .hashes import weights_sha256
 from .lora import applied
 from .pull import Pulled, pull, pull_record
-from .record import WatermarkRecord, has_record, weights_sha256
+from .record import WatermarkRecord, has_record
 from .setups import denoiser_of
 from .sites import unwrap
 

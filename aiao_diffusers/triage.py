@@ -19,13 +19,13 @@ from torch import nn
 from .checkpoint import compare_shapes, load_denoiser
 from .detect import common_prefix
 from .errors import LoraNotLoadedError, NotTestableError, WrongBaseError
+from .hashes import tensor_sha256, weights_sha256
 from .lora import applied
 from .lora_formats import new_weight, parse
 from .model_folder import modern_attention
 from .pull import Candidate
-from .record import weights_sha256
 from .remote import Remote
-from .safefile import check_finite, load_tensors, read_header, read_json, short, tensor_sha256
+from .safefile import check_finite, load_tensors, read_header, read_json, short
 from .suspect import Opened
 
 
@@ -147,7 +147,7 @@ def placed(candidate: Candidate, root: Path, label: str, base: Resident) -> Iter
         float((tensors[n].double() - v.double()).square().sum()) for n, v in state.items() if v.is_floating_point()
     )
     opened = Opened(denoiser or base.denoiser, label, None, "descent", None)
-    digest, distance = tensor_sha256(tensors), math.sqrt(moved) / base.norm
+    digest, distance = weights_sha256(tensors), math.sqrt(moved) / base.norm
     if denoiser is not None:
         yield Placed(opened, digest, distance)
         return

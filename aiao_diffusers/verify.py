@@ -11,10 +11,11 @@ from torch import nn
 from .align import Reference, align, reference_for
 from .data import LatentData, fitting, prepare
 from .errors import ConfigError, KeyMismatchError, NotTestableError
+from .hashes import weights_sha256
 from .healing import BATCH, STEPS, healed
 from .key import WatermarkKey
 from .looks import AMPLITUDES, Looks, key_sites, wrong_responses
-from .record import WatermarkRecord, weights_sha256
+from .record import WatermarkRecord
 from .report import VerificationReport
 from .safefile import check_finite
 from .setups import Values, bare

@@ -28,8 +28,9 @@ from torch import nn
 from ..checkpoint import load_denoiser
 from ..detect import detect
 from ..errors import AIAOError
+from ..hashes import tensor_sha256
 from ..lora import applied
-from ..safefile import check_finite, tensor_sha256
+from ..safefile import check_finite
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, whole_models
 from .formats import Peak
 

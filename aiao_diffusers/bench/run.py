@@ -23,8 +23,8 @@ from torch import nn
 
 from ..data import LatentData
 from ..errors import AIAOError, DataError
+from ..hashes import weights_sha256
 from ..key import WatermarkKey
-from ..record import weights_sha256
 from ..setups import denoiser_of
 from . import results
 from .quality import OTHER_SEED, Quality

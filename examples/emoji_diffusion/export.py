@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord
-from aiao_diffusers.record import weights_sha256
+from aiao_diffusers.hashes import weights_sha256
 from aiao_diffusers.sites import trace_on
 
 
