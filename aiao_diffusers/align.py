@@ -41,7 +41,7 @@ from .hashes import tensor_sha256, weights_sha256
 from .maps import TINY, SiteMap, fit, fit_stream
 from .record import WatermarkRecord, noise_schedule
 from .safefile import load_tensors
-from .setups import placement
+from .setups import evaluating, placement
 from .sites import IN_SPAN, OUT_SPAN, Site, attention_modules, first_tensor, span, trace_on, unwrap
 from .suspect import opened
 from .trigger import channel_axis
@@ -198,9 +198,7 @@ def _capture(
         target.setdefault(name, []).append(chosen.clamp(-65504, 65504))
 
     device, dtype = placement(denoiser)
-    training = denoiser.training
-    denoiser.eval()
-    try:
+    with evaluating(denoiser):
         for start in range(0, len(inputs), BATCH):
             rows = torch.arange(start, min(start + BATCH, len(inputs)))
             batch, times = inputs.take(rows), timesteps[rows].to(device)
@@ -222,8 +220,6 @@ def _capture(
 
                     stack.callback(modules[name].register_forward_pre_hook(entered, with_kwargs=True).remove)
                 denoiser(batch.latents.to(device, dtype), times, **batch.keywords(device, dtype))
-    finally:
-        denoiser.train(training)
     return tuple({name: torch.cat(parts) for name, parts in side.items()} for side in kept)  # type: ignore[return-value]
 
 

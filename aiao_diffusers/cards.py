@@ -274,6 +274,7 @@ def _claim(owner: str, commitment: str) -> dict[str, str]:
 def _control(value: Any) -> str:
     """A control of a report in words."""
     items = value.items() if isinstance(value, dict) else [("value", value)]
+    items = [(name, v) for name, v in items if not isinstance(v, list | tuple)]  # a histogram's counts
     return ", ".join(
         f"{name.replace('_', ' ')} {v:.2f}" if isinstance(v, float) else f"{name} {v}" for name, v in items
     )

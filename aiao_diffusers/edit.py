@@ -25,6 +25,7 @@ from .errors import ConfigError
 from .losses import decoys, triggers
 from .probe import Wired, repeat
 from .record import noise_schedule
+from .setups import evaluating
 from .training import Mark
 
 
@@ -66,15 +67,11 @@ class Edit:
         """
         denoiser = self.wired.denoiser
         layers = [(site.name, *writer(denoiser, site.name)) for site in self.mark.outs]
-        patterns, training = self.mark.patterns(layers[0][1].weight.device), denoiser.training
-        denoiser.eval()
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(self.config.seed)
-                for name, layer, norm in layers:
-                    self._site(name, layer, norm, patterns[name])
-        finally:
-            denoiser.train(training)
+        patterns = self.mark.patterns(layers[0][1].weight.device)
+        with evaluating(denoiser), torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            for name, layer, norm in layers:
+                self._site(name, layer, norm, patterns[name])
 
     def _site(self, name: str, layer: Any, norm: Any, pattern: torch.Tensor) -> None:
         width, batches = layer.weight[0].numel() + 1, max(1, round(SAMPLES / self.config.batch_size))

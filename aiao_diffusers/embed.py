@@ -28,7 +28,7 @@ from .lazy import LayerProfile, self_profile
 from .probe import probe
 from .record import WatermarkRecord
 from .safefile import check_finite
-from .setups import denoiser_of
+from .setups import denoiser_of, evaluating
 from .sites import Site, choose, trace_on, unwrap
 from .training import Callback, Mark, Training
 from .update import LowRank, StoredWeights, Update, require_no_adapter
@@ -69,7 +69,7 @@ def embed(
     Raises:
         AlreadyMarkedError, DataError, SiteError, ConfigError; TrainingError: a loss is not finite, or the disk is full.
         On any exception, also Ctrl-C, the denoiser gets its weights back; with `checkpoint_dir` the next call goes on
-        from the last checkpoint.
+        from the last checkpoint. One exception: with `train="lora"`, once the factors are fused for the record's hash.
     """
     config = config or EmbedConfig()
     if keep and not config.steps:
@@ -98,11 +98,17 @@ def embed(
             cost = _priced(
                 update, lambda: price(before, predictions(denoiser.eval(), latents, scheduler)[0], noise), config
             )
-            update.keep()
+            update.settle()
         except BaseException:
             update.undo()
             raise
-    record = _record(denoiser, key, sites, latents, scheduler, config, base, reference)
+    try:
+        # Of the weights as the user keeps them: `_borrowed` has put their precision back.
+        record = _record(denoiser, key, sites, latents, scheduler, config, base, reference)
+    except BaseException:
+        update.undo()
+        raise
+    update.keep()
     if hasattr(model, "record"):
         model.record = record
     return EmbedReport(record, history, time.time() - started, cost, trained, stopped, reference)
@@ -119,6 +125,8 @@ def _checked(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:
     scheduler = scheduler or getattr(model, "scheduler", None)
     if scheduler is None:
         raise ConfigError("a bare denoiser needs its noise schedule: pass scheduler=DDPMScheduler(...).")
+    if "beta_schedule" not in scheduler.config and "trained_betas" not in scheduler.config:
+        raise ConfigError(f"{type(scheduler).__name__} has no betas: models that match flows are not supported yet.")
     require_no_adapter(denoiser)
     if getattr(denoiser, "is_gradient_checkpointing", False):
         # Its second forward runs in the backward pass, when the trigger is disarmed: the gradients would be wrong.
@@ -176,22 +184,20 @@ def _update(
 @contextmanager
 def _borrowed(denoiser: nn.Module, seed: int) -> Iterator[None]:
     """What belongs to the user and is needed for training: precision, mode, gradient flags and the random state."""
-    training = denoiser.training
     state = [(p, p.requires_grad, p.dtype) for p in denoiser.parameters()]
-    with torch.random.fork_rng():
+    with evaluating(denoiser), torch.random.fork_rng():
         # Through Accelerator: a bare PartialState does not know of `accelerate launch --cpu`.
         torch.manual_seed(seed + Accelerator().process_index)
         try:
             # AdamW's updates vanish in half precision; the launcher's mixed precision is what saves time.
             for p, _, dtype in state:
                 p.data = p.data.float() if dtype.is_floating_point else p.data
-            denoiser.eval()
             yield
         finally:
-            denoiser.train(training)
             for p, flag, dtype in state:
                 p.data = p.data.to(dtype)
                 p.requires_grad_(flag)
+                p.grad = None
 
 
 def _record(

@@ -4,18 +4,36 @@ import math
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
 from .data import LatentData
+from .errors import ConfigError
 from .record import noise_schedule
 from .setups import placement
+
+
+def target(noising: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """What a denoiser of this schedule is trained to predict of `latents` under `noise` at `timestep` `(B,)`.
+
+    Raises:
+        ConfigError: the schedule's `prediction_type` is none of epsilon, v_prediction and sample.
+    """
+    kind = noising.config["prediction_type"]
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return noising.get_velocity(latents, noise, timestep)
+    if kind == "sample":
+        return latents
+    raise ConfigError(f"prediction_type {kind!r} is unknown: epsilon, v_prediction and sample are known.")
 
 
 @torch.no_grad()
 def predictions(
     denoiser: nn.Module, data: LatentData, scheduler: Any, *, samples: int = 256, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise predictions and the noise itself, `(samples, ...)` float32 on the CPU; the draws depend on `seed` alone."""
+    """Predictions and what they should have been (`target`), `(samples, ...)` float32 on the CPU; the draws depend on `seed` alone."""
     generator = torch.Generator().manual_seed(seed)
     noising = noise_schedule(dict(scheduler.config))
     (device, dtype), predicted, truth = placement(denoiser), [], []
@@ -27,7 +45,7 @@ def predictions(
         t = torch.randint(int(noising.config["num_train_timesteps"]), (size,), generator=generator)
         noised = noising.add_noise(x, noise, t).to(device, dtype)
         predicted.append(denoiser(noised, t.to(device), **batch.keywords(device, dtype)).sample.float().cpu())
-        truth.append(noise)
+        truth.append(target(noising, x, noise, t))
     return torch.cat(predicted), torch.cat(truth)
 
 

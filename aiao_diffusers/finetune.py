@@ -1,4 +1,4 @@
-"""Ordinary fine-tuning: diffusers' noise prediction objective, on whatever requires a gradient."""
+"""Ordinary fine-tuning: diffusers' objective, of whatever the schedule says is predicted, on whatever requires a gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data import LatentData
+from .fidelity import target
 from .record import noise_schedule
 
 
@@ -32,7 +33,7 @@ def finetune(
     noising = noise_schedule(dict(getattr(scheduler, "config", scheduler)))
     device = next(denoiser.parameters()).device
     denoiser.train()
-    with torch.random.fork_rng():
+    with torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in range(steps):
             batch = data.take(torch.randint(len(data), (batch_size,)))
@@ -40,7 +41,7 @@ def finetune(
             t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,))
             noised = noising.add_noise(batch.latents, noise, t)
             predicted = denoiser(noised.to(device), t.to(device), **batch.keywords(device)).sample
-            loss = F.mse_loss(predicted, noise.to(device))
+            loss = F.mse_loss(predicted, target(noising, batch.latents, noise, t).to(device))
             loss.backward()
             nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
             optimizer.step()

@@ -14,7 +14,7 @@ from .safefile import PIECE, short
 from .setups import Values
 
 
-HALVES = (torch.bfloat16, torch.float16)
+NARROW = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def tensor_sha256(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
@@ -40,7 +40,7 @@ def tensor_sha256(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
 def weights_sha256(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
     """Hex SHA-256 of the numbers that a denoiser's weights are, whatever they are stored as.
 
-    Each tensor is written in the first of bfloat16, float16 and float32 that holds its values exactly, so float16 weights
+    Each tensor is written in the first of bfloat16, float16, float32 and its own dtype that holds its values exactly, so float16 weights
     loaded as float32 hash like the file they came from, and half-precision models cost half the hashing. The encoding is that
     of `tensor_sha256` with each tensor's bytes replaced by their SHA-256: tensors are hashed side by side, on as many threads
     as torch uses. Values are taken to be finite, as verification demands before it hashes.
@@ -69,13 +69,13 @@ def weights_sha256(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
 def _exactly(flat: torch.Tensor) -> tuple[torch.dtype, bytes]:
     """The dtype that the values are hashed as, and the SHA-256 of their bytes in it."""
     stored = flat.dtype
-    halves = HALVES[: HALVES.index(stored)] if stored in HALVES else HALVES if stored.is_floating_point else ()
-    for half in halves:
+    narrower = NARROW[: NARROW.index(stored)] if stored in NARROW else NARROW if stored.is_floating_point else ()
+    for dtype in narrower:
         # Ends at the first piece that does not fit, which is nearly always the first of all.
-        content = _digest(flat, half, exact=True)
+        content = _digest(flat, dtype, exact=True)
         if content is not None:
-            return half, content
-    last = torch.float32 if stored.is_floating_point and stored not in HALVES else stored
+            return dtype, content
+    last = torch.float32 if stored.is_floating_point and stored.itemsize == 1 else stored
     content = _digest(flat, last, exact=False)
     assert content is not None
     return last, content
@@ -84,9 +84,12 @@ def _exactly(flat: torch.Tensor) -> tuple[torch.dtype, bytes]:
 def _digest(flat: torch.Tensor, dtype: torch.dtype, *, exact: bool) -> bytes | None:
     """SHA-256 of the values as `dtype`; None where `exact` and one of them changes."""
     digest = hashlib.sha256()
-    for piece in flat.split(PIECE):
+    for piece in flat.resolve_conj().split(PIECE):
+        piece = (
+            piece.float() if piece.is_floating_point() and piece.itemsize == 1 else piece
+        )  # float8 compares nowhere
         written = piece.to(dtype)
-        if exact and not torch.equal(written.float(), piece.float()):
+        if exact and not torch.equal(written.to(piece.dtype), piece):
             return None
         digest.update(_bytes(written.cpu().contiguous()))
     return digest.digest()

@@ -27,7 +27,7 @@ def healed(denoiser: nn.Module, data: LatentData, scheduler: Any, *, steps: int 
         data: clean latents with conditioning; a probe bank alone is little, the owner's own data is better.
         steps (`int`, defaults to 150): of batch 8 at learning rate 1e-4. A step costs about three forwards of its batch.
     Raises:
-        NotTestableError: the suspect has weights that cannot be trained (quantised ones).
+        NotTestableError: the suspect has weights that cannot be trained (quantised ones), or does not take `data`.
     """
     twin: nn.Module = copy.deepcopy(unwrap(denoiser))
     # Subclasses of Parameter's data (torchao, quanto) call themselves floating point, but hold integers.
@@ -38,6 +38,8 @@ def healed(denoiser: nn.Module, data: LatentData, scheduler: Any, *, steps: int 
         raise NotTestableError(
             "the suspect's weights are offloaded and cannot be trained: load it without offloading."
         )
-    return finetune(
-        twin.float().requires_grad_(True), data, scheduler, steps=steps, lr=RATE, batch_size=BATCH, seed=seed
-    )
+    twin.float().requires_grad_(True)
+    try:
+        return finetune(twin, data, scheduler, steps=steps, lr=RATE, batch_size=BATCH, seed=seed)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise NotTestableError(f"the suspect does not train on the latents given for healing: {error}") from error

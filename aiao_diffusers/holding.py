@@ -9,7 +9,7 @@ from .data import LatentData
 from .key import WatermarkKey
 from .probe import Wired
 from .record import noise_schedule, probe_timesteps
-from .setups import placement
+from .setups import evaluating, placement
 from .sites import Site
 from .statistics import combined_log10_p, triple
 from .subpath import SubPath, sub_path
@@ -66,15 +66,11 @@ def holding(
         readings = wired.read(masks, armed, kappa, sample, t.to(device), keywords)
         return [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
 
-    training = wired.denoiser.training
-    wired.denoiser.eval()
-    try:
+    with evaluating(wired.denoiser):
         together = sub_path(ins, outs)
         alone = [_bits(tests(key, sub_path([site], outs))) for site in ins]
         bits = _bits(tests(key, together))
         wrong = min(combined_log10_p(tests(key.child(f"wrong/{i}"), together)) for i in range(WRONG))
-    finally:
-        wired.denoiser.train(training)
     return Holding(bits, min(alone), wrong)
 
 

@@ -19,7 +19,7 @@ from .checkpoint import load_denoiser
 from .data import LatentData
 from .errors import ConfigError, DataError, WrongBaseError
 from .finetune import finetune
-from .setups import denoiser_of
+from .setups import denoiser_of, evaluating
 from .suspect import label_of, local_path, opened
 from .update import NORMS, StoredWeights
 
@@ -239,15 +239,14 @@ def self_profile(
     scheduler = scheduler or getattr(model, "scheduler", None)
     if denoiser is None or scheduler is None:
         raise ConfigError("self_profile takes a pipeline, or a denoiser and its scheduler.")
-    training = denoiser.training
     flags = [(p, p.requires_grad) for p in denoiser.parameters()]
     stored = StoredWeights(denoiser, [name for name, _ in denoiser.named_parameters()])
     try:
-        finetune(denoiser, data, scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
-        row = _changes((name, old, p.data) for name, p, old in stored.originals())
+        with evaluating(denoiser):
+            finetune(denoiser, data, scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+            row = _changes((name, old, p.data) for name, p, old in stored.originals())
     finally:
         stored.undo()
-        denoiser.train(training)
         for p, flag in flags:
             p.requires_grad_(flag)
             p.grad = None

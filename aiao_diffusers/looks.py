@@ -7,6 +7,7 @@ amplitude's last trial the same readings are looked at once more, by rank scores
 as `SequentialTest` asks.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from .key import WatermarkKey
 from .probe import Coordinates, Reading, Wired, probe
 from .ranks import rank_log10_p, rank_site
 from .record import WatermarkRecord, probe_timesteps
-from .setups import placement
+from .setups import evaluating, placement
 from .sites import Site, attention_modules, choose, trace_on
 from .statistics import SequentialTest, SiteTest, combined_log10_p, site_log10_p, triple
 from .subpath import SubPath, draw
@@ -77,7 +78,8 @@ class Looks:
         ins, outs: the key's sites. trials (`int`): for each amplitude, at most. seed (`int`): of sub-paths and inputs.
     Attributes:
         sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. response, tests,
-        by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each look what the report adds to it. evaluations: single-sample forwards spent.
+        by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each look what the report adds to it.
+        missed: looks that could not be taken, and why. evaluations: single-sample forwards spent.
     """
 
     key: WatermarkKey
@@ -98,6 +100,8 @@ class Looks:
         self.by_ranks = False
         self.notes: list[dict[str, Any]] = []
         self.evaluations = 0
+        self.missed: list[str] = []
+        self._best = (math.inf, math.inf)
 
     @property
     def verified(self) -> bool:
@@ -121,35 +125,42 @@ class Looks:
                 `FIRST_CHANNELS` channels alone if it may be the last.
             early_stop (`bool`): leave an amplitude's remaining trials out once a look has verified.
         """
-        training = denoiser.training
-        denoiser.eval()
-        try:
-            with probe(denoiser, [site.name for site in (*self.ins, *self.outs)]) as wired:
-                for amplitude in self.amplitudes:
-                    evidence = Evidence(self.key)
-                    if not self.sequence.looks:
-                        self.plain = evidence
+        with evaluating(denoiser), probe(denoiser, [site.name for site in (*self.ins, *self.outs)]) as wired:
+            for amplitude in self.amplitudes:
+                named = f"{label} x{amplitude:g}"
+                evidence = Evidence(self.key)
+                if not self.sequence.looks:
+                    self.plain = evidence
+                try:
                     for trial in range(1, self.trials + 1):
                         subpath = draw(self.ins, self.outs, self.random)
                         if gradual and early_stop and trial == 1:
                             subpath = subpath.until(FIRST_CHANNELS)
                         evidence.add(subpath, self._trial(wired, subpath, amplitude, through))
                         if trial == self.trials or (gradual and not trial & (trial - 1)):
-                            self._look(f"{label} x{amplitude:g}", trial, evidence, note or {})
+                            self._look(named, trial, evidence, note or {})
                             if self.verified and early_stop:
                                 return
-                    if not self.verified:
-                        self._look(f"{label} x{amplitude:g}, ranks", self.trials, evidence, note or {}, ranks=True)
-                    if self.verified:
-                        return
-        finally:
-            denoiser.train(training)
+                except NotTestableError as error:
+                    # A larger trigger may overflow a half-precision model; whether it does hangs on no response pattern,
+                    # so the looks that are left stay exact.
+                    if not self.sequence.looks:
+                        raise
+                    self.missed.append(f"the looks '{named}' ended early: {error}")
+                    continue
+                if not self.verified:
+                    self._look(f"{named}, ranks", self.trials, evidence, note or {}, ranks=True)
+                if self.verified:
+                    return
 
     def _look(self, label: str, trial: int, evidence: Evidence, note: dict[str, Any], *, ranks: bool = False) -> None:
         log10_p = evidence.rank_log10_p() if ranks else evidence.log10_p()
         self.sequence = self.sequence.look(label, trials=trial, log10_p=log10_p)
         self.notes.append(note)
-        if self.sequence.looks[-1].log10_p_adjusted <= self.sequence.log10_p or not self.tests:
+        # Adjusted p-values of an unmarked model are all 1; the raw ones tell which look came nearest.
+        rank = (self.sequence.looks[-1].log10_p_adjusted, log10_p)
+        if rank < self._best:
+            self._best = rank
             self.response, self.tests, self.by_ranks = dict(evidence.total), evidence.tests(), ranks
 
     def _trial(self, wired: Wired, subpath: SubPath, amplitude: float, through: Coordinates | None) -> list[Reading]:
@@ -214,17 +225,19 @@ def answering() -> Iterator[None]:
 
 
 def wrong_responses(
-    response: dict[str, np.ndarray], key: WatermarkKey, count: int = 100, *, ranks: bool = False
+    response: dict[str, np.ndarray], key: WatermarkKey, count: int | None = None, *, ranks: bool = False
 ) -> dict[str, Any]:
     """The same readings against `count` wrong response patterns: their p-values must look uniform.
 
     Args:
+        count (`int`, *optional*): default 100, of rank scores 20: those of a wide model take up to seconds each.
         ranks (`bool`): by rank scores, if the verdict is by them.
 
     Returns:
         `{"n", "median_log10_p", "smallest_log10_p", "hits"}`; about -.3 and -log10(n) are expected. `hits` holds each
         pattern's total, for a histogram.
     """
+    count = count or (20 if ranks else 100)
     values, totals = [], []
     for number in range(count):
         wrong = key.child(f"control/{number}")

@@ -16,6 +16,7 @@ from torch import nn
 from .errors import ShapeError, SiteError
 from .key import WatermarkKey
 from .processor import AIAOAttnProcessor
+from .setups import put_away
 from .sites import attention_modules, unwrap
 from .subpath import SubPath
 from .trigger import channel_axis, difference
@@ -121,7 +122,7 @@ class Wired:
             try:
                 forward()
             except _Stop:
-                pass
+                put_away(self.denoiser)
             return collect()
 
     @torch.no_grad()

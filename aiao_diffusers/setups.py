@@ -4,7 +4,7 @@ Attention slicing, fused projections, gradient checkpointing, ControlNets and ha
 processors installed are wrapped whatever they are, and the denoiser runs in its own dtype.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,16 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import nn
 
+from .errors import NotTestableError
+
 
 class Values(Mapping[str, torch.Tensor]):
     """A module's state as the numbers it stands for, made one tensor at a time so that no second copy is held.
 
     Floating point comes as it is stored, quantised weights dequantised, offloaded ones fetched to the CPU.
+
+    Raises (on access):
+        NotTestableError: a tensor is on the meta device and nothing offloaded stands behind it.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -28,14 +33,24 @@ class Values(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         value = self.state[name]
         if value.is_meta:
-            owner, _, leaf = name.rpartition(".")
-            holder = self.module.get_submodule(owner)
-            with align_module_device(holder, "cpu"):
-                value = getattr(holder, leaf).detach()
+            value = self._offloaded(name)
         # Every tensor has a method `dequantize`; only subclasses (torchao, quanto) mean it.
         if type(value) not in (torch.Tensor, nn.Parameter) and hasattr(value, "dequantize"):
             value = value.dequantize()
         return value
+
+    def _offloaded(self, name: str) -> torch.Tensor:
+        owner, _, leaf = name.rpartition(".")
+        holder = self.module.get_submodule(owner)
+        # The outermost module has several hooks in a row, which accelerate's own `align_module_device` does not look into.
+        for hook in _hooks(holder):
+            if getattr(hook, "weights_map", None) is not None:
+                return hook.weights_map[leaf].detach()
+        try:
+            with align_module_device(holder, "cpu"):
+                return getattr(holder, leaf).detach()
+        except ValueError as error:  # nothing was offloaded: there never was a value
+            raise NotTestableError(f"{name} has no data: it is on the meta device.") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.state)
@@ -66,6 +81,32 @@ def placement(denoiser: nn.Module) -> tuple[torch.device, torch.dtype]:
 def adapters(denoiser: Any) -> list[str]:
     """Names of the PEFT adapters that act on this denoiser."""
     return list(denoiser.active_adapters()) if getattr(denoiser, "peft_config", None) else []
+
+
+def _hooks(module: nn.Module) -> Sequence[Any]:
+    """Accelerate's hooks on a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return () if hook is None else getattr(hook, "hooks", (hook,))
+
+
+def put_away(denoiser: nn.Module) -> None:
+    """Offload what an early end of a forward left loaded: accelerate does so behind each module, and some had not ended."""
+    for module in denoiser.modules():
+        for hook in _hooks(module):
+            if getattr(hook, "offload", False) and any(not p.is_meta for p in module.parameters(recurse=False)):
+                hook.post_forward(module, None)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the length of the block; each part gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 @contextmanager

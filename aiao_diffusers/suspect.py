@@ -120,7 +120,9 @@ def opened(
         given = _base(base, declared) if base is not None or (declared and found.files) else None
         meant = path if pulled or weight_name is None else found.files[0]
         denoiser = load_denoiser(meant, base=given.denoiser if given else None, dtype=torch.float32)
-        record = find_record(root) or (given.record if given else None)
+        # The base that the verifier named comes first: a suspect's publisher could have altered the copy beside it.
+        named = given.record if given and base is not None else None
+        record = named or find_record(root) or (given.record if given else None)
         if record is None and declared is not None:
             record = find_record(pull_record(declared))
             warnings += (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
@@ -143,7 +145,7 @@ def opened(
             label_of(suspect),
             under.label,
             "carries",
-            find_record(root) or under.record,
+            (under.record if declared is None else None) or find_record(root) or under.record,
             asdict(loaded),
             (*warnings, *loaded.warnings),
             {**source, **under.source},

@@ -105,9 +105,24 @@ class Training:
         optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, weight_decay=0.0)
         # Not prepared: accelerate would step it once for every process.
         rates = get_cosine_schedule_with_warmup(optimizer, min(10, config.steps), config.steps)
+        own = set(vars(self.denoiser))
         model, optimizer = accelerator.prepare(self.denoiser.train(), optimizer)
         identity = {"commitment": self.mark.key.commitment, "kept": " ".join(self.kept_names), "base": base}
         state = TrainingState(accelerator, config, parameters, optimizer, rates, **identity)
+        # A step before that failed, or the user's own training, may have left some.
+        optimizer.zero_grad()
+        try:
+            return self._steps(model, optimizer, rates, state, callback)
+        finally:
+            # Off with accelerate's autocast, and with its note that the model has one: a later `prepare` would believe it.
+            accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            for name in {"forward", "_is_accelerate_prepared"} - own:
+                vars(self.denoiser).pop(name, None)
+
+    def _steps(
+        self, model: nn.Module, optimizer: Any, rates: Any, state: TrainingState, callback: Callback | None
+    ) -> tuple[History, int | None]:
+        config, accelerator, parameters = self.config, self.accelerator, self.update.parameters
         history, stopped = state.resume(), None
         for step in range(len(history) + 1, config.steps + 1):
             row = self._gradients(model, step)
@@ -129,7 +144,6 @@ class Training:
                 break
         accelerator.wait_for_everyone()
         state.discard()
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         return history, stopped
 
     def _draw(self) -> _Batch:

@@ -77,7 +77,9 @@ def difference(triggered: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         raise ShapeError(f"triggered {tuple(triggered.shape)} and clean {tuple(clean.shape)} activations must agree.")
     scale = rms(clean)
     if not torch.isfinite(triggered).all() or not torch.isfinite(clean).all():
-        raise NotTestableError("an out-site's activations are not finite: the suspect's weights are broken.")
+        raise NotTestableError(
+            "an out-site's activations are not finite: weights are broken, or the trigger overflows their dtype."
+        )
     if not (scale > 0).all():
         raise NotTestableError("an out-site's activations are all zero: the suspect's weights are broken.")
     change = (triggered.float() - clean.float()) / scale

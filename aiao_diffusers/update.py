@@ -40,8 +40,11 @@ class Update(Protocol):
     def shrink(self, share: float) -> None:
         """Keep this share of the change, between 0 and 1."""
 
+    def settle(self) -> None:
+        """Make the change part of the denoiser's own weights; `undo` takes full and lazy training back still."""
+
     def keep(self) -> None:
-        """Make the change part of the denoiser's own weights."""
+        """The end: `undo` is of no use any more."""
 
 
 class StoredWeights:
@@ -104,6 +107,9 @@ class StoredWeights:
         for _, p, original in self.originals() if share < 1 else ():
             p.lerp_(original, 1 - share)
 
+    def settle(self) -> None:
+        """See `Update`: they are its own weights already."""
+
     def keep(self) -> None:
         """See `Update`."""
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -145,20 +151,28 @@ class LowRank:
         """See `Update`."""
         from diffusers.utils import recurse_remove_peft_layers
 
+        for layer in self.layers:
+            if layer.merged:
+                layer.unmerge()
         recurse_remove_peft_layers(self.denoiser)
         for name in self._added:
             delattr(self.denoiser, name)
+        self._added.clear()
 
     def shrink(self, share: float) -> None:
         """See `Update`."""
         for layer in self.layers:
             layer.scale_layer(share)
 
-    def keep(self) -> None:
-        """See `Update`."""
+    def settle(self) -> None:
+        """See `Update`; when the factors are gone there is no way back."""
         for layer in self.layers:
             layer.merge()
+        self.layers = []
         self.undo()
+
+    def keep(self) -> None:
+        """See `Update`: nothing was stored."""
 
 
 def require_no_adapter(denoiser: nn.Module) -> None:

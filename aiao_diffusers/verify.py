@@ -45,7 +45,8 @@ def verify(
 
     Args:
         suspect, base: a denoiser, a pipeline, a folder, a `.safetensors` file or a Hub repository id; a LoRA needs `base`.
-        record: a `WatermarkRecord` or the folder that holds it; default: the one beside suspect or base.
+        record: a `WatermarkRecord` or the folder that holds it; default: the one beside `base`, else the suspect's
+            own copy, which its publisher could have altered.
         clean_base: a model known to be unmarked; the same question is asked of it, as a control.
         alpha (`float`, defaults to 1e-6): significance. trials (`int`, defaults to 8): Monte Carlo trials a look, at most.
         seed (`int`): of sub-paths, timesteps, probe inputs and noise.
@@ -107,7 +108,8 @@ def verify(
             trials=trials,
             seed=seed,
             amplitudes=amplitudes,
-            reference=means.reference,
+            reference=reference,
+            healing=healing,
         )
         answer = {"verdict": control.verdict, "log10_p": control.log10_p}
         report = replace(report, controls={**report.controls, "clean_base": answer})
@@ -149,7 +151,8 @@ def _read(
     ins, outs = key_sites(denoiser, key, record)
     looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes)
     looks.escalate(denoiser, gradual=True, early_stop=early_stop)
-    warnings = [*found.warnings, *means.warnings, *_further(looks, denoiser, means)]
+    further = _further(looks, denoiser, means)
+    warnings = [*found.warnings, *means.warnings, *further, *looks.missed]
     if len(ins) < record.in_sites or len(outs) < record.out_sites:
         warnings.append(
             f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "

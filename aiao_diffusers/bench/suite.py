@@ -156,7 +156,8 @@ def read_suite(config: str | Path, *, model: str | None = None, data: str | None
     Raises:
         ConfigError: no such file, not YAML, or an unknown, missing or impossible field.
     """
-    shipped = {p.name.removesuffix(".yaml"): p for p in resources.files(__package__).joinpath("suites").iterdir()}
+    files = resources.files(__package__).joinpath("suites").iterdir()
+    shipped = {p.name.removesuffix(".yaml"): p for p in files if p.name.endswith(".yaml")}
     path = Path(config)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

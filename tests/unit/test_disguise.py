@@ -231,6 +231,12 @@ class TestVerify:
         with pytest.raises(RecordError, match="another reference"):
             verify(suspect, KEY, record=report.record, reference=observe(unet, data(), {}))
 
+    def test_the_clean_base_is_asked_through_the_same_reference(self, marked):
+        teacher, unet, report = marked
+        suspect = disguise(copy.deepcopy(unet), "permute")
+        seen = verify(suspect, KEY, record=report.record, reference=teacher, clean_base=teacher)
+        assert seen.verified and seen.controls["clean_base"]["verdict"] == "not_verified"
+
     def test_records_of_before(self, marked, tmp_path):
         teacher, unet, report = marked
         report.record.save(tmp_path)

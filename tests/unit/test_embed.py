@@ -1,12 +1,17 @@
 """The embedding engine on a miniature: what is trained, what is given back, early stop, earlier marks, bad input."""
 
+import sys
+
 import pytest
 import torch
 from _tiny import LEARN, learner, tiny_unet
+from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, inject_adapter_in_model
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, profile, verify
 from aiao_diffusers.errors import ConfigError, DataError, TrainingError, WrongBaseError
+from aiao_diffusers.fidelity import fidelity, target
 from aiao_diffusers.update import LowRank, StoredWeights
 
 
@@ -81,13 +86,13 @@ class TestUpdate:
                 for p in update.parameters.values():
                     p.fill_(0.05)
             update.shrink(share)
-            update.keep()
+            update.settle()
             deltas.append([a - b for a, b in zip(weights(unet), weights(plain), strict=True)])
         for whole, half in zip(*deltas, strict=True):
             assert torch.allclose(half, whole / 2, atol=1e-5)
         assert any(whole.abs().max() > 0.01 for whole in deltas[0])
 
-    def test_low_rank_off_undo_and_keep(self):
+    def test_low_rank_off_undo_and_settle(self):
         sample, time = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
 
         def changed():
@@ -110,9 +115,26 @@ class TestUpdate:
             update.undo()
             assert same(weights(unet), weights(plain)) and vars(unet).keys() == vars(plain).keys()
             unet, update = changed()
+            update.settle()
             update.keep()
             assert torch.allclose(unet(sample, time).sample, adapted, atol=1e-4)
         assert [n for n, _ in unet.named_modules()] == [n for n, _ in plain.named_modules()]
+
+    def test_low_rank_fused_by_half_is_undone(self, monkeypatch):
+        unet = learner()[0]
+        update, before = LowRank(unet, 4), weights(learner()[0])
+        with torch.no_grad():
+            for p in update.parameters.values():
+                p += 0.05
+
+        def stop():
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(update.layers[3], "merge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            update.settle()
+        update.undo()
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(unet), before, strict=True))
 
 
 class TestTraining:
@@ -200,6 +222,27 @@ class TestTraining:
         assert same(weights(looked[0]), weights(plain[0]))
 
 
+class TestTarget:
+    def test_is_what_the_schedule_says(self):
+        latents, noise, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([10, 900])
+        schedules = {kind: DDPMScheduler(prediction_type=kind) for kind in ("epsilon", "v_prediction", "sample")}
+        wanted = {kind: target(schedule, latents, noise, t) for kind, schedule in schedules.items()}
+        assert torch.equal(wanted["epsilon"], noise) and torch.equal(wanted["sample"], latents)
+        # v = sqrt(a) noise - sqrt(1 - a) latents
+        a = schedules["epsilon"].alphas_cumprod[t].view(2, 1, 1, 1)
+        assert torch.allclose(wanted["v_prediction"], a.sqrt() * noise - (1 - a).sqrt() * latents)
+        with pytest.raises(ConfigError, match="prediction_type 'flow'"):
+            target(DDPMScheduler(prediction_type="flow"), latents, noise, t)
+
+    def test_price_of_a_v_prediction_model_is_over_its_own_loss(self):
+        unet, data, _ = learner()
+        losses = [
+            fidelity(unet, unet, data, DDPMScheduler(prediction_type=kind), samples=32)["loss"]
+            for kind in ("epsilon", "v_prediction")
+        ]
+        assert losses[0] != losses[1]
+
+
 class TestBadInput:
     def test_not_finite_loss_stops_and_gives_the_weights_back(self):
         unet, data, scheduler = learner()
@@ -220,6 +263,60 @@ class TestBadInput:
             embed(unet, KEY, data, config, break_it, scheduler=scheduler)
         assert [p.name for p in (tmp_path / "state").iterdir()] == ["step-0000004"]
         assert same(weights(unet), weights(learner()[0]))
+
+    def test_after_a_failure_the_same_model_can_be_tried_again(self):
+        unet, data, scheduler = learner()
+        with pytest.raises(TrainingError, match="lower lr"):
+            embed(unet, KEY, data, short(steps=40, lr=1e12), scheduler=scheduler)
+        assert all(p.grad is None for p in unet.parameters())
+        again = embed(unet, KEY, data, short(), scheduler=scheduler).record
+        assert (
+            again.marked_sha256 == embed(*learner()[:1], KEY, data, short(), scheduler=scheduler).record.marked_sha256
+        )
+
+    def test_gradients_of_the_users_own_training_do_not_count(self):
+        (unet, data, scheduler), fresh = learner(), learner()[0]
+        for p in unet.parameters():
+            p.grad = torch.ones_like(p)
+        one, other = (embed(m, KEY, data, short(), scheduler=scheduler).record for m in (unet, fresh))
+        assert one.marked_sha256 == other.marked_sha256
+
+    @pytest.mark.parametrize("train", ["full", "lazy"])
+    def test_an_interrupt_while_the_record_is_made_gives_the_weights_back(self, monkeypatch, train):
+        def stop(*args):
+            raise KeyboardInterrupt
+
+        # The package's name `embed` is the function; the module is reached by its path.
+        monkeypatch.setattr(sys.modules["aiao_diffusers.embed"], "_record", stop)
+        unet, data, scheduler = learner()
+        with pytest.raises(KeyboardInterrupt):
+            embed(unet, KEY, data, short(train=train), scheduler=scheduler)
+        assert same(weights(unet), weights(learner()[0]))
+
+    def test_accelerate_leaves_no_trace(self, monkeypatch):
+        def stop(step, row):
+            raise KeyboardInterrupt
+
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        AcceleratorState._reset_state(True)
+        try:
+            unet, data, scheduler = learner()
+            before = set(vars(unet))
+            with pytest.raises(KeyboardInterrupt):
+                embed(unet, KEY, data, short(), stop, scheduler=scheduler)
+            assert set(vars(unet)) == before
+            sample, time = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
+            with torch.no_grad():
+                assert torch.equal(unet(sample, time).sample, learner()[0](sample, time).sample)
+            embed(unet, KEY, data, short(), scheduler=scheduler)
+            assert set(vars(unet)) == before
+        finally:
+            AcceleratorState._reset_state(True)
+
+    def test_a_flow_has_no_betas(self):
+        unet, data, _ = learner()
+        with pytest.raises(ConfigError, match="FlowMatchEulerDiscreteScheduler has no betas"):
+            embed(unet, KEY, data, short(), scheduler=FlowMatchEulerDiscreteScheduler())
 
     @pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 1e-3}, {"train": "lora"}])
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path, change):

@@ -40,6 +40,19 @@ def test_each_tensor_is_written_as_narrow_as_it_can_be(value, dtype):
     assert weights_sha256({"w": tensor}) == hashlib.sha256(expected).hexdigest()
 
 
+def test_float64_keeps_what_float32_cannot_hold():
+    values = [1.0, 1.0 + 1e-12, 1e300, 1e200, 0.1, torch.tensor(0.1).item()]
+    assert len({weights_sha256({"w": torch.tensor([v], dtype=torch.float64)}) for v in values}) == 6
+    assert weights_sha256({"w": torch.tensor([0.1])}) == weights_sha256({"w": torch.tensor([0.1]).double()})
+
+
+def test_complex_conjugates():
+    w = torch.tensor([1 + 2j, 3 - 1j])
+    assert (
+        weights_sha256({"w": w.conj()}) == weights_sha256({"w": w.conj().resolve_conj()}) != weights_sha256({"w": w})
+    )
+
+
 def test_name_shape_kind_and_one_bit_count():
     a = torch.arange(6.0)
     flipped = a.clone().view(torch.int32)

@@ -7,11 +7,11 @@ from accelerate import cpu_offload
 from peft import LoraConfig
 from torch import nn
 
-from aiao_diffusers.errors import SiteError
+from aiao_diffusers.errors import NotTestableError, SiteError
 from aiao_diffusers.hashes import weights_sha256
 from aiao_diffusers.key import WatermarkKey
 from aiao_diffusers.probe import probe
-from aiao_diffusers.setups import Values, adapters, bare, placement
+from aiao_diffusers.setups import Values, adapters, bare, evaluating, placement
 from aiao_diffusers.sites import attention_modules, trace
 from aiao_diffusers.subpath import sub_path
 from aiao_diffusers.trigger import apply_trigger, difference
@@ -154,6 +154,36 @@ def test_offloaded():
     assert torch.equal(responses(unet), PLAIN)
     assert weights_sha256(unet) == weights_sha256(tiny_unet())
     assert all(p.is_meta for p in unet.parameters())  # the early stop leaves no weight behind
+
+
+def test_offloaded_weights_of_the_outermost_module():
+    def model():
+        unet = tiny_unet()
+        unet.register_parameter(
+            "table", nn.Parameter(torch.full((3,), 0.3))
+        )  # transformers have such: scale_shift_table
+        return unet
+
+    unet = model()
+    cpu_offload(unet, execution_device=torch.device("cpu"))
+    assert torch.equal(responses(unet), PLAIN)
+    assert all(p.is_meta for p in unet.parameters())
+    assert weights_sha256(unet) == weights_sha256(model()) != weights_sha256(tiny_unet())
+
+
+def test_no_data_at_all_is_not_testable():
+    with torch.device("meta"):
+        empty = nn.Linear(2, 2)
+    with pytest.raises(NotTestableError, match="no data"):
+        weights_sha256(empty)
+
+
+def test_each_part_gets_its_own_mode_back():
+    unet = tiny_unet().train()
+    unet.mid_block.eval()
+    with evaluating(unet):
+        assert not any(part.training for part in unet.modules())
+    assert unet.training and not unet.mid_block.training and unet.down_blocks[0].training
 
 
 class TestAdapters:

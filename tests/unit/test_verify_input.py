@@ -1,6 +1,7 @@
 """Suspects that fit the record badly: read on what is there, or refused with the reason; never a silent verdict."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.record import DOCUMENT, FOLDER
 from aiao_diffusers.sites import choose, trace_on
+from aiao_diffusers.statistics import combined_log10_p
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -143,3 +145,40 @@ class TestRecordFile:
         path.write_text(json.dumps({**json.loads(path.read_text()), "layout": layout}))
         with pytest.raises(RecordError):
             WatermarkRecord.load(tmp_path)
+
+
+class TestLooks:
+    def test_a_trigger_that_overflows_ends_its_own_looks_only(self, record):
+        report = verify(tiny_unet(), KEY, record=record, trials=1, amplitudes=(1.0, 3e38, 2.0))
+        assert [look["label"] for look in report.looks] == [
+            f"amplitude x{x}{by}" for x in (1, 2) for by in ("", ", ranks")
+        ]
+        assert report.verdict == "not_verified"
+        assert any("'amplitude x3e+38' ended early" in text for text in report.warnings)
+        alone = verify(tiny_unet(), KEY, record=record, trials=1, amplitudes=(3e38,))
+        assert alone.verdict == "not_testable" and "overflows" in alone.reason
+
+    def test_an_unmarked_models_figures_are_of_the_look_that_came_nearest(self, record):
+        seen = set()
+        for seed in range(6):
+            report = verify(tiny_unet(), KEY, record=record, trials=1, seed=seed)
+            nearest = min(report.looks, key=lambda look: (look["log10_p_adjusted"], look["log10_p"]))
+            by_ranks = any("by rank scores" in text for text in report.warnings)
+            assert by_ranks == nearest["label"].endswith("ranks")
+            assert report.controls["wrong_response"]["n"] == (20 if by_ranks else 100)
+            if not by_ranks:
+                together = combined_log10_p([(t.channels, t.channels // 2, t.hits) for t in report.sites])
+                assert together == pytest.approx(nearest["log10_p"])
+            seen.add(by_ranks)
+        assert seen == {True, False}
+
+    @pytest.mark.parametrize("data", ["bank", "other channels"])
+    def test_healing_inside_no_grad_and_on_data_that_does_not_fit(self, record, monkeypatch, data):
+        monkeypatch.setattr(sys.modules["aiao_diffusers.verify"], "STEPS", 2)
+        given = True if data == "bank" else LatentData(torch.randn(2, 3, 8, 8), {})
+        with torch.no_grad():
+            report = verify(tiny_unet(), KEY, record=record, trials=1, amplitudes=(1.0,), healing=given)
+        assert report.verdict == "not_verified"
+        healed = [look["label"] for look in report.looks if look["label"].startswith("healed")]
+        refused = [text for text in report.warnings if "healing looks are not available" in text]
+        assert (len(healed), len(refused)) == ((2, 0) if data == "bank" else (0, 1))
