@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from .data import LatentData
-from .errors import AIAOError, RecordError
+from .errors import DataError, RecordError, SuspectError, UnsafeFileError
 from .key import SCHEME, WatermarkKey
+from .safefile import read_json, short
 from .sites import Site
 
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
+MAX_SITES, MAX_WIDTH, MAX_TIMESTEPS = 2**14, 2**16, 10**6
+"""Far above any denoiser; a record from the suspect's side must not decide how long its verification takes."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class WatermarkRecord:
         denoiser (`str`): class name of the marked denoiser; sites (`int`): how many it has.
         in_sites (`int`), out_sites (`int`): how many the key selects.
         kappa (`float`): trigger amplitude, in units of the in-site's rms.
-        response (`float`): alpha of DESIGN section 3, target response in units of the out-site's rms.
+        response (`float`): alpha of the embedding loss, target response in units of the out-site's rms.
         scheduler (`dict`): the noise schedule, as diffusers' config.
         bank (`LatentData`): a few in-distribution latents with conditioning; random ones do not work as probes.
         marked_sha256 (`str`, *optional*): hash of the marked denoiser's weights.
@@ -61,11 +65,38 @@ class WatermarkRecord:
 
     def __post_init__(self) -> None:
         if self.scheme != SCHEME:
-            raise RecordError(f"record of scheme {self.scheme!r}; this version reads {SCHEME!r}: install its version.")
-        if min(self.sites, self.in_sites, self.out_sites) < 1 or not self.kappa > 0 or not self.response > 0:
-            raise RecordError("a record's site counts and amplitudes are positive: it was altered or cut.")
-        if self.layout is not None and len(self.layout) != self.sites:
+            raise RecordError(
+                f"record of scheme {short(self.scheme)}; this version reads {SCHEME!r}: install its version."
+            )
+        for name in ("owner", "commitment", "denoiser"):
+            _require(isinstance(getattr(self, name), str), name, getattr(self, name), "a string")
+        for name in ("marked_sha256", "teacher_sha256", "reference_sha256"):
+            _require(isinstance(getattr(self, name), str | None), name, getattr(self, name), "a string or absent")
+        for name in ("sites", "in_sites", "out_sites"):
+            _require(_count(getattr(self, name), MAX_SITES), name, getattr(self, name), f"1 to {MAX_SITES}")
+        for name in ("kappa", "response"):
+            value = getattr(self, name)
+            _require(type(value) in (int, float) and 0 < value < math.inf, name, value, "a positive number")
+        for site in self.layout or ():
+            widths = site.width_in, site.width_out
+            fits = all(_count(width, MAX_WIDTH) for width in widths)
+            _require(
+                isinstance(site.name, str) and fits, f"site {short(site.name)}", widths, f"1 to {MAX_WIDTH} channels"
+            )
+        if self.layout is not None and len({site.name for site in self.layout}) != self.sites:
             raise RecordError(f"the record lists {len(self.layout)} sites and counts {self.sites}: it was altered.")
+        _require(isinstance(self.scheduler, dict), "scheduler", self.scheduler, "an object")
+        steps = self.scheduler.get("num_train_timesteps", 1000)
+        _require(_count(steps, MAX_TIMESTEPS), "num_train_timesteps", steps, f"1 to {MAX_TIMESTEPS}")
+        try:
+            noise_schedule(self.scheduler)
+        except (
+            TypeError,
+            ValueError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:  # what diffusers says of a bad config
+            raise RecordError(f"the record's noise schedule cannot be built: {short(str(error))}") from error
 
     def belongs_to(self, key: WatermarkKey) -> bool:
         """Whether this record commits to `key`."""
@@ -123,29 +154,35 @@ class WatermarkRecord:
         folder = Path(folder)
         source = folder if (folder / DOCUMENT).is_file() else folder / FOLDER
         try:
-            document = json.loads((source / DOCUMENT).read_text())
+            document = read_json(source / DOCUMENT)
             bank = (source / BANK).read_bytes()
-        except FileNotFoundError as error:
+        except (SuspectError, FileNotFoundError) as error:
             raise RecordError(
                 f"no watermark record in '{folder}' ({FOLDER}/{DOCUMENT}): pass record=FOLDER."
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, UnsafeFileError) as error:
             raise RecordError(f"the record in '{folder}' cannot be read ({error}): restore it.") from error
-        if not isinstance(document, dict) or document.get("scheme") != SCHEME:
-            found = document.get("scheme") if isinstance(document, dict) else type(document).__name__
-            raise RecordError(f"the record in '{folder}' is of scheme {found!r}, this version reads {SCHEME!r}.")
-        stated = (document.pop("probe", None) or {}).get("sha256")
-        if hashlib.sha256(bank).hexdigest() != stated:
+        if document.get("scheme") != SCHEME:
+            found = short(document.get("scheme"))
+            raise RecordError(f"the record in '{folder}' is of scheme {found}, this version reads {SCHEME!r}.")
+        probe, layout = document.pop("probe", None), document.pop("layout", None)
+        if not isinstance(probe, dict) or hashlib.sha256(bank).hexdigest() != probe.get("sha256"):
             raise RecordError(f"the probe bank in '{source}' does not match the record's hash: it was altered.")
         try:
-            layout = document.pop("layout", None)
             if layout is not None:
-                layout = tuple(Site(str(n), i, int(a), int(b)) for i, (n, a, b) in enumerate(layout))
+                layout = tuple(Site(name, order, *widths) for order, (name, *widths) in enumerate(layout))
             return cls(**document, layout=layout, bank=LatentData.load(source / BANK))
-        except AIAOError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise RecordError(f"the record in '{folder}' has missing or unknown fields ({error}).") from error
+        except (TypeError, DataError) as error:
+            raise RecordError(f"the record in '{folder}' has missing, unknown or bad fields ({error}).") from error
+
+
+def _count(value: object, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most  # bool is an int in Python
+
+
+def _require(right: bool, name: str, value: object, wanted: str) -> None:
+    if not right:
+        raise RecordError(f"the record's {name} is {short(value)}, which must be {wanted}: it was altered or cut.")
 
 
 def has_record(folder: str | Path) -> bool:

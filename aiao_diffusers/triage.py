@@ -5,6 +5,7 @@ tensors stand in for the base's, and afterwards the base's own tensors are back.
 """
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from .suspect import Opened
 
 
 _LDM_PREFIX = "model.diffusion_model."
+PEFT_FILE = "adapter_model.safetensors"
 
 
 class Resident:
@@ -45,7 +47,7 @@ class Resident:
         shaped: Any = denoiser  # ModelMixin's config methods are untyped
         with torch.device("meta"):
             self.blank: nn.Module = type(shaped).from_config(shaped.config)
-        self.config = json.loads(json.dumps({k: v for k, v in shaped.config.items() if not k.startswith("_")}))
+        self.config = _plain_config(denoiser)
         state = denoiser.state_dict()
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.bytes = sum(4 * value.numel() for value in state.values())
@@ -68,10 +70,16 @@ class Placed:
 
 
 def file_key(remote: Remote, candidate: Candidate) -> tuple[str, ...]:
-    """The Hub's hashes of a candidate's files; equal keys mean equal bytes. Empty where the Hub names none."""
+    """The Hub's hashes of a candidate's files; equal keys mean equal bytes, read alike. Empty where the Hub names none."""
     files = [remote.files[name] for name in (*candidate.weights, *candidate.others)]
     keys = tuple(sorted(file.sha256 or file.git_sha1 or "" for file in files))
-    return keys if all(keys) else ()
+    return (*keys, *_read_as(candidate.path)) if all(keys) else ()
+
+
+def _read_as(path: str | Path) -> tuple[str, ...]:
+    """peft's own name for an adapter, under which a file is read by the config beside it."""
+    name = Path(path).name
+    return (name,) if name == PEFT_FILE else ()
 
 
 def check_fits(candidate: Candidate, base: Resident) -> None:
@@ -149,6 +157,9 @@ def placed(candidate: Candidate, root: Path, label: str, base: Resident) -> Iter
     opened = Opened(denoiser or base.denoiser, label, None, "descent", None)
     digest, distance = weights_sha256(tensors), math.sqrt(moved) / base.norm
     if denoiser is not None:
+        # Another function than the same tensors on the base: no verdict may be taken over from one to the other.
+        config = {"_class_name": type(denoiser).__name__, **_plain_config(denoiser)}
+        digest = hashlib.sha256(f"{digest} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()
         yield Placed(opened, digest, distance)
         return
     live = {**dict(base.denoiser.named_parameters()), **dict(base.denoiser.named_buffers())}
@@ -166,7 +177,9 @@ def placed(candidate: Candidate, root: Path, label: str, base: Resident) -> Iter
 def _adapter_digest(path: Path) -> str:
     """Of tensors and of everything else that decides their effect."""
     config = path.parent / "adapter_config.json"
-    rest = json.dumps([sorted(read_header(path).metadata.items()), read_json(config) if config.is_file() else None])
+    rest = json.dumps(
+        [sorted(read_header(path).metadata.items()), read_json(config) if config.is_file() else None, *_read_as(path)]
+    )
     return hashlib.sha256(f"{tensor_sha256(load_tensors(path))} {rest}".encode()).hexdigest()
 
 
@@ -179,8 +192,7 @@ def _checkpoint(candidate: Candidate, root: Path, base: Resident) -> tuple[dict[
             raise NotTestableError(
                 f"{short(candidate.path)} is stored quantised: pass the dequantised denoiser to verify."
             )
-        own = {k: v for k, v in config.items() if k in base.config}
-        plain = own == {k: base.config[k] for k in own} and config.get("_class_name") == type(base.denoiser).__name__
+        plain = config.get("_class_name") == type(base.denoiser).__name__ and _filled(config, base) == base.config
     else:
         plain = candidate.kind == "denoiser"
     if not plain:
@@ -193,4 +205,23 @@ def _checkpoint(candidate: Candidate, root: Path, base: Resident) -> tuple[dict[
     tensors = _named(raw, base)
     compare_shapes(base.shapes, {n: tuple(t.shape) for n, t in tensors.items()}, short(candidate.path))
     kinds = {n: v.dtype for n, v in base.denoiser.state_dict().items()}
+    for name, tensor in tensors.items():
+        if kinds[name].is_floating_point and not tensor.is_floating_point():
+            # Packed integers stand for other numbers than their own.
+            raise NotTestableError(
+                f"{short(candidate.path)}: {short(name)} holds {tensor.dtype}, the model needs floats: "
+                "ask for the dequantised weights."
+            )
     return {n: t.to(kinds[n]) for n, t in tensors.items()}, None
+
+
+def _plain_config(denoiser: Any) -> dict[str, Any]:
+    """A denoiser's config as JSON gives it back, without notes on where it came from."""
+    return json.loads(json.dumps({k: v for k, v in denoiser.config.items() if not k.startswith("_")}))
+
+
+def _filled(config: Mapping[str, Any], base: Resident) -> dict[str, Any]:
+    """What the base's class would make of a config file: a key that it lacks has the class's default, not the base's value."""
+    accepted = inspect.signature(type(base.denoiser).__init__).parameters
+    defaults = {n: p.default for n, p in accepted.items() if p.default is not inspect.Parameter.empty}
+    return json.loads(json.dumps(defaults)) | {n: value for n, value in config.items() if n in accepted}

@@ -1,5 +1,6 @@
 """Records and training data: round trips and refusals."""
 
+import hashlib
 import json
 
 import pytest
@@ -33,12 +34,60 @@ class TestRecord:
         with pytest.raises(RecordError, match="altered"):
             WatermarkRecord.load(tmp_path)
 
-    @pytest.mark.parametrize("change", [{"scheme": "aiao-2"}, {"surprise": 1}, {"kappa": -1.0}])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"scheme": "aiao-2"},
+            {"scheme": ["aiao-1"]},
+            {"surprise": 1},
+            {"owner": 7},
+            {"marked_sha256": 7},
+            {"sites": True},
+            {"in_sites": 10**9},
+            {"kappa": -1.0},
+            {"kappa": "1"},
+            {"response": float("1e999")},
+            {"scheduler": []},
+            {"scheduler": {"num_train_timesteps": 0}},
+            {"scheduler": {"num_train_timesteps": 10**12}},
+            {"scheduler": {"num_train_timesteps": "x"}},
+            {"scheduler": {"beta_schedule": "unheard of"}},
+            {"scheduler": {"beta_start": []}},
+            {"probe": [1]},
+            {"probe": None},
+            {"layout": 5},
+            {"layout": [["a", 4, 10**9]] * 22},
+            {"layout": [["a", 4]] * 22},
+            {"layout": [["a", 4, 4]] * 22},
+            {"layout": [["a", 4, 4]]},
+            {"layout": [[[], 4, 4]] * 22},
+        ],
+        ids=str,
+    )
     def test_altered_document(self, record, tmp_path, change):
         record.save(tmp_path)
         path = tmp_path / "aiao" / "watermark.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
         with pytest.raises(RecordError):
+            WatermarkRecord.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        "text", ["[" * 200_000, "[]", "", "{", '{"scheme": "aiao-1", "scheme": "aiao-1"}', "\xff"]
+    )
+    def test_document_that_is_no_object(self, record, tmp_path, text):
+        record.save(tmp_path)
+        (tmp_path / "aiao" / "watermark.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(RecordError, match="cannot be read"):
+            WatermarkRecord.load(tmp_path)
+
+    def test_bank_that_is_no_safetensors_file(self, record, tmp_path):
+        record.save(tmp_path)
+        bank, path = b"\x05" * 40, tmp_path / "aiao" / "watermark.json"
+        (tmp_path / "aiao" / "probe.safetensors").write_bytes(bank)
+        document = json.loads(path.read_text())
+        document["probe"]["sha256"] = hashlib.sha256(bank).hexdigest()
+        path.write_text(json.dumps(document))
+        with pytest.raises(RecordError, match="bad fields"):
             WatermarkRecord.load(tmp_path)
 
     def test_missing(self, tmp_path):
