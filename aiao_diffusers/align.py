@@ -20,7 +20,7 @@ marked and clean activations to search for the response patterns in (a first sea
 let him recognise the clean twin. So `embed` returns it; the owner keeps it beside the key or, which is as good, keeps the
 clean twin and passes that. The record works without either: then the alignment looks are left out, and the report says so.
 
-Source: our choice (DESIGN section 5). How the maps are fitted is in `maps`.
+Source: our choice. How the maps are fitted is in `maps`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Embed a key's mark into a denoiser: losses of DESIGN section 3, recipe of section 9.
+"""Embed a key's mark into a denoiser: losses over clean, triggered and decoy passes.
 
 Each step forwards one batch in three equal parts with the same latents, timesteps and conditioning: clean, triggered
 (the key's masks at a random set of in-sites) and decoy (wrong masks). The model as it was before gives the targets.

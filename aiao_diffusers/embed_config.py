@@ -13,7 +13,7 @@ TRAIN = ("full", "lazy", "lora")
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """How to embed. The defaults are the recipe measured on the emoji model (DESIGN section 9).
+    """How to embed. The defaults are the recipe measured on the emoji model.
 
     Args:
         steps (`int`): optimiser steps, default 600; 0 leaves the mark to `edit` alone. lr (`float`): AdamW's peak, cosine to 0, default 5e-4.

@@ -1,7 +1,7 @@
 """Healing: a short ordinary fine-tune of a suspect, which brings a suppressed mark back.
 
 An attacker who trains a model to ignore random triggers suppresses a mark rather than erasing it; a short ordinary
-fine-tune of the result undoes part of that (DESIGN section 9). It never sees the key, so a p-value read afterwards stays
+fine-tune of the result undoes part of that. It never sees the key, so a p-value read afterwards stays
 exact. What it cannot do is bring a mark into a model that has none: training knows nothing of masks or patterns.
 """
 

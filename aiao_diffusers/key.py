@@ -42,7 +42,7 @@ class WatermarkKey:
         owner (`str`): who claims models marked with this key; part of the commitment.
     Raises:
         KeyFileError: the secret has another length, or the owner is empty.
-    Source: DESIGN section 3 (our choice; the paper's abstract names no key format).
+    Source: our choice; the paper's abstract names no key format.
     """
 
     secret: bytes = field(repr=False)

@@ -30,7 +30,7 @@ def losses(
         resp = |h_trig - (h_T + alpha sqrt(P) s)|^2 / P; pres = |h_clean - h_T|^2 / P; dec = |h_dec - h_T|^2 / P;
         proj = (<mean(h_dec - h_T) / sqrt(P), s> / (alpha C))^2; corr = rho^2 + .3 mean_b rho_b^2, where rho correlates a
         random decoy's centred response with s (a mean bit accuracy of .5 hides such leaks).
-    Source: DESIGN section 9 (our choice).
+    Source: our choice.
     """
     sums: dict[str, Any] = {name: 0.0 for name in ("resp", "pres", "dec", "proj")}
     centred, signs, rho_sites = [], [], []

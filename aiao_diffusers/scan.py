@@ -122,7 +122,7 @@ def scan(
         ConfigError: a number out of range. KeyMismatchError: the record is of another key. NotTestableError: the base does
         not read with this key, so no answer of the scan would mean anything. OutputExistsError: `output` holds another
         scan. HubError, RecordError: the base, its record or its tree cannot be read.
-    Source: DESIGN section 3; triage and correction are our choice.
+    Source: our choice.
     """
     if not 0 < alpha < 1 or trials < 1 or workers < 1 or (max_gb is not None and max_gb < 0):
         raise ConfigError(f"alpha={alpha}, trials={trials}, workers={workers} or max_gb={max_gb} is out of range.")

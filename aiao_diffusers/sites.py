@@ -16,7 +16,7 @@ from .trigger import channel_axis
 
 
 # In-sites come from the first, out-sites from the last part of the sites in order of execution (shares of their number).
-# Early out-sites die under invariance fine-tuning, so the response is read late (DESIGN section 9).
+# Early out-sites die under invariance fine-tuning, so the response is read late.
 IN_SPAN = (0.0, 0.41)
 OUT_SPAN = (0.63, 1.0)
 
@@ -138,7 +138,7 @@ def choose(
         in_count (`int`), out_count (`int`): how many of each; the record says so in public, the key says which.
     Raises:
         ConfigError: the denoiser has too few sites for these counts.
-    Source: our choice (DESIGN section 9).
+    Source: our choice.
     """
     result = []
     for label, share, count in (("in", IN_SPAN, in_count), ("out", OUT_SPAN, out_count)):

@@ -46,7 +46,7 @@ def apply_trigger(output: torch.Tensor, mask: torch.Tensor, amplitude: torch.Ten
         amplitude (`torch.Tensor` or `float`): kappa times the look's factor; a tensor is `(B,)`. 0 leaves a sample as it is.
     Returns:
         `torch.Tensor` of the shape and dtype of `output`.
-    Source: our choice (DESIGN section 3): additive, because a sign flip dies under adaptive attack.
+    Source: our choice: additive, because a sign flip dies under adaptive attack.
     """
     axis, batch, width = channel_axis(output), output.shape[0], mask.shape[-1]
     if output.shape[axis] != width:
@@ -71,7 +71,7 @@ def difference(triggered: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` `(C,)`, float32, CPU; 0.1 means a tenth of the clean rms. Averaged over samples and tokens.
     Raises:
         ShapeError: the shapes differ. NotTestableError: activations not finite, or all zero.
-    Source: our definition (DESIGN section 3); no original model is needed to decode.
+    Source: our definition; no original model is needed to decode.
     """
     if triggered.shape != clean.shape:
         raise ShapeError(f"triggered {tuple(triggered.shape)} and clean {tuple(clean.shape)} activations must agree.")

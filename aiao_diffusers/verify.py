@@ -66,7 +66,7 @@ def verify(
         files. HubError: a repository is missing, private, gated or away. KeyMismatchError: the folder passed as `record`
         commits to another key (a record found beside the suspect only warns, for it is evidence, not a choice).
         RecordError: the record names another reference.
-    Source: DESIGN section 3. The looks and their order are in `looks`; the k-th pays 2^k.
+    Source: our choice. The looks and their order are in `looks`; the k-th pays 2^k.
     """
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha is a probability between 0 and 1, got {alpha}.")

@@ -8,12 +8,13 @@ from ..errors import AIAOError
 from .curves import curves
 from .registry import ATTACKS, METHODS
 from .run import ASSETS, describe, run_suite, unexpected
+from .suite import shipped
 from .tables import SECTIONS, load, table, update
 
 
-def main(words: list[str] | None = None) -> int:
+def main(words: list[str] | None = None, prog: str | None = None) -> int:
     """Exit code 0; 1 for an error, or when a verdict differs from what the suite expects; 2 for misuse."""
-    args = _parser().parse_args(words)
+    args = _parser(prog or "python -m aiao_diffusers.bench").parse_args(words)
     try:
         return int(args.run(args))
     except AIAOError as error:
@@ -55,11 +56,11 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m aiao_diffusers.bench", description=__doc__)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog, description=__doc__)
     verbs = parser.add_subparsers(required=True)
     run = verbs.add_parser("run", help="run what is missing of a suite")
-    run.add_argument("config", nargs="?", help="a YAML file, or smoke, quick, full")
+    run.add_argument("config", nargs="?", help=f"a YAML file, or one of {', '.join(sorted(shipped()))}")
     run.add_argument("--quick", action="store_true", help="the quick suite")
     run.add_argument("-o", "--out", type=Path, default=Path("runs/bench"))
     run.add_argument("--assets", type=Path, default=ASSETS, help="folder that the suite's paths start from")

@@ -146,9 +146,9 @@ def leakage(
     return {"true": accuracy(key), "wrong_mean": float(np.mean(wrong)), "wrong_sd": float(np.std(wrong)), "keys": keys}
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Run on the shipped model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
     parser.add_argument("--seeds", type=int, default=10, help="suspects a row, each with its own disguise and trials")
     parser.add_argument("--steps", type=int, default=50, help="of fine-tuning after the disguise, batch 16, lr 1e-4")

@@ -212,9 +212,9 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(["| what | figure |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]) + "\n"
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Prints a Markdown table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
     parser.add_argument("--marked", type=Path, help="another marked folder, with its record")
     parser.add_argument("--key", type=Path, help="its key")

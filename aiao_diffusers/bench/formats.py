@@ -299,9 +299,9 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(words: list[str] | None = None) -> int:
+def main(words: list[str] | None = None, prog: str | None = None) -> int:
     """Print the table, or JSON lines; exit code 1 where a row is not as expected."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog, description=__doc__)
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the example")
     parser.add_argument("--trials", type=int, default=4, help="Monte Carlo trials a look, at most")
     parser.add_argument("--seed", type=int, default=0, help="of trials and added factors")

@@ -87,11 +87,11 @@ def _best(rows: dict[str, torch.Tensor], key: WatermarkKey, starts: int) -> floa
     return min(0.0, min(values) + math.log10(starts))
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Prints a Markdown table, one row a model and seed."""
     from .scene import open_data, open_pipe
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--starts", type=int, default=16)

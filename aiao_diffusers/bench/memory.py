@@ -63,9 +63,9 @@ def apart(arguments: list[str]) -> int:
     return int(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Prints a Markdown table, one row a way to train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base")
     parser.add_argument("--latents", required=True)
     parser.add_argument("--train", nargs="+", choices=TRAIN, default=TRAIN)

@@ -89,9 +89,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Run on the shipped model; minutes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
     parser.add_argument("--seeds", type=int, default=5, help="of the attack and of the reading")
     parser.add_argument("--trials", type=int, default=8)

@@ -88,7 +88,7 @@ def run_suite(
     """Run what is missing of a suite.
 
     Args:
-        config: a YAML file, or `smoke`, `quick` or `full`.
+        config: a YAML file, or a shipped suite by its name.
         out: folder of `results.jsonl`, marked models and shared files; a killed run goes on there.
         assets: where the suite's relative paths are looked for, after its own folder.
         model, data (`str`, *optional*): use this model, these pictures instead of the suite's.

@@ -148,23 +148,27 @@ def sweep(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {n: same_kind(f"attack '{entry['attack']}': {n}", chosen.get(n, d), d) for n, d in declared.items()}
 
 
+def shipped() -> dict[str, Any]:
+    """The files of the shipped suites, by name."""
+    files = resources.files(__package__).joinpath("suites").iterdir()
+    return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
+
+
 def read_suite(config: str | Path, *, model: str | None = None, data: str | None = None) -> Suite:
-    """A suite from a YAML file, or a shipped one by its name (`smoke`, `quick`, `full`).
+    """A suite from a YAML file, or one of `shipped` by its name.
 
     Args:
         model, data (`str`, *optional*): replace the suite's models and their data, and the attackers' data.
     Raises:
         ConfigError: no such file, not YAML, or an unknown, missing or impossible field.
     """
-    files = resources.files(__package__).joinpath("suites").iterdir()
-    shipped = {p.name.removesuffix(".yaml"): p for p in files if p.name.endswith(".yaml")}
-    path = Path(config)
+    path, named = Path(config), shipped()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ConfigError(f"no suite at '{path}': name a YAML file, or one of {sorted(shipped)}.")
+            raise ConfigError(f"no suite at '{path}': name a YAML file, or one of {sorted(named)}.")
         text = path.read_text()
     else:
-        text = shipped[known("suite", str(config), shipped)].read_text()
+        text = named[known("suite", str(config), named)].read_text()
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -94,7 +94,7 @@ def disguise(context: typer.Context) -> None:
     """Read through function-preserving disguises, with controls (`disguise --help`)."""
     from ..bench.disguise import main
 
-    main(context.args)
+    main(context.args, context.command_path)
 
 
 @app.command("ranks", context_settings=PASSED_ON)
@@ -102,7 +102,7 @@ def ranks(context: typer.Context) -> None:
     """Hits against rank scores on attacked models (`ranks --help`)."""
     from ..bench.ranks import main
 
-    main(context.args)
+    main(context.args, context.command_path)
 
 
 @app.command("formats", context_settings=PASSED_ON)
@@ -110,7 +110,7 @@ def formats(context: typer.Context) -> None:
     """Every format of adapters and checkpoints: does it load, exactly, and what is the verdict (`formats --help`)."""
     from ..bench.formats import main
 
-    raise typer.Exit(main(context.args))
+    raise typer.Exit(main(context.args, context.command_path))
 
 
 @app.command("memory", context_settings=PASSED_ON)
@@ -118,7 +118,7 @@ def memory(context: typer.Context) -> None:
     """Peak memory of embedding beside ordinary fine-tuning (`memory --help`)."""
     from ..bench.memory import main
 
-    main(context.args)
+    main(context.args, context.command_path)
 
 
 @app.command("embed", context_settings=PASSED_ON)
@@ -126,7 +126,7 @@ def embed(context: typer.Context) -> None:
     """What an embedded mark costs and gives away (`embed --help`)."""
     from ..bench.embedding import main
 
-    main(context.args)
+    main(context.args, context.command_path)
 
 
 @app.command("inversion", context_settings=PASSED_ON)
@@ -134,13 +134,13 @@ def inversion(context: typer.Context) -> None:
     """How near trigger inversion comes to the true masks (`inversion --help`)."""
     from ..bench.inversion import main
 
-    main(context.args)
+    main(context.args, context.command_path)
 
 
 def _suite(verb: str, context: typer.Context) -> None:
     from ..bench.__main__ import main
 
-    raise typer.Exit(main([verb, *context.args]))
+    raise typer.Exit(main([verb, *context.args], context.command_path.removesuffix(f" {verb}")))
 
 
 def _say(name: str, result: dict[str, Any], text: str, output: Path | None, as_json: bool) -> None:

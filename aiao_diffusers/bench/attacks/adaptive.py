@@ -4,7 +4,7 @@ The record says how many sites a key uses, the code from which part of the denoi
 which on small models is nearly the exact set. All minimise the ordinary noise loss beside their own term, for a model that
 draws nothing is worth nothing to them.
 
-Source: our choice; DESIGN section 9 has the first two as A1 and A2.
+Source: our choice.
 """
 
 import copy

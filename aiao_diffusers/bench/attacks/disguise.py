@@ -20,7 +20,7 @@ invertible maps inside a head between Q and K or between V and `to_out`, permute
 permuted channels of the residual blocks outside. A factor on the residual stream is exact up to LayerNorm's eps only, and
 harmless: amplitudes are in units of the rms.
 
-Source: our choice; DESIGN section 5.
+Source: our choice.
 """
 
 from collections.abc import Callable, Iterator
