@@ -1,9 +1,9 @@
-"""A mark in closed form: a least-squares edit of the layer before each out-site, as model editing does. Seconds, no optimiser.
+"""A mark in closed form: a least-squares edit of the layer before each out-site, as model editing does. Forwards alone, no optimiser.
 
 The layer that last wrote to the residual stream before an out-site gets a rank-one update r v^T. v tells triggered inputs of
 that layer from clean ones and from inputs under wrong masks: the ridge regression of "is triggered" on the input, whose
 normal equations hold the covariance of all that is to stay as it is. r is the shift of the residual stream that moves the
-out-site's features by `edit` times the wanted response; v's answer to triggered inputs is short of 1 by as much as they resemble
+out-site's features by `edit` times their rms along the pattern; v's answer to triggered inputs is short of 1 by as much as they resemble
 the others, so a site shifts in proportion to how well it can tell, and costs accordingly. Out-sites are edited in order of
 execution, each on what the earlier edits left.
 
@@ -90,7 +90,7 @@ class Edit:
         moment.diagonal().add_(RIDGE * moment.diagonal().mean())
         tells = torch.linalg.solve(moment, wanted)
         # A shift x of the residual stream becomes gain x / deviation behind the LayerNorm, less its mean over channels.
-        size = self.config.edit * self.config.response * power**0.5 * deviation
+        size = self.config.edit * power**0.5 * deviation
         gain = norm.weight.cpu().double()
         # A channel that the LayerNorm all but drops cannot be moved; dividing by its gain would blow the update up.
         answer = torch.where(gain.abs() > 0.05 * gain.abs().median(), size * pattern.cpu() / gain, 0.0)

@@ -7,7 +7,7 @@ Each step forwards one batch in three equal parts with the same latents, timeste
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from .fidelity import fidelity, predictions, price
 from .hashes import weights_sha256
 from .key import WatermarkKey
 from .lazy import LayerProfile, self_profile
+from .loudness import loudness
 from .probe import probe
 from .record import WatermarkRecord
 from .safefile import check_finite
@@ -78,17 +79,19 @@ def embed(
     denoiser, scheduler = _checked(model, scheduler, allow_marked)
     latents = prepare(model, data, max_unreadable=config.max_unreadable)
     sites = _sites(denoiser, latents)
-    mark, *kept = (Mark(k, *choose(sites, k, config.in_sites, config.out_sites)) for k in (key, *keep))
-    wrapped = list(dict.fromkeys(site.name for one in (mark, *kept) for site in (*one.ins, *one.outs)))
     with _borrowed(denoiser, config.seed):
         # Of the clean denoiser: only what does not know the key may align a suspect.
         base, reference = weights_sha256(denoiser), observe(denoiser, latents, scheduler.config)
+        loud = _loudness(model, denoiser, sites, latents, scheduler, config)
+        silent = [name for name, factor in loud.items() if not factor]
+        mark, *kept = (Mark(k, *choose(sites, k, config.in_sites, config.out_sites, silent)) for k in (key, *keep))
+        wrapped = list(dict.fromkeys(site.name for one in (mark, *kept) for site in (*one.ins, *one.outs)))
         before, noise = predictions(denoiser, latents, scheduler)
         update = _update(denoiser, latents, scheduler, config, profile)
         trained = sum(p.numel() for p in update.parameters.values()) if config.steps else 0
         try:
             # The probe comes before accelerate: it unwraps the denoiser, and that would undo its mixed precision.
-            with probe(denoiser, wrapped) as wired:
+            with probe(denoiser, wrapped, loud) as wired:
                 if config.edit:
                     Edit(wired, mark, latents, dict(scheduler.config), config).apply()
                 training = Training(wired, update, mark, kept, latents, dict(scheduler.config), config)
@@ -104,7 +107,7 @@ def embed(
             raise
     try:
         # Of the weights as the user keeps them: `_borrowed` has put their precision back.
-        record = _record(denoiser, key, sites, latents, scheduler, config, base, reference)
+        record = _record(denoiser, key, sites, latents, scheduler, config, base, reference, loud)
     except BaseException:
         update.undo()
         raise
@@ -149,6 +152,17 @@ def _sites(denoiser: nn.Module, latents: LatentData) -> list[Site]:
             f"latents of shape {shape} with conditioning {sorted(latents.conditioning)} do not fit this "
             f"{type(denoiser).__name__} ({error}): encode the images with this model's own VAE and text encoder."
         ) from error
+
+
+def _loudness(
+    model: Any, denoiser: nn.Module, sites: list[Site], latents: LatentData, scheduler: Any, config: EmbedConfig
+) -> Mapping[str, float]:
+    """Factors on the amplitude by in-site; of a further mark those of the first, or earlier keys would read elsewhere."""
+    earlier = getattr(model, "record", None)
+    if earlier is not None:
+        return earlier.factors
+    schedule = dict(scheduler.config)
+    return loudness(denoiser, sites, latents, schedule, most=config.loudest, least=config.in_sites, seed=config.seed)
 
 
 def _priced(update: Update, measure: Callable[[], dict[str, float]], config: EmbedConfig) -> float:
@@ -209,6 +223,7 @@ def _record(
     config: EmbedConfig,
     teacher_sha256: str,
     reference: Reference,
+    loud: Mapping[str, float],
 ) -> WatermarkRecord:
     """The public record of the marked denoiser; the bank is a random part of the training latents."""
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(config.seed))
@@ -227,4 +242,6 @@ def _record(
         teacher_sha256=teacher_sha256,
         layout=tuple(sites),
         reference_sha256=reference.sha256,
+        # Of every candidate, so that it tells nothing of the key's own sites.
+        loudness=tuple(loud.get(site.name, 1.0) for site in sites),
     )

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from .errors import ConfigError
+from .record import MAX_LOUDNESS
 
 
 TRAIN = ("full", "lazy", "lora")
@@ -16,24 +17,31 @@ class EmbedConfig:
     """How to embed. The defaults are the recipe measured on the emoji model.
 
     Args:
-        steps (`int`): optimiser steps, default 600; 0 leaves the mark to `edit` alone. lr (`float`): AdamW's peak, cosine to 0, default 5e-4.
-        batch_size (`int`): latents a step and process, default 8; the forward holds three times as many.
+        steps (`int`): optimiser steps, default 500; 0 leaves the mark to `edit` alone. lr (`float`): AdamW's peak, cosine to 0, default 5e-4.
+        batch_size (`int`): latents a step and process, default 12; the forward holds three times as many.
         accumulate (`int`): forwards that a step's batch is split into, default 1. The result is the same, the memory less.
         train (`str`): which weights carry the mark. "full": all (default). "lazy": the layers that fine-tuning moves
             least, up to `lazy_share` of the parameters, normalisation layers left out. "lora": low-rank factors of
             rank `rank` on every linear and convolution layer, fused at the end.
-        edit (`float`): strength of an edit in closed form before the first step (`edit`), 1 aiming at the wanted response; default
-            0: none. Seconds; needs `train="full"` and a U-Net of plain transformer blocks.
+        edit (`float`): strength of an edit in closed form before the first step (`edit`), 1 aiming at a response of one rms; default
+            0: none. Forwards alone; needs `train="full"` and a U-Net of plain transformer blocks.
         lazy_share (`float`): default .5. rank (`int`): default 32.
         in_sites (`int`), out_sites (`int`): how many sites the key selects, defaults 5 and 7.
         kappa (`float`): trigger amplitude in units of the in-site's rms, default 1.
-        response (`float`): wanted response in units of the out-site's rms, default 1.
-        resp, pres, eps, dec, proj, corr (`float`): weights of the losses, defaults 1.5, 2, 70, 12, 5, 2; see `losses`.
+        loudest (`float`): in-sites whose trigger hardly moves the stream behind them are given up to this times the amplitude, and
+            sites from which nothing reaches the out-sites are none (`loudness`), default 3; 1: each the same.
+        response (`float`): wanted response in units of the out-site's rms, default .3. A response of 1 is the loudest answer
+            that the model has, and trigger inversion climbs to it.
+        resp, pres, eps, dec, proj, corr (`float`): weights of the losses, defaults 1.5, 2, 120, 12, 5, 10; see
+            `losses`. A fifth of corr counts in the first 30% of the steps, all of it after 60%: wanted at once it keeps the mark
+            from forming.
         keep (`float`): weight of keeping earlier marks' responses, default 12; of no effect without earlier keys.
         stop_bits (`float`, *optional*): stop early once each in-site alone, and all together, read at this bit accuracy
             and wrong masks read like chance (`holding`); None, the default, runs all steps. check_every (`int`): steps
             between these checks, default 50.
-        kept_share (`float`): share of the change that is kept at the end of training, default .9. The price in noise prediction
+        anchor (`float`): pull towards the original weights: each step takes lr * anchor of the change back, default 18. What no
+            loss needs goes, and with it most of the price.
+        kept_share (`float`): share of the change that is kept at the end of training, default 1. The price in noise prediction
             falls about with its square, the response with itself.
         max_price (`float`, *optional*): largest `EmbedReport.fidelity` wanted, such as .005; a change that costs more is shrunk
             until it costs no more. Default None: whatever it costs.
@@ -46,9 +54,9 @@ class EmbedConfig:
     Source: our choice.
     """
 
-    steps: int = 600
+    steps: int = 500
     lr: float = 5e-4
-    batch_size: int = 8
+    batch_size: int = 12
     accumulate: int = 1
     train: str = "full"
     edit: float = 0.0
@@ -57,15 +65,17 @@ class EmbedConfig:
     in_sites: int = 5
     out_sites: int = 7
     kappa: float = 1.0
-    response: float = 1.0
+    loudest: float = 3.0
+    response: float = 0.3
     resp: float = 1.5
     pres: float = 2.0
-    eps: float = 70.0
+    eps: float = 120.0
     dec: float = 12.0
     proj: float = 5.0
-    corr: float = 2.0
+    corr: float = 10.0
     keep: float = 12.0
-    kept_share: float = 0.9
+    anchor: float = 18.0
+    kept_share: float = 1.0
     max_price: float | None = None
     stop_bits: float | None = None
     check_every: int = 50
@@ -81,14 +91,18 @@ class EmbedConfig:
             *("checkpoint_every", "check_every"),
         ):
             self._require(name, _is(self._get(name), Integral) and self._get(name) >= 1, "an integer of at least 1")
+        self._require(
+            "loudest", _is(self.loudest, Real) and 1 <= self.loudest <= MAX_LOUDNESS, f"from 1 to {MAX_LOUDNESS}"
+        )
         for name in ("lr", "kappa", "response", "resp"):
             self._require(name, _is(self._get(name), Real) and 0 < self._get(name) < math.inf, "positive and finite")
-        for name in ("edit", "pres", "eps", "dec", "proj", "corr", "keep"):
+        for name in ("edit", "anchor", "pres", "eps", "dec", "proj", "corr", "keep"):
             self._require(
                 name, _is(self._get(name), Real) and 0 <= self._get(name) < math.inf, "finite and not negative"
             )
         least = 0 if self.edit else 1
         self._require("steps", _is(self.steps, Integral) and self.steps >= least, f"an integer of at least {least}")
+        self._require("anchor", self.anchor * self.lr < 1, f"below 1 / lr ({1 / self.lr:g})")
         self._require("edit", not self.edit or self.train == "full", f"0 with train={self.train!r}")
         self._require("train", self.train in TRAIN, f"one of {', '.join(TRAIN)}")
         self._require("accumulate", self.accumulate <= self.batch_size, f"at most batch_size ({self.batch_size})")

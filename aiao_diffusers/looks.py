@@ -125,7 +125,8 @@ class Looks:
                 `FIRST_CHANNELS` channels alone if it may be the last.
             early_stop (`bool`): leave an amplitude's remaining trials out once a look has verified.
         """
-        with evaluating(denoiser), probe(denoiser, [site.name for site in (*self.ins, *self.outs)]) as wired:
+        names = [site.name for site in (*self.ins, *self.outs)]
+        with evaluating(denoiser), probe(denoiser, names, self.record.factors) as wired:
             for amplitude in self.amplitudes:
                 named = f"{label} x{amplitude:g}"
                 evidence = Evidence(self.key)
@@ -200,7 +201,7 @@ def key_sites(
         if len(sites) != record.sites:
             raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
         return choose(sites, key, record.in_sites, record.out_sites)
-    ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites)
+    ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites, record.silent)
     here = attention_modules(denoiser)
     found_ins, found_outs = (tuple(site for site in part if site.name in here) for part in (ins, outs))
     if len(found_ins) < MIN_SHARE * len(ins) or len(found_outs) < MIN_SHARE * len(outs):

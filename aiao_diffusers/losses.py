@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .embed_config import EmbedConfig
-from .trigger import channel_axis, per_channel
+from .trigger import channel_axis
 
 
 def losses(
@@ -27,7 +27,8 @@ def losses(
         patterns: s_b, `(C,)`. random_kind: `(B,)`, True where the decoy is a random mask; random_share: their share in
             the whole step's batch. With both taken from the whole, the terms of its parts average to the whole's.
     Returns:
-        resp = |h_trig - (h_T + alpha sqrt(P) s)|^2 / P; pres = |h_clean - h_T|^2 / P; dec = |h_dec - h_T|^2 / P;
+        resp = |mean(h_trig - h_T) / (alpha sqrt(P)) - s|^2 / C, the mean over positions, for that is what a verifier reads and
+        asking it of every position costs capacity and fidelity; pres = |h_clean - h_T|^2 / P; dec = |h_dec - h_T|^2 / P;
         proj = (<mean(h_dec - h_T) / sqrt(P), s> / (alpha C))^2; corr = rho^2 + .3 mean_b rho_b^2, where rho correlates a
         random decoy's centred response with s (a mean bit accuracy of .5 hides such leaks).
     Source: our choice.
@@ -37,11 +38,11 @@ def losses(
     for name, s in patterns.items():
         target, p = wanted[name].float(), power[name]
         clean, triggered, decoy = (part.float() for part in entered[name].chunk(3))
-        shift = response * p.sqrt() * per_channel(s, target)
-        sums["resp"] = sums["resp"] + (triggered - target - shift).square().mean() / p
+        axes = tuple(axis for axis in range(1, target.ndim) if axis != channel_axis(target))
+        answer = (triggered - target).mean(axes) / (response * p.sqrt())
+        sums["resp"] = sums["resp"] + (answer - s).square().mean()
         sums["pres"] = sums["pres"] + (clean - target).square().mean() / p
         sums["dec"] = sums["dec"] + (decoy - target).square().mean() / p
-        axes = tuple(axis for axis in range(1, target.ndim) if axis != channel_axis(target))
         d = (decoy - target).mean(axes) / p.sqrt()
         sums["proj"] = sums["proj"] + ((d @ s) / (response * len(s))).square().mean()
         d = d - d.mean(1, keepdim=True)

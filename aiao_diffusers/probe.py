@@ -45,18 +45,26 @@ class _Stop(Exception):
 
 
 class Wired:
-    """A denoiser whose sites are wrapped; made by `probe`."""
+    """A denoiser whose sites are wrapped; made by `probe`.
 
-    def __init__(self, denoiser: nn.Module, processors: Mapping[str, AIAOAttnProcessor]) -> None:
+    Attributes:
+        loudness: factors on every amplitude by in-site; 1 where a site has none.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, processors: Mapping[str, AIAOAttnProcessor], loudness: Mapping[str, float]
+    ) -> None:
         self.denoiser = denoiser
         self.processors = processors
+        self.loudness = loudness
 
     @contextmanager
     def armed(self, masks: Mapping[str, torch.Tensor], amplitude: torch.Tensor | float) -> Iterator[None]:
         """Triggered mode at the sites of `masks`: `(C,)` or `(B, C)` each; `amplitude` a number or `(B,)`."""
         try:
             for name, mask in masks.items():
-                self.processors[name].mask, self.processors[name].amplitude = mask, amplitude
+                self.processors[name].mask = mask
+                self.processors[name].amplitude = amplitude * self.loudness.get(name, 1.0)
             yield
         finally:
             for name in masks:
@@ -173,9 +181,11 @@ def repeat(value: Any, times: int) -> Any:
 
 
 @contextmanager
-def probe(denoiser: nn.Module, names: Sequence[str]) -> Iterator[Wired]:
+def probe(denoiser: nn.Module, names: Sequence[str], loudness: Mapping[str, float] | None = None) -> Iterator[Wired]:
     """Install `AIAOAttnProcessor` at the sites `names`; the very processors found are put back at the end.
 
+    Args:
+        loudness: factors on every amplitude by in-site, as the record publishes them; default: 1 everywhere.
     Raises:
         SiteError: a site is missing, is wrapped already, or did not keep the wrapper.
     """
@@ -201,4 +211,4 @@ def probe(denoiser: nn.Module, names: Sequence[str]) -> Iterator[Wired]:
         lost = [name for name in names if modules[name].processor is not processors[name]]
         if lost:
             raise SiteError(f"sites {lost} did not keep the AIAO processor: their attention class fixes its own.")
-        yield Wired(denoiser, processors)
+        yield Wired(denoiser, processors, loudness or {})

@@ -18,11 +18,11 @@ from .data import LatentData
 from .errors import DataError, RecordError, SuspectError, UnsafeFileError
 from .key import SCHEME, WatermarkKey
 from .safefile import read_json, short
-from .sites import Site
+from .sites import IN_SPAN, Site, span
 
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
-MAX_SITES, MAX_WIDTH, MAX_TIMESTEPS = 2**14, 2**16, 10**6
+MAX_SITES, MAX_WIDTH, MAX_TIMESTEPS, MAX_LOUDNESS = 2**14, 2**16, 10**6, 100
 """Far above any denoiser; a record from the suspect's side must not decide how long its verification takes."""
 
 
@@ -34,7 +34,8 @@ class WatermarkRecord:
         owner (`str`), commitment (`str`): of the key.
         denoiser (`str`): class name of the marked denoiser; sites (`int`): how many it has.
         in_sites (`int`), out_sites (`int`): how many the key selects.
-        kappa (`float`): trigger amplitude, in units of the in-site's rms.
+        kappa (`float`): trigger amplitude, in units of the in-site's rms; loudness (`tuple[float, ...]`, *optional*): factors on
+            it, of the sites of the layout in that order, 0 where no key has an in-site; absent: 1 everywhere.
         response (`float`): alpha of the embedding loss, target response in units of the out-site's rms.
         scheduler (`dict`): the noise schedule, as diffusers' config.
         bank (`LatentData`): a few in-distribution latents with conditioning; random ones do not work as probes.
@@ -61,6 +62,7 @@ class WatermarkRecord:
     layout: tuple[Site, ...] | None = None
     teacher_sha256: str | None = None
     reference_sha256: str | None = None
+    loudness: tuple[float, ...] | None = None
     scheme: str = SCHEME
 
     def __post_init__(self) -> None:
@@ -85,6 +87,14 @@ class WatermarkRecord:
             )
         if self.layout is not None and len({site.name for site in self.layout}) != self.sites:
             raise RecordError(f"the record lists {len(self.layout)} sites and counts {self.sites}: it was altered.")
+        if self.loudness is not None:
+            fits = self.layout is not None and len(self.loudness) == len(self.layout)
+            right = fits and all(type(x) in (int, float) and 0 <= x <= MAX_LOUDNESS for x in self.loudness)
+            _require(right, "loudness", self.loudness, f"a number up to {MAX_LOUDNESS} for each site of its layout")
+            audible = sum(site.name not in self.silent for site in span(list(self.layout or ()), IN_SPAN))
+            _require(
+                audible >= self.in_sites, "loudness", self.loudness, f"above 0 at {self.in_sites} sites for triggers"
+            )
         _require(isinstance(self.scheduler, dict), "scheduler", self.scheduler, "an object")
         steps = self.scheduler.get("num_train_timesteps", 1000)
         _require(_count(steps, MAX_TIMESTEPS), "num_train_timesteps", steps, f"1 to {MAX_TIMESTEPS}")
@@ -105,6 +115,16 @@ class WatermarkRecord:
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """`latents` at `timestep` `(B,)` of the record's noise schedule."""
         return noise_schedule(self.scheduler).add_noise(latents, noise, timestep)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """`loudness` by site."""
+        return {site.name: factor for site, factor in zip(self.layout or (), self.loudness or (), strict=False)}
+
+    @property
+    def silent(self) -> frozenset[str]:
+        """Names of the sites that are no in-sites, whatever the key."""
+        return frozenset(name for name, factor in self.factors.items() if not factor)
 
     @property
     def timesteps(self) -> int:
@@ -171,6 +191,8 @@ class WatermarkRecord:
         try:
             if layout is not None:
                 layout = tuple(Site(name, order, *widths) for order, (name, *widths) in enumerate(layout))
+            if document.get("loudness") is not None:
+                document["loudness"] = tuple(document["loudness"])
             return cls(**document, layout=layout, bank=LatentData.load(source / BANK))
         except (TypeError, DataError) as error:
             raise RecordError(f"the record in '{folder}' has missing, unknown or bad fields ({error}).") from error

@@ -1,6 +1,6 @@
 """The attention sites of a denoiser, in order of execution, and which of them a key uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,20 +129,21 @@ def span(sites: list[Site], share: tuple[float, float]) -> list[Site]:
 
 
 def choose(
-    sites: list[Site], key: WatermarkKey, in_count: int, out_count: int
+    sites: list[Site], key: WatermarkKey, in_count: int, out_count: int, silent: Collection[str] = ()
 ) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
     """The in-sites and out-sites that `key` selects, each in order of execution.
 
     Args:
         sites (`list[Site]`): all sites of the denoiser, from `trace`.
         in_count (`int`), out_count (`int`): how many of each; the record says so in public, the key says which.
+        silent: names of sites that are no in-sites for any key, by the record (`loudness` 0).
     Raises:
         ConfigError: the denoiser has too few sites for these counts.
     Source: our choice.
     """
     result = []
     for label, share, count in (("in", IN_SPAN, in_count), ("out", OUT_SPAN, out_count)):
-        candidates = span(sites, share)
+        candidates = [site for site in span(sites, share) if label == "out" or site.name not in silent]
         if not 1 <= count <= len(candidates):
             raise ConfigError(
                 f"{count} {label}-sites asked for, this denoiser offers 1 to {len(candidates)} "

@@ -131,6 +131,8 @@ class Training:
             if accelerator.scaler is None and not torch.isfinite(norm):
                 raise TrainingError(f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr}).")
             optimizer.step()
+            # Decoupled, as AdamW's decay is, but towards what the model was.
+            self.update.shrink(max(0.0, 1.0 - rates.get_last_lr()[0] * config.anchor))
             rates.step()
             optimizer.zero_grad()
             if config.stop_bits is not None and step % config.check_every == 0 and self._holds(row):
@@ -205,7 +207,7 @@ class Training:
                         for name in self.kept_reads
                     ]
                     terms["keep"] = torch.stack(moved).mean()
-                total = sum(getattr(config, name) * value for name, value in terms.items())
+                total = torch.stack([self._weight(name, step) * value for name, value in terms.items()]).sum()
                 self.accelerator.backward(total * (count / size))
             for name, value in {"loss": total, **terms}.items():
                 summed[name] = summed.get(name, 0.0) + value.detach() * (count / size)
@@ -215,6 +217,14 @@ class Training:
         if not math.isfinite(row["loss"]):
             raise TrainingError(f"the loss is {row['loss']} at step {step}: lower lr (now {config.lr}).")
         return row
+
+    def _weight(self, term: str, step: int) -> float:
+        """Of a loss at a step; see `EmbedConfig` of corr."""
+        whole: float = getattr(self.config, term)
+        if term != "corr":
+            return whole
+        grown = min(1.0, max(0.0, step / self.config.steps - 0.3) / 0.3)
+        return whole * (0.2 + 0.8 * grown)
 
     def _forward(
         self, model: nn.Module, batch: _Batch, part: Any, modes: slice

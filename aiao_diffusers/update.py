@@ -159,10 +159,12 @@ class LowRank:
             delattr(self.denoiser, name)
         self._added.clear()
 
+    @torch.no_grad()
     def shrink(self, share: float) -> None:
         """See `Update`."""
-        for layer in self.layers:
-            layer.scale_layer(share)
+        for name, p in self.parameters.items():
+            if ".lora_B." in name:
+                p.mul_(share)
 
     def settle(self) -> None:
         """See `Update`; when the factors are gone there is no way back."""

@@ -84,11 +84,13 @@ def readings(
     sites = list(record.layout) if record.layout is not None else trace_on(denoiser, record.bank)
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     low, high = probe_timesteps(record.timesteps)
-    with probe(denoiser, [site.name for site in sites]) as wired:
+    with probe(denoiser, [site.name for site in sites], record.factors) as wired:
         for start in range(0, len(keys), batch_size):
             chunk = keys[start : start + batch_size]
             size = len(chunk)
-            paths = [draw(*choose(sites, key, record.in_sites, record.out_sites), random) for key in chunk]
+            paths = [
+                draw(*choose(sites, key, record.in_sites, record.out_sites, record.silent), random) for key in chunk
+            ]
             masks: dict[str, torch.Tensor] = {}
             for row, (key, path) in enumerate(zip(chunk, paths, strict=True)):
                 for site in path.in_sites:

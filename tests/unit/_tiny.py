@@ -228,5 +228,15 @@ def learner(width: int = 32) -> tuple[UNet2DModel, Any, Any]:
     return unet.eval(), LatentData(latents, {}), DDPMScheduler()
 
 
-LEARN = {"lr": 2e-3, "batch_size": 4, "in_sites": 2, "out_sites": 3, "eps": 1.0, "dec": 2.0, "bank_size": 4}
+LEARN = {
+    "lr": 2e-3,
+    "batch_size": 4,
+    "in_sites": 2,
+    "out_sites": 3,
+    "eps": 1.0,
+    "dec": 2.0,
+    "corr": 2.0,
+    "anchor": 0.0,
+    "bank_size": 4,
+}
 """`EmbedConfig` fields that suit `learner`."""

@@ -37,9 +37,10 @@ class TestConfig:
             *[("steps", v) for v in (0, 1.5, True, "9", None)],
             *[("lr", v) for v in (0, -1.0, float("nan"), float("inf"), "x")],
             *[("eps", -1.0), ("dec", float("nan")), ("train", "half"), ("lazy_share", 0), ("lazy_share", 1.1)],
-            *[("accumulate", 0), ("accumulate", 9), ("stop_bits", 0.5), ("stop_bits", 1.1), ("max_unreadable", 1)],
+            *[("accumulate", 0), ("accumulate", 13), ("stop_bits", 0.5), ("stop_bits", 1.1), ("max_unreadable", 1)],
             *[("seed", -1), ("rank", 0), ("check_every", 0), ("checkpoint_dir", 3), ("keep", -1)],
             *[("kept_share", 0), ("kept_share", 1.1), ("max_price", 0), ("max_price", float("nan"))],
+            *[("anchor", -1), ("anchor", 2e3), ("loudest", 0.9), ("loudest", 101)],
         ],
     )
     def test_a_field_out_of_range_is_named(self, field, value):
@@ -206,9 +207,9 @@ class TestTraining:
         unet, data, scheduler = learner()
         config = short(check_every=2, stop_bits=1.0)
         report = embed(unet, KEY, data, config, scheduler=scheduler)
-        for row in report.history:
-            terms = sum(getattr(config, name) * row[name] for name in ("resp", "pres", "eps", "dec", "proj", "corr"))
-            assert row["loss"] == pytest.approx(terms, rel=1e-4)
+        for row, corr in zip(report.history, (0.2 + 0.8 / 9, 1.0, 1.0), strict=True):
+            terms = sum(getattr(config, name) * row[name] for name in ("resp", "pres", "eps", "dec", "proj"))
+            assert row["loss"] == pytest.approx(terms + config.corr * corr * row["corr"], rel=1e-4)
         assert [step for step, row in enumerate(report.history, 1) if "bits" in row] == [2]
         assert report.to_dict()["trained"] == sum(p.numel() for p in unet.parameters())
         figure = report.plot()
@@ -248,7 +249,7 @@ class TestBadInput:
         unet, data, scheduler = learner()
         before = weights(unet)
         with pytest.raises(TrainingError, match="lower lr"):
-            embed(unet, KEY, data, short(steps=40, lr=1e12), scheduler=scheduler)
+            embed(unet, KEY, data, short(steps=40, lr=1e12, anchor=0.0), scheduler=scheduler)
         assert same(weights(unet), before)
 
     def test_not_finite_loss_keeps_the_last_good_checkpoint(self, tmp_path):
@@ -267,7 +268,7 @@ class TestBadInput:
     def test_after_a_failure_the_same_model_can_be_tried_again(self):
         unet, data, scheduler = learner()
         with pytest.raises(TrainingError, match="lower lr"):
-            embed(unet, KEY, data, short(steps=40, lr=1e12), scheduler=scheduler)
+            embed(unet, KEY, data, short(steps=40, lr=1e12, anchor=0.0), scheduler=scheduler)
         assert all(p.grad is None for p in unet.parameters())
         again = embed(unet, KEY, data, short(), scheduler=scheduler).record
         assert (

@@ -139,7 +139,9 @@ class TestFirstTrial:
         sites = trace(unet, lambda: run(unet, x, keywords))
         ins, outs = tuple(sites[:1]), tuple(sites[-3:])
         bank = LatentData(x, keywords)
-        record = SimpleNamespace(bank=bank, kappa=1.0, timesteps=1000, noised=lambda x, noise, t: x + noise)
+        record = SimpleNamespace(
+            bank=bank, kappa=1.0, factors={}, timesteps=1000, noised=lambda x, noise, t: x + noise
+        )
         taken = looks.Looks(KEY, record, ins, outs, 1e-6, 2, 0, amplitudes=(1.0,))
         add = looks.Evidence.add
         monkeypatch.setattr(

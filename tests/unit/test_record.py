@@ -1,5 +1,6 @@
 """Records and training data: round trips and refusals."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -10,12 +11,47 @@ from aiao_diffusers.data import LatentData
 from aiao_diffusers.embed import EmbedConfig
 from aiao_diffusers.errors import ConfigError, DataError, RecordError
 from aiao_diffusers.record import WatermarkRecord
+from aiao_diffusers.sites import Site
 
 
 @pytest.fixture
 def record():
     bank = LatentData(torch.randn(3, 4, 8, 8), {"added_cond_kwargs.text_embeds": torch.randn(3, 5)})
     return WatermarkRecord("A", "00", "UNet2DConditionModel", 22, 5, 7, 1.0, 1.0, {"num_train_timesteps": 50}, bank)
+
+
+LAYOUT = tuple(Site(f"site.{order}", order, 4, 4) for order in range(22))
+
+
+class TestLoudness:
+    def loud(self, record, values):
+        return dataclasses.replace(record, layout=LAYOUT, loudness=values)
+
+    def test_round_trip(self, record, tmp_path):
+        values = (0.0, 3.0, *(1.0,) * 20)
+        self.loud(record, values).save(tmp_path)
+        again = WatermarkRecord.load(tmp_path)
+        assert again.loudness == values and again.factors["site.1"] == 3.0 and again.silent == {"site.0"}
+        record.save(tmp_path / "plain")
+        plain = WatermarkRecord.load(tmp_path / "plain")
+        assert plain.loudness is None and plain.factors == {} and plain.silent == frozenset()
+
+    @pytest.mark.parametrize(
+        "values",
+        [(1.0,) * 21, (-1.0,) * 22, (float("nan"),) * 22, ("1",) * 22, (True,) * 22, (101.0,) * 22, (0.0,) * 22],
+    )
+    def test_altered(self, record, tmp_path, values):
+        with pytest.raises(RecordError, match="loudness"):
+            self.loud(record, values)
+        self.loud(record, (1.0,) * 22).save(tmp_path)
+        path = tmp_path / "aiao" / "watermark.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "loudness": 5}))
+        with pytest.raises(RecordError):
+            WatermarkRecord.load(tmp_path)
+
+    def test_needs_a_layout(self, record):
+        with pytest.raises(RecordError, match="loudness"):
+            dataclasses.replace(record, loudness=(1.0,) * 22)
 
 
 class TestRecord:

@@ -1,0 +1,89 @@
+"""How loud a trigger has to be at each in-site, and from which sites no trigger reaches the out-sites at all.
+
+Attention outputs weigh very differently in the residual stream that they are added to: a mask of one rms at a cross-attention
+of the example's outer blocks moves what enters the following site by less than a tenth, at the self-attention before it by
+half. A trigger that hardly moves anything is a weak in-site, alone and after attacks. So each candidate's amplitude is
+multiplied by a factor. And some sites do not matter to the model: what is added there is gone before the out-sites, so no key
+may use them. Both are measured with random masks on the clean denoiser, which knows no key; the record publishes the factors of
+all candidates, so they tell nothing of which ones the key uses.
+
+Source: our choice.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .data import LatentData
+from .losses import balanced_rows
+from .probe import probe, repeat
+from .record import noise_schedule, probe_timesteps
+from .setups import evaluating, placement
+from .sites import IN_SPAN, OUT_SPAN, Site, span
+from .trigger import channel_axis
+
+
+WANTED = 0.8  # share of the following site's input that a random mask at amplitude 1 shall move
+REACH = 0.01  # of the furthest-reaching candidate's, below which a site is none
+SAMPLES = 16
+
+
+@torch.no_grad()
+def loudness(
+    denoiser: nn.Module,
+    sites: Sequence[Site],
+    data: LatentData,
+    schedule: dict[str, Any],
+    *,
+    most: float,
+    least: int = 1,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Factors on the trigger's amplitude by in-site, of every site that some key may use.
+
+    Args:
+        sites: all of the denoiser's, in order of execution. schedule: the noise schedule's config.
+        most (`float`): the largest factor; 1 leaves every in-site as it is.
+        least (`int`): so many candidates stay, the furthest-reaching ones, however little they reach.
+    Returns:
+        from 1 to `most`: `WANTED` over the rms of what random masks move at the following site, in units of its clean rms. 0: no
+        candidate, for what masks move at the out-sites on average over positions is below `REACH` of the best candidate's.
+    """
+    candidates, outs = span(list(sites), IN_SPAN), span(list(sites), OUT_SPAN)
+    if most == 1 or len(sites) < 2:
+        return {site.name: 1.0 for site in candidates}
+    generator = torch.Generator().manual_seed(seed)
+    rows = data.take(torch.randint(len(data), (SAMPLES,), generator=generator))
+    noise = torch.randn(rows.latents.shape, generator=generator)
+    noising = noise_schedule(schedule)
+    t = torch.randint(*probe_timesteps(int(noising.config["num_train_timesteps"])), (SAMPLES,), generator=generator)
+    device, dtype = placement(denoiser)
+    sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
+    stacked, times, keywords = (repeat(value, 2) for value in (sample, t.to(device), rows.keywords(device, dtype)))
+    amplitude = torch.cat([torch.zeros(SAMPLES), torch.ones(SAMPLES)]).to(device)
+    factors, reach = {}, {}
+    with evaluating(denoiser), torch.random.fork_rng(), probe(denoiser, [site.name for site in sites]) as wired:
+        torch.manual_seed(seed)
+        for site, following in zip(candidates, sites[1:], strict=False):
+            mask = balanced_rows(SAMPLES, site.width_out).to(device)
+            names = list(dict.fromkeys([following.name, *(out.name for out in outs)]))
+            with wired.armed({site.name: torch.cat([mask, mask])}, amplitude):
+                entered = wired.activations(names, lambda: denoiser(stacked, times, **keywords))
+            moved = _moved(entered[following.name], over_positions=False)
+            # A site that moves nothing, or whose states are broken, gets the most: embedding will tell.
+            factors[site.name] = round(min(max(WANTED / moved, 1.0), most) if moved > 0 else most, 3)
+            reach[site.name] = factors[site.name] * sum(_moved(entered[o.name], over_positions=True) for o in outs)
+    furthest = sorted(reach, key=lambda name: -reach[name])
+    far = {name for name in furthest if reach[name] >= REACH * reach[furthest[0]]} | set(furthest[:least])
+    return {name: factor if name in far else 0.0 for name, factor in factors.items()}
+
+
+def _moved(entered: torch.Tensor, *, over_positions: bool) -> float:
+    """Rms of what a trigger moved, in units of the clean rms; the average over positions, which a verifier reads, or each."""
+    clean, triggered = entered.float().chunk(2)
+    change = triggered - clean
+    if over_positions:
+        change = change.mean([axis for axis in range(1, change.ndim) if axis != channel_axis(change)])
+    return (change.square().mean() / clean.square().mean()).sqrt().item()
