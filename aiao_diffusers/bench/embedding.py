@@ -1,8 +1,8 @@
 """What an embedded mark costs and what it gives away: `aiao bench embed`.
 
 Cost: noise predictions, and pictures by CMMD and CLIP-score beside the spread between two seeds of the base. Mark: the rate
-over random sub-paths, each in-site alone, and the true patterns under wrong masks. Secrecy: blind detectors on pictures and
-on weight statistics, trained on one half and tested on the other.
+over random sub-paths, each in-site alone, and the true patterns under wrong masks. Secrecy: trigger inversion, and blind
+detectors on pictures and on weight statistics, trained on one half and tested on the other.
 """
 
 import argparse
@@ -27,7 +27,9 @@ from ..setups import placement
 from ..statistics import clopper_pearson, combined_log10_p, triple
 from ..subpath import SubPath, sub_path
 from ..verify import verify
+from .inversion import nearness
 from .quality import clip_score, cmmd, embedded, generate
+from .run import ASSETS, made
 from .scene import Scene, open_data, open_pipe
 from .suite import QualitySpec
 
@@ -45,7 +47,7 @@ def bits_under(
     generator, (device, dtype) = torch.Generator().manual_seed(seed), placement(denoiser)
     names = {site.name for _, path in cases for site in (*path.in_sites, *path.out_sites)}
     result = []
-    with probe(denoiser, sorted(names)) as wired:
+    with probe(denoiser, sorted(names), record.factors) as wired:
         for masks, path in cases:
             rows = record.bank.take(torch.randint(len(record.bank), (trials,), generator=generator))
             noise = torch.randn(rows.latents.shape, generator=generator)
@@ -182,63 +184,92 @@ def statistics_of(matrix: torch.Tensor) -> torch.Tensor:
     )
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The table for people."""
+def measure(
+    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, scene: Scene, args: Any
+) -> dict[str, Any]:
+    """Everything about one marked model; pictures where `args.images` is not 0."""
+    found = nearness(denoiser, key, record, scene, starts=args.starts, steps=args.ascent)
+    result: dict[str, Any] = {
+        "price": fidelity(scene.base, denoiser, scene.owner, scene.scheduler, samples=1024, seed=scene.seed),
+        "mark": mark(denoiser, scene.base, key, record, wrong=args.wrong, seed=scene.seed),
+        "weights": detect_weights(scene.base, denoiser, scene.seed),
+        "inversion": {"cosine": found.cosine, "others": sorted(found.others), "p": found.p},
+    }
+    if args.images:
+        result["pictures"] = looks(denoiser, scene, QualitySpec(images=args.images, steps=args.sampling))
+    return result
+
+
+def figures(result: dict[str, Any]) -> dict[str, str]:
+    """What is shown of one marked model, by its line of the table."""
     price, read, seen = result["price"], result["mark"], result.get("pictures")
-    rate, wrong, null = read["rate"], read["wrong"], read["wrong_on_base"]
+    rate, wrong, null, others = read["rate"], read["wrong"], read["wrong_on_base"], result["inversion"]["others"]
 
     def accuracy(found: Sequence[float]) -> str:
         return f"{found[0]:.3f} (95% CI {found[1]:.3f}-{found[2]:.3f})"
 
-    rows = [
-        ("noise-prediction MSE over the base's loss", f"{price['ratio']:.4f} +- {price['ratio_ci']:.4f} (n {price['samples']:.0f})"),
-        ("verification rate over random sub-paths", f"{accuracy(rate)}, n 200"),
-        ("bit accuracy, log10 p, all trials", f"{read['bits']:.3f}, {read['log10_p']:.1f}"),
-        ("bit accuracy by in-site alone (order)", ", ".join(f"{n}: {b:.3f}" for n, b in read["alone"].items())),
-        ("true patterns under wrong masks", f"{wrong['mean']:.3f}, sd {wrong['sd']:.3f}, smallest log10 p {wrong['smallest_log10_p']:.1f} (n {wrong['n']})"),
-        ("the same on the base", f"{null['mean']:.3f}, sd {null['sd']:.3f}, smallest log10 p {null['smallest_log10_p']:.1f}"),
-        ("detector on weight statistics, base against marked", accuracy(result["weights"])),
-    ]  # fmt: skip
+    rows = {
+        "noise-prediction MSE over the base's loss": f"{price['ratio']:.4f} +- {price['ratio_ci']:.4f} (n {price['samples']:.0f})",
+        "verification rate over random sub-paths": f"{accuracy(rate)}, n 200",
+        "bit accuracy, log10 p, all trials": f"{read['bits']:.3f}, {read['log10_p']:.1f}",
+        "bit accuracy by in-site alone (order)": ", ".join(f"{n}: {b:.3f}" for n, b in read["alone"].items()),
+        "true patterns under wrong masks": f"{wrong['mean']:.3f}, sd {wrong['sd']:.3f}, smallest log10 p {wrong['smallest_log10_p']:.1f} (n {wrong['n']})",
+        "the same on the base": f"{null['mean']:.3f}, sd {null['sd']:.3f}, smallest log10 p {null['smallest_log10_p']:.1f}",
+        "trigger inversion: nearest mask, abs. cosine; of other keys, median and largest": f"{result['inversion']['cosine']:.3f}; {others[len(others) // 2]:.3f}, {others[-1]:.3f}",
+        "share of other keys it comes as near to": f"{result['inversion']['p']:.3f}",
+        "detector on weight statistics, base against marked": accuracy(result["weights"]),
+    }  # fmt: skip
     if seen is not None:
         b, error_b, m, error_m = seen["clip_score"]
-        rows += [
-            (f"CMMD, marked against base, n {seen['images']}", f"{seen['cmmd_marked']:.2f} (p {seen['cmmd_p']:.3f})"),
-            ("CMMD, two seeds of the base", f"{seen['cmmd_base']:.2f}"),
-            ("CLIP-score, base; marked", f"{b:.4f} +- {1.96 * error_b:.4f}; {m:.4f} +- {1.96 * error_m:.4f}"),
-            ("detector on pictures, base against marked", accuracy(seen["detector"])),
-            ("control: two seeds of the base", accuracy(seen["detector_two_seeds"])),
-            ("control: base against base a little blurred", accuracy(seen["detector_blur"])),
-        ]
-    return "\n".join(["| what | figure |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]) + "\n"
+        rows |= {
+            "CMMD, marked against base": f"{seen['cmmd_marked']:.2f} (p {seen['cmmd_p']:.3f}), n {seen['images']}",
+            "CMMD, two seeds of the base": f"{seen['cmmd_base']:.2f}",
+            "CLIP-score, base; marked": f"{b:.4f} +- {1.96 * error_b:.4f}; {m:.4f} +- {1.96 * error_m:.4f}",
+            "detector on pictures, base against marked": accuracy(seen["detector"]),
+            "control: two seeds of the base": accuracy(seen["detector_two_seeds"]),
+            "control: base against base a little blurred": accuracy(seen["detector_blur"]),
+        }
+    return rows
+
+
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    """The table for people: a line a figure, a column a marked model."""
+    columns = [figures(result) for result in results.values()]
+    lines = [["what", *results], ["---"] * (1 + len(columns))]
+    lines += [[name, *(column[name] for column in columns)] for name in columns[0]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Prints a Markdown table, or JSON."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
+    parser.add_argument("--assets", type=Path, default=ASSETS)
     parser.add_argument("--marked", type=Path, help="another marked folder, with its record")
     parser.add_argument("--key", type=Path, help="its key")
+    parser.add_argument("--run", type=Path, help="folder of a run of --suite: measure every mark that it made")
+    parser.add_argument("--suite", default="adaptive")
     parser.add_argument("--images", type=int, default=500, help="pictures a set; 0: none")
     parser.add_argument("--sampling", type=int, default=20, help="denoising steps a picture")
     parser.add_argument("--wrong", type=int, default=200, help="wrong keys")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--starts", type=int, default=16, help="of trigger inversion")
+    parser.add_argument("--ascent", type=int, default=40, help="its steps")
+    parser.add_argument("--seed", type=int, default=0, help="of a single model; those of a run have their own")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(words)
-    places = (args.assets.absolute(),)
-    pipe = open_pipe("base", places)
-    data = open_data(pipe, "latents/noto.safetensors", places)
-    scene = Scene(pipe, data, data, args.seed, args.assets, places)
-    folder = args.marked or args.assets / "marked"
-    key, record = WatermarkKey.load(args.key or args.assets / "demo.key"), WatermarkRecord.load(folder)
-    denoiser = load_denoiser(folder, dtype=torch.float32)
-    result: dict[str, Any] = {
-        "price": fidelity(scene.base, denoiser, data, pipe.scheduler, samples=1024, seed=args.seed),
-        "mark": mark(denoiser, scene.base, key, record, wrong=args.wrong, seed=args.seed),
-        "weights": detect_weights(scene.base, denoiser, args.seed),
-    }
-    if args.images:
-        result["pictures"] = looks(denoiser, scene, QualitySpec(images=args.images, steps=args.sampling))
-    print(json.dumps(result, indent=2) if args.json else f"seed {args.seed}\n\n{markdown(result)}")
+    results = {}
+    if args.run:
+        for one in made(args.suite, args.run, assets=args.assets):
+            name, record = f"{one.name}, key {one.number}", WatermarkRecord.load(one.folder)
+            results[name] = measure(one.denoiser, one.key, record, one.scene, args)
+    else:
+        places = (args.assets.absolute(),)
+        pipe = open_pipe("base", places)
+        owner, attacker = (open_data(pipe, f"latents/{name}.safetensors", places) for name in ("noto", "twemoji"))
+        scene = Scene(pipe, owner, attacker, args.seed, args.assets, places)
+        folder = args.marked or args.assets / "marked"
+        key, record = WatermarkKey.load(args.key or args.assets / "demo.key"), WatermarkRecord.load(folder)
+        results["figure"] = measure(load_denoiser(folder, dtype=torch.float32), key, record, scene, args)
+    print(json.dumps(results, indent=2) if args.json else markdown(results))
 
 
 if __name__ == "__main__":

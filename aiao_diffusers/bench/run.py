@@ -124,6 +124,36 @@ def run_suite(
         return [row for row in results.read(folder) if row["id"] in wanted]
 
 
+@dataclass(frozen=True)
+class Made:
+    """A mark that a run has made: its name and key number, the marked denoiser, its key, its folder, and the scene."""
+
+    name: str
+    number: int
+    denoiser: nn.Module
+    key: WatermarkKey
+    folder: Path
+    scene: Scene
+
+
+def made(config: str | Path, out: str | Path, *, assets: str | Path = ASSETS) -> Iterator[Made]:
+    """The marks that `run_suite` has made in folder `out`, one at a time.
+
+    Raises:
+        DataError: none is there.
+    """
+    suite, folder = read_suite(config), Path(out).absolute()
+    places = (Path(config).parent.absolute(), Path(assets).absolute())
+    run = Run(suite, places, folder, _check(suite, places))
+    found = {run.mark_folder(cell): cell for cell in suite.cells() if (run.mark_folder(cell) / WEIGHTS).exists()}
+    if not found:
+        raise DataError(f"no marks of suite {suite.name} in '{out}': make them by `aiao bench run {config} -o {out}`.")
+    for place, cell in found.items():
+        scene = run.scene(cell, cell.key)
+        key = _key(cell, suite.marks[cell.mark].build(), scene)
+        yield Made(cell.mark, cell.key, _marked(place, scene), key, place, scene)
+
+
 def unexpected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that fail what the suite expects of them; a control that verifies fails as well."""
     bad = []

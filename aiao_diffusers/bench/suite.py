@@ -131,7 +131,9 @@ class Suite:
     def mark_identity(self, cell: Cell) -> str:
         """A hash over model, method, hyper-parameters and key."""
         mark = self.marks[cell.mark]
-        return digest([asdict(self.models[cell.model]), mark.method, mark.options, cell.key])
+        known_by = [asdict(self.models[cell.model]), mark.method, mark.options, cell.key]
+        settings = getattr(mark.build(), "settings", None)
+        return digest(known_by if settings is None else [*known_by, settings])
 
 
 def digest(value: Any) -> str:

@@ -47,7 +47,7 @@ def marked():
     data, base = LatentData(latents, {"encoder_hidden_states": text}), tiny_unet(0)
     unet = copy.deepcopy(base)
     fields = {"steps": 150, "lr": 5e-3, "batch_size": 4, "in_sites": 2, "out_sites": 3, "bank_size": 4}
-    config = EmbedConfig(**fields, eps=0.1, dec=1.0, pres=0.5)
+    config = EmbedConfig(**fields, eps=0.1, dec=1.0, pres=0.5, anchor=0.0)
     record = embed(unet, KEY, data, config, scheduler=DDIMScheduler(clip_sample=False, steps_offset=1)).record
     return base, unet, record
 
@@ -68,5 +68,11 @@ def test_the_mark_in_one_table(marked):
     assert set(read["alone"]) == {str(site.order) for site in key_sites(unet, KEY, record)[0]}
     assert read["wrong"]["n"] == read["wrong_on_base"]["n"] == 10
     price = {"ratio": 0.01, "ratio_ci": 0.001, "samples": 8.0}
-    text = embedding.markdown({"price": price, "mark": read, "weights": [0.5, 0.4, 0.6]})
-    assert "| true patterns under wrong masks |" in text and "CMMD" not in text
+    inversion = {"cosine": 0.4, "others": [0.1, 0.2, 0.3], "p": 0.25}
+    one = {"price": price, "mark": read, "weights": [0.5, 0.4, 0.6], "inversion": inversion}
+    text = embedding.markdown({"key 0": one, "key 1": one})
+    assert text.startswith("| what | key 0 | key 1 |") and "CMMD" not in text
+    line = next(line for line in text.splitlines() if line.startswith("| true patterns under wrong masks |"))
+    cells = line.split(" | ")
+    assert len(cells) == 3 and cells[1] == cells[2].removesuffix(" |")
+    assert "0.400; 0.200, 0.300" in text

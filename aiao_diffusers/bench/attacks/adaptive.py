@@ -24,6 +24,7 @@ from ...finetune import finetune
 from ...key import WatermarkKey
 from ...lazy import profile
 from ...losses import balanced_rows, log_uniform, random_sets
+from ...loudness import loudness
 from ...probe import Wired, probe, repeat
 from ...record import noise_schedule
 from ...sites import IN_SPAN, OUT_SPAN, Site, span, trace_on
@@ -106,10 +107,13 @@ class Exposed:
 
 @contextmanager
 def exposed(denoiser: nn.Module, scene: Scene) -> Iterator[Exposed]:
-    """Wrap every candidate site for the length of the block."""
+    """Wrap every candidate site for the length of the block, as loud as the owner's procedure would make them."""
     sites = trace_on(denoiser, scene.data)
     ins, outs = span(sites, IN_SPAN), span(sites, OUT_SPAN)
-    with probe(denoiser, [site.name for site in (*ins, *outs)]) as wired:
+    factors = loudness(
+        denoiser, sites, scene.data, dict(scene.scheduler.config), most=EmbedConfig.loudest, seed=scene.seed
+    )
+    with probe(denoiser, [site.name for site in (*ins, *outs)], factors) as wired:
         yield Exposed(wired, ins, outs, scene)
 
 
@@ -182,12 +186,15 @@ def overwrite(
     count: int = 1,
     in_sites: int = 5,
     out_sites: int = 7,
+    response: float = 1.0,
 ) -> nn.Module:
-    """Embed `count` keys of the attacker's own, one after the other, by the owner's procedure."""
+    """Embed `count` keys of the attacker's own, one after the other, by the owner's procedure, but louder, and without the pull
+    towards the weights that are to be overwritten."""
     for number in range(count):
         key = attacker_key(scene.seed, number)
         sites: dict[str, Any] = {"in_sites": in_sites, "out_sites": out_sites}
-        config = EmbedConfig(steps=steps, lr=lr, batch_size=batch_size, seed=scene.seed, **sites)
+        loud: dict[str, Any] = {"response": response, "anchor": 0.0}
+        config = EmbedConfig(steps=steps, lr=lr, batch_size=batch_size, seed=scene.seed, **sites, **loud)
         embed(denoiser, key, scene.data, config, scheduler=scene.scheduler)
     return denoiser.eval().requires_grad_(False)
 

@@ -54,6 +54,11 @@ class AIAO(EmbedConfig):
         """What it reads beside the scene; part of a cell's identity."""
         return (self.marked, self.key) if self.marked else ()
 
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """Every setting of a mark that is made here, so that results end with the defaults they were measured under."""
+        return None if self.marked else dataclasses.asdict(self)
+
     def own_key(self, key: WatermarkKey, scene: Scene) -> WatermarkKey:
         """The key of a shipped model, else the benchmark's."""
         if not self.key:
