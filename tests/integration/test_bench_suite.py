@@ -13,11 +13,13 @@ from _tiny import tiny_unconditional
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
+from aiao_diffusers import WatermarkRecord, verify
 from aiao_diffusers.bench import results
 from aiao_diffusers.bench.__main__ import main
-from aiao_diffusers.bench.run import run_suite, unexpected
+from aiao_diffusers.bench.run import made, run_suite, unexpected
 from aiao_diffusers.bench.tables import table
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
+from aiao_diffusers.hashes import weights_sha256
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
@@ -64,6 +66,15 @@ class TestSmoke:
         false = [json.loads(json.dumps(row)) for row in rows if row.get("attack") == "none"]
         false[0]["controls"]["base"]["verdict"] = "verified"
         assert unexpected(false) == false
+
+    def test_its_marks_are_found_again(self, smoke, tmp_path):
+        out, rows = smoke
+        (one,) = made("smoke", out, assets=ASSETS)
+        assert weights_sha256(one.denoiser) == next(row["hashes"]["marked"] for row in rows if row["kind"] == "cell")
+        record = WatermarkRecord.load(one.folder)
+        assert record.belongs_to(one.key) and verify(one.denoiser, one.key, record=record).verified
+        with pytest.raises(DataError, match="no marks of suite smoke"):
+            next(made("smoke", tmp_path, assets=ASSETS))
 
     def test_table_and_curves_by_the_command(self, smoke, tmp_path, capsys):
         out, _ = smoke

@@ -5,6 +5,7 @@ import copy
 import pytest
 import yaml
 
+from aiao_diffusers import EmbedConfig
 from aiao_diffusers.bench.registry import ATTACKS
 from aiao_diffusers.bench.suite import parse, read_suite
 from aiao_diffusers.errors import ConfigError
@@ -60,6 +61,12 @@ def test_identity_follows_what_decides_the_outcome():
 def test_an_explicit_default_is_the_same_cell():
     a, b = (parse(small(attacks=[entry])) for entry in ({"attack": "prune"}, {"attack": "prune", "amount": 0.3}))
     assert [a.identity(c) for c in a.cells()] == [b.identity(c) for c in b.cells()]
+
+
+def test_a_fresh_mark_is_known_by_every_setting_and_a_finished_one_by_its_files():
+    fresh = read_suite("adaptive").marks["aiao"].build()
+    assert fresh.settings["anchor"] == EmbedConfig().anchor and len(fresh.settings) > len(vars(EmbedConfig()))
+    assert read_suite("quick").marks["shipped"].build().settings is None
 
 
 @pytest.mark.parametrize("keys, wanted", [(0, {0, 1}), (1, {0})])
