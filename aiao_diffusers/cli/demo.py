@@ -36,7 +36,7 @@ SUMMARY = """<h1>Who carries the mark?</h1>
 <p>{{ legend }}</p><p><img alt="same-seed images" src="data:image/png;base64,{{ images }}"></p>
 {% for name, part in sections %}<details><summary>{{ name }}</summary>{{ part }}</details>
 {% endfor %}"""
-FULL_STEPS = 300  # half of the default: fresh verdicts within 12 minutes on two slow cores
+FULL_STEPS = 300  # fewer than the default: fresh verdicts within 12 minutes on two slow cores
 STEPS_A_NOTE = 25  # how often the full demo says where it is, in optimiser steps
 
 
