@@ -293,7 +293,7 @@ def large(
     """
     # The interpreter with all code loaded that a verdict runs, not only imported: kernels are mapped at their first use.
     tiny = random_model(
-        UNet2DConditionModel, {**config, "block_out_channels": (32,) * len(config["block_out_channels"])}, dtype
+        UNet2DConditionModel, {**config, "block_out_channels": (64,) * len(config["block_out_channels"])}, dtype
     )
     first_look(tiny, record_for(tiny, reduced))
     baseline = memory("VmRSS")
