@@ -3,14 +3,14 @@
 The list of looks is fixed by what the verifier passes in, not by what is seen: plain amplitudes x1, x2, x4 after 1, 2, 4,
 ... trials each; with a reference the three amplitudes through an alignment; with healing the three amplitudes on the healed
 copy, and, with a reference too, on the healed copy through its own alignment; these once each, after all trials. After an
-amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`). Seeing decides only when to stop,
-as `SequentialTest` asks.
+amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`), and those of the first amplitude
+a third time, seen against what wrong masks call up (`whiten`). Seeing decides only when to stop, as `SequentialTest` asks.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ from .setups import evaluating, placement
 from .sites import Site, attention_modules, choose, trace_on
 from .statistics import SequentialTest, SiteTest, combined_log10_p, site_log10_p, triple
 from .subpath import SubPath, draw
+from .whiten import whitened
 
 
 MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
 FIRST_CHANNELS = 1024  # bits whose floor, 1e-306, is as deep as anyone needs: a wide model's first forward ends there
 AMPLITUDES = (1.0, 2.0, 4.0)  # an attacker who suppresses a mark rarely erases it
+WRONG_INPUTS, WRONG_MASKS = 16, 4  # forwards of a whitened look, and wrong masks in each beside a clean part
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Evidence:
 
     key: WatermarkKey
     total: dict[str, np.ndarray] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
     alone: list[float] = field(default_factory=list)
     cells: list[dict[str, Any]] = field(default_factory=list)
 
@@ -47,10 +50,17 @@ class Evidence:
         single = {reading.site: reading.d.double().numpy() for reading in readings}
         for name, d in single.items():
             self.total[name] = self.total.get(name, 0.0) + d
+            self.count[name] = self.count.get(name, 0) + 1
         triples = self.triples(single)
         self.alone.append(combined_log10_p([t for _, t in triples]))
         bits = {name: agreeing / channels for name, (channels, _, agreeing) in triples}
         self.cells.append({"in": [site.name for site in subpath.in_sites], "bits": bits})
+
+    def against(self, wrong: dict[str, np.ndarray]) -> "Evidence":
+        """The same readings, whitened by responses to wrong masks, `(N, C)` by out-site."""
+        means = {name: total / self.count[name] for name, total in self.total.items()}
+        found = {name: whitened(d, wrong[name]) if name in wrong else d for name, d in means.items()}
+        return replace(self, total=found)
 
     def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
         """Of each out-site its name and `(channels, plus, hits)`."""
@@ -77,9 +87,9 @@ class Looks:
     Args:
         ins, outs: the key's sites. trials (`int`): for each amplitude, at most. seed (`int`): of sub-paths and inputs.
     Attributes:
-        sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. response, tests,
-        by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each look what the report adds to it.
-        missed: looks that could not be taken, and why. evaluations: single-sample forwards spent.
+        sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. whitened: of the last
+        whitened look. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
+        look what the report adds to it. missed: looks that could not be taken, and why. evaluations: single-sample forwards spent.
     """
 
     key: WatermarkKey
@@ -94,7 +104,7 @@ class Looks:
     def __post_init__(self) -> None:
         self.sequence = SequentialTest(alpha=self.alpha)
         self.random, self.generator = np.random.default_rng(self.seed), torch.Generator().manual_seed(self.seed)
-        self.plain = Evidence(self.key)
+        self.plain = self.whitened = Evidence(self.key)
         self.response: dict[str, np.ndarray] = {}
         self.tests: tuple[SiteTest, ...] = ()
         self.by_ranks = False
@@ -121,13 +131,14 @@ class Looks:
         """Take the looks at all amplitudes, until one verifies.
 
         Args:
+            through: an alignment to read through. note: what the report adds to these looks.
             gradual (`bool`): look after 1, 2, 4, ... trials, not only after all, the first of them on the first
                 `FIRST_CHANNELS` channels alone if it may be the last.
-            early_stop (`bool`): leave an amplitude's remaining trials out once a look has verified.
+            early_stop (`bool`): stop at the first look that verifies; False takes the others of its amplitude too.
         """
         names = [site.name for site in (*self.ins, *self.outs)]
         with evaluating(denoiser), probe(denoiser, names, self.record.factors) as wired:
-            for amplitude in self.amplitudes:
+            for number, amplitude in enumerate(self.amplitudes):
                 named = f"{label} x{amplitude:g}"
                 evidence = Evidence(self.key)
                 if not self.sequence.looks:
@@ -139,25 +150,29 @@ class Looks:
                             subpath = subpath.until(FIRST_CHANNELS)
                         evidence.add(subpath, self._trial(wired, subpath, amplitude, through))
                         if trial == self.trials or (gradual and not trial & (trial - 1)):
-                            self._look(named, trial, evidence, note or {})
+                            self._look(named, evidence, note)
                             if self.verified and early_stop:
                                 return
+                    self._look(f"{named}, ranks", evidence, note, ranks=True)
+                    if self.verified and early_stop:
+                        return
+                    if not number:
+                        wrong = self._wrong(wired, amplitude, through)
+                        self.whitened = evidence.against(wrong)
+                        self._look(f"{named}, whitened", self.whitened, note, ranks=True)
                 except NotTestableError as error:
                     # A larger trigger may overflow a half-precision model; whether it does hangs on no response pattern,
                     # so the looks that are left stay exact.
                     if not self.sequence.looks:
                         raise
                     self.missed.append(f"the looks '{named}' ended early: {error}")
-                    continue
-                if not self.verified:
-                    self._look(f"{named}, ranks", self.trials, evidence, note or {}, ranks=True)
                 if self.verified:
                     return
 
-    def _look(self, label: str, trial: int, evidence: Evidence, note: dict[str, Any], *, ranks: bool = False) -> None:
+    def _look(self, label: str, evidence: Evidence, note: dict[str, Any] | None, *, ranks: bool = False) -> None:
         log10_p = evidence.rank_log10_p() if ranks else evidence.log10_p()
-        self.sequence = self.sequence.look(label, trials=trial, log10_p=log10_p)
-        self.notes.append(note)
+        self.sequence = self.sequence.look(label, trials=len(evidence.alone), log10_p=log10_p)
+        self.notes.append(note or {})
         # Adjusted p-values of an unmarked model are all 1; the raw ones tell which look came nearest.
         rank = (self.sequence.looks[-1].log10_p_adjusted, log10_p)
         if rank < self._best:
@@ -165,15 +180,40 @@ class Looks:
             self.response, self.tests, self.by_ranks = dict(evidence.total), evidence.tests(), ranks
 
     def _trial(self, wired: Wired, subpath: SubPath, amplitude: float, through: Coordinates | None) -> list[Reading]:
+        sample, t, keywords = self._input(wired)
+        self.evaluations += 2
+        with answering():
+            return wired.read(self.key, subpath, self.record.kappa * amplitude, sample, t, keywords, through)
+
+    def _wrong(self, wired: Wired, amplitude: float, through: Coordinates | None) -> dict[str, np.ndarray]:
+        """Responses to wrong masks, `(N, C)` by out-site.
+
+        The masks are of the key's children: nobody else can prepare a suspect for them, and no response pattern is among what
+        they are made of.
+        """
+        found: dict[str, list[torch.Tensor]] = {}
+        for number in range(WRONG_INPUTS):
+            subpath, (sample, t, keywords) = draw(self.ins, self.outs, self.random), self._input(wired)
+            children = [self.key.child(f"whiten/{number}/{row}") for row in range(WRONG_MASKS)]
+            masks = {
+                site.name: torch.from_numpy(np.stack([c.trigger_mask(site.name, site.width_out) for c in children]))
+                for site in subpath.in_sites
+            }
+            self.evaluations += 1 + WRONG_MASKS
+            with answering():
+                rows = wired.responses(masks, subpath, self.record.kappa * amplitude, sample, t, keywords, through)
+            for name, d in rows.items():
+                found.setdefault(name, []).append(d)
+        return {name: torch.cat(rows).double().numpy() for name, rows in found.items()}
+
+    def _input(self, wired: Wired) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """A noised row of the bank, its timestep and its conditioning, where the denoiser is."""
         record, generator = self.record, self.generator
         row = record.bank.take(torch.randint(len(record.bank), (1,), generator=generator))
         noise = torch.randn(row.latents.shape, generator=generator)
         t = torch.randint(*probe_timesteps(record.timesteps), (1,), generator=generator)
         device, dtype = placement(wired.denoiser)
-        sample, keywords = record.noised(row.latents, noise, t).to(device, dtype), row.keywords(device, dtype)
-        self.evaluations += 2
-        with answering():
-            return wired.read(self.key, subpath, record.kappa * amplitude, sample, t.to(device), keywords, through)
+        return record.noised(row.latents, noise, t).to(device, dtype), t.to(device), row.keywords(device, dtype)
 
     def to_dicts(self) -> tuple[dict[str, Any], ...]:
         """The looks for a report."""

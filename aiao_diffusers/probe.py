@@ -133,7 +133,6 @@ class Wired:
                 put_away(self.denoiser)
             return collect()
 
-    @torch.no_grad()
     def read(
         self,
         key: WatermarkKey,
@@ -151,24 +150,52 @@ class Wired:
             sample (`torch.Tensor`): noised latents, `(B, ...)`; timestep: `(B,)`; conditioning: keyword tensors `(B, ...)`.
             through: an alignment that masks and hidden states pass through; default: the sites are read as they are.
         """
-        batch = sample.shape[0]
-        amplitude = torch.cat([torch.zeros(batch), torch.full((batch,), float(kappa))]).to(sample.device)
         masks = {site.name: torch.from_numpy(key.trigger_mask(site.name, site.width_out)) for site in subpath.in_sites}
-        if through is not None:
-            masks = {name: through.mask(name, mask) for name, mask in masks.items()}
-        masks = {name: mask.to(sample.device) for name, mask in masks.items()}
-        doubled = repeat(conditioning, 2)
-        stacked, times = torch.cat([sample, sample]), torch.cat([timestep, timestep])
-        names = [site.name for site in subpath.out_sites]
-        with self.armed(masks, amplitude):
-            entered = self.activations(names, lambda: self.denoiser(stacked, times, **doubled))
+        rows = {name: mask[None] for name, mask in masks.items()}
+        found = self.responses(rows, subpath, kappa, sample, timestep, conditioning, through)
+        return [Reading(name, d[0]) for name, d in found.items()]
+
+    @torch.no_grad()
+    def responses(
+        self,
+        masks: Mapping[str, torch.Tensor],
+        subpath: SubPath,
+        kappa: float,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: Mapping[str, Any],
+        through: Coordinates | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """As `read`, of several masks beside one clean part.
+
+        Args:
+            masks: of every in-site of `subpath`, `(N, C)`; the n-th rows are armed together.
+        Returns:
+            of every out-site the responses, `(N, C)`.
+        """
+        batch, count = sample.shape[0], len(next(iter(masks.values())))
+        amplitude = torch.full(((count + 1) * batch,), float(kappa))
+        amplitude[:batch] = 0.0
+        armed = {}
+        for name, rows in masks.items():
+            if through is not None:
+                rows = torch.stack([through.mask(name, row) for row in rows])
+            # The clean part needs a row too; its amplitude is zero.
+            armed[name] = torch.cat([rows[:1], rows]).repeat_interleave(batch, 0).to(sample.device)
+        stacked, times = (torch.cat([value] * (count + 1)) for value in (sample, timestep))
+        repeated, names = repeat(conditioning, count + 1), [site.name for site in subpath.out_sites]
+        with self.armed(armed, amplitude.to(sample.device)):
+            entered = self.activations(names, lambda: self.denoiser(stacked, times, **repeated))
         if through is not None:
             entered = {name: through.hidden(name, states) for name, states in entered.items()}
         for site in subpath.out_sites:
             width = entered[site.name].shape[channel_axis(entered[site.name])]
             if width != site.width_in:
                 raise ShapeError(f"site {site.name!r} has {width} channels, expected {site.width_in}.")
-        return [Reading(name, difference(entered[name][batch:], entered[name][:batch])) for name in names]
+        parts = {name: states.split(batch) for name, states in entered.items()}
+        return {
+            name: torch.stack([difference(part, clean) for part in rest]) for name, (clean, *rest) in parts.items()
+        }
 
 
 def repeat(value: Any, times: int) -> Any:

@@ -51,7 +51,7 @@ def verify(
         alpha (`float`, defaults to 1e-6): significance. trials (`int`, defaults to 8): Monte Carlo trials a look, at most.
         seed (`int`): of sub-paths, timesteps, probe inputs and noise.
         early_stop (`bool`, defaults to True): stop at the first look that verifies; False runs all plain trials, which
-            the verification rate wants.
+            the verification rate wants, and all looks of that amplitude, of which the deepest is reported.
         amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
             fixed beforehand, for a list chosen by an earlier outcome makes p too small.
         reference: clean activations for reading through function-preserving disguises, see `align`: the file that

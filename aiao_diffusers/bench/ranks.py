@@ -1,6 +1,6 @@
-"""Hits against rank scores on attacked models: `aiao bench ranks`.
+"""Hits, rank scores and whitened rank scores on attacked models: `aiao bench ranks`.
 
-Every row is one attack at one strength on the shipped model, read plainly with all trials; both statistics look at the same
+Every row is one attack at one strength on the shipped model, read plainly with all trials; all three statistics look at the same
 readings, alpha not spent. Controls: the unmarked base, and wrong keys' patterns on the readings of every attacked model.
 """
 
@@ -36,11 +36,13 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def read(denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, trials: int, seed: int) -> Evidence:
-    """All plain trials at amplitude 1."""
+def read(
+    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, trials: int, seed: int
+) -> tuple[Evidence, Evidence]:
+    """All plain trials at amplitude 1, and the same whitened."""
     looks = Looks(key, record, *key_sites(denoiser, key, record), 1e-6, trials, seed, amplitudes=(1.0,))
     looks.escalate(denoiser, early_stop=False)
-    return looks.plain
+    return looks.plain, looks.whitened
 
 
 def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[str, Any]]:
@@ -51,35 +53,37 @@ def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[
     data = LatentData.load(assets / "latents" / "noto.safetensors")
     rows = [("base, as it is", "none", {}, pipe.unet), *((None, name, hyper, marked) for name, hyper in SETTINGS)]
     for label, name, hyper, start in rows:
-        hits: list[float] = []
-        ranks: list[float] = []
+        seen: dict[str, list[float]] = {"hits": [], "ranks": [], "whitened": []}
         null: list[float] = []
         shown = ", ".join(f"{n} {v}" for n, v in hyper.items())
         for seed in range(seeds):
             scene = Scene(pipe, data, data, seed, Path())
-            found = read(ATTACKS[name].run(copy.deepcopy(start), scene, **hyper).eval(), key, record, trials, seed)
-            hits.append(found.log10_p())
-            ranks.append(found.rank_log10_p())
+            suspect = ATTACKS[name].run(copy.deepcopy(start), scene, **hyper).eval()
+            plain, whitened = read(suspect, key, record, trials, seed)
+            for values, p in zip(
+                seen.values(), (plain.log10_p(), plain.rank_log10_p(), whitened.rank_log10_p()), strict=True
+            ):
+                values.append(p)
             # Keys of its own for each reading: readings of one model resemble each other.
-            asked = (key.child(f"null/{label}/{name}/{shown}/{seed}/{number}") for number in range(wrong))
-            null += [Evidence(other, found.total).rank_log10_p() for other in asked]
+            asked = [key.child(f"null/{label}/{name}/{shown}/{seed}/{number}") for number in range(wrong)]
+            null += [Evidence(other, found.total).rank_log10_p() for found in (plain, whitened) for other in asked]
         yield {
             "suspect": label or (f"{name} ({shown})" if shown else name),
             "n": seeds,
-            "hits": [min(hits), float(np.median(hits)), max(hits)],
-            "ranks": [min(ranks), float(np.median(ranks)), max(ranks)],
-            "deeper": sum(r < h for r, h in zip(ranks, hits, strict=True)),
+            **{by: [min(values), float(np.median(values)), max(values)] for by, values in seen.items()},
+            "deeper": sum(min(others) < h for h, *others in zip(*seen.values(), strict=True)),
             "null": {"n": len(null), "at_5_percent": sum(p <= math.log10(0.05) for p in null), "smallest": min(null)},
         }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| suspect | n | log10 p by hits: median (range) | by ranks: median (range) | deeper by ranks |"]
-    lines += ["|---|---|---|---|---|"]
+    columns = {"hits": "hits", "ranks": "ranks", "whitened": "whitened ranks"}
+    heads = "".join(f" log10 p by {name}: median (range) |" for name in columns.values())
+    lines = [f"| suspect | n |{heads} deeper than by hits |", "|---|---|---|---|---|---|"]
     for row in rows:
-        seen = [f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in (row[k] for k in ("hits", "ranks"))]
-        lines.append(f"| {row['suspect']} | {row['n']} | {seen[0]} | {seen[1]} | {row['deeper']} of {row['n']} |")
+        seen = (f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in (row[by] for by in columns))
+        lines.append(f"| {row['suspect']} | {row['n']} | {' | '.join(seen)} | {row['deeper']} of {row['n']} |")
     count = sum(row["null"]["n"] for row in rows)
     passed = sum(row["null"]["at_5_percent"] for row in rows)
     low, high = clopper_pearson(passed, count)

@@ -220,7 +220,8 @@ class TestVerify:
             seen = verify(suspect, key, record=report.record, reference=report.reference)
             assert seen.verdict == "not_verified" and seen.log10_p > -3
             wanted = [f"aligned x{x}{by}" for x in (1, 2, 4) for by in ("", ", ranks")]
-            assert [look["label"] for look in seen.looks[-6:]] == wanted
+            wanted.insert(2, "aligned x1, whitened")
+            assert [look["label"] for look in seen.looks[-7:]] == wanted
 
     def test_reference_is_bound_by_the_record(self, marked):
         teacher, unet, report = marked
@@ -278,7 +279,7 @@ class TestHealing:
         seen = verify(suspect, KEY, record=report.record, reference=report.reference, healing=data())
         assert seen.verdict == "not_verified" and seen.log10_p > -3
         labels = [look["label"].split(" x")[0] for look in seen.looks]
-        assert labels[-18:] == ["aligned"] * 6 + ["healed"] * 6 + ["healed, aligned"] * 6
+        assert labels[-21:] == ["aligned"] * 7 + ["healed"] * 7 + ["healed, aligned"] * 7
         assert all(torch.equal(p, state[n]) for n, p in suspect.state_dict().items())
         assert not suspect.training
 

@@ -98,7 +98,7 @@ class AIAO(EmbedConfig):
         trials: int,
         seed: int,
     ) -> Outcome:
-        """By `aiao_diffusers.verify`, all plain trials run; any further look only where they did not verify."""
+        """By `aiao_diffusers.verify`, all plain trials and looks of the first amplitude; further ones where none verified."""
         record = WatermarkRecord.load(folder)
         options: dict[str, Any] = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": False}
         if self.aligned:
@@ -107,6 +107,13 @@ class AIAO(EmbedConfig):
             options["healing"] = scene.owner
         report = verify(denoiser, key, record=record, **options)
         passed = round((report.verification_rate or 0) * report.trials)
+        deepest = min(report.looks, key=lambda look: look["log10_p_adjusted"], default={"label": None})
         return Outcome(
-            report.verdict, report.log10_p, report.bit_accuracy, passed, report.trials, report.denoiser_evals
+            report.verdict,
+            report.log10_p,
+            report.bit_accuracy,
+            passed,
+            report.trials,
+            report.denoiser_evals,
+            look=deepest["label"],
         )

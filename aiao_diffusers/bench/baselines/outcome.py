@@ -19,6 +19,7 @@ class Outcome:
         passed, trials (`int`): single trials with p <= alpha, and how many were run: the verification rate.
         evals (`int`): single-sample denoiser forwards spent.
         statistic (`float`, *optional*): what the rule compares where there is no p-value.
+        look (`str`, *optional*): which of several looks the p-value is of.
     """
 
     verdict: str
@@ -28,6 +29,7 @@ class Outcome:
     trials: int = 0
     evals: int = 0
     statistic: float | None = None
+    look: str | None = None
 
 
 def outcome_of_bits(read: np.ndarray, secret: np.ndarray, *, alpha: float, evals: int) -> Outcome:

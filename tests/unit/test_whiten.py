@@ -1,0 +1,72 @@
+"""Whitening: what wrong masks call up is weighed down, a pattern beneath it stays, and p stays exact."""
+
+import numpy as np
+import pytest
+
+from aiao_diffusers.errors import ShapeError
+from aiao_diffusers.ranks import rank_log10_p, rank_site
+from aiao_diffusers.whiten import whitened
+
+
+WIDTH = 64
+
+
+def pattern(rng, width=WIDTH):
+    return rng.permutation(np.repeat([1, -1], [width // 2, width - width // 2]))
+
+
+def natural(rng, count, directions):
+    """Responses along a few loud directions, and a little in every channel."""
+    return rng.normal(size=(count, len(directions))) @ directions + 0.1 * rng.normal(size=(count, WIDTH))
+
+
+def test_uncovers_a_pattern_beneath_what_every_mask_calls_up():
+    rng, gain, control = np.random.default_rng(0), [], []
+    for _ in range(20):
+        secret, directions = pattern(rng), 2 * rng.normal(size=(4, WIDTH))
+        wrong = natural(rng, 64, directions)
+        clean = natural(rng, 1, directions)[0]
+        d = clean + 0.3 * secret
+        before, after = (rank_log10_p([rank_site(x, secret)]) for x in (d, whitened(d, wrong)))
+        gain.append(after - before)
+        control.append(rank_log10_p([rank_site(whitened(clean, wrong), secret)]))
+    assert np.median(gain) < -4
+    assert np.median(control) > -1 and min(control) > -3
+
+
+def test_is_uniform_under_the_null():
+    """One suspect, many keys: the transform knows no response pattern."""
+    rng = np.random.default_rng(1)
+    directions = rng.standard_cauchy(size=(3, WIDTH))
+    wrong, d = natural(rng, 16, directions), natural(rng, 1, directions)[0]
+    seen = whitened(d, wrong)
+    p = np.array([rank_log10_p([rank_site(seen, pattern(rng))]) for _ in range(2000)])
+    for level in (0.5, 0.1, 0.02):
+        share, error = np.mean(p <= np.log10(level)), (level * (1 - level) / 2000) ** 0.5
+        assert abs(share - level) < 4 * error
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_the_order_of_channels_does_not_depend_on_the_unit(scale):
+    rng = np.random.default_rng(2)
+    wrong, d = rng.normal(size=(8, WIDTH)), rng.normal(size=WIDTH)
+    assert np.argsort(whitened(d * scale, wrong * scale)).tolist() == np.argsort(whitened(d, wrong)).tolist()
+
+
+def test_an_offset_common_to_all_masks_goes():
+    rng = np.random.default_rng(3)
+    wrong, d, offset = rng.normal(size=(8, WIDTH)), rng.normal(size=WIDTH), 100 * rng.normal(size=WIDTH)
+    np.testing.assert_allclose(whitened(d + offset, wrong + offset), whitened(d, wrong), atol=1e-9)
+
+
+def test_wrong_masks_that_move_nothing_or_are_too_few_leave_the_response():
+    d = np.arange(4.0)
+    assert whitened(d, np.zeros((8, 4))).tolist() == d.tolist()
+    assert whitened(d, np.ones((1, 4))).tolist() == d.tolist()
+    assert whitened(d, np.zeros((0, 4))).tolist() == d.tolist()
+
+
+@pytest.mark.parametrize("shape", [(4,), (8, 3), (8, 4, 1)])
+def test_widths_that_differ(shape):
+    with pytest.raises(ShapeError, match="responses to wrong masks"):
+        whitened(np.zeros(4), np.zeros(shape))
