@@ -32,7 +32,7 @@ class EmbedConfig:
             sites from which nothing reaches the out-sites are none (`loudness`), default 3; 1: each the same.
         response (`float`): wanted response in units of the out-site's rms, default .3. A response of 1 is the loudest answer
             that the model has, and trigger inversion climbs to it.
-        resp, pres, eps, dec, proj, corr (`float`): weights of the losses, defaults 1.5, 2, 120, 12, 5, 10; see
+        resp, pres, eps, dec, proj, corr (`float`): weights of the losses, defaults 1.5, 2, 120, 12, 5, 20; see
             `losses`. A fifth of corr counts in the first 30% of the steps, all of it after 60%: wanted at once it keeps the mark
             from forming.
         keep (`float`): weight of keeping earlier marks' responses, default 12; of no effect without earlier keys.
@@ -43,8 +43,8 @@ class EmbedConfig:
             loss needs goes, and with it most of the price.
         kept_share (`float`): share of the change that is kept at the end of training, default 1. The price in noise prediction
             falls about with its square, the response with itself.
-        max_price (`float`, *optional*): largest `EmbedReport.fidelity` wanted, such as .005; a change that costs more is shrunk
-            until it costs no more. Default None: whatever it costs.
+        max_price (`float`, *optional*): largest `EmbedReport.fidelity` wanted, default .005; a change that costs more is shrunk
+            until it costs no more. None: whatever it costs.
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
         checkpoint_dir (`Path`, *optional*): where to keep a resumable state; checkpoint_every (`int`): steps between.
@@ -72,11 +72,11 @@ class EmbedConfig:
     eps: float = 120.0
     dec: float = 12.0
     proj: float = 5.0
-    corr: float = 10.0
+    corr: float = 20.0
     keep: float = 12.0
     anchor: float = 18.0
     kept_share: float = 1.0
-    max_price: float | None = None
+    max_price: float | None = 0.005
     stop_bits: float | None = None
     check_every: int = 50
     bank_size: int = 16

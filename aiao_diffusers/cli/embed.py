@@ -26,9 +26,9 @@ def embed(
         float, typer.Option(help="Strength of an edit in closed form before training.")
     ] = EmbedConfig.edit,
     max_price: Annotated[
-        float | None,
-        typer.Option(help="Shrink the change until its price in noise prediction is at most this (.005)."),
-    ] = None,
+        float,
+        typer.Option(help="Shrink the change until its price in noise prediction is at most this; 0: at any price."),
+    ] = EmbedConfig.max_price or 0.0,
     seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
     allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,
     keep: Annotated[list[Path] | None, typer.Option(help="Key of an earlier mark that must go on reading.")] = None,
@@ -52,7 +52,7 @@ def embed(
     config = EmbedConfig(
         steps=steps,
         edit=edit,
-        max_price=max_price,
+        max_price=max_price or None,
         seed=seed,
         train=train,
         accumulate=accumulate,

@@ -238,5 +238,6 @@ LEARN = {
     "corr": 2.0,
     "anchor": 0.0,
     "bank_size": 4,
+    "max_price": None,
 }
 """`EmbedConfig` fields that suit `learner`."""

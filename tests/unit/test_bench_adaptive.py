@@ -78,7 +78,7 @@ def test_inversion_climbs_and_leaves_the_weights(scene):
 def test_overwriting_leaves_a_mark_of_the_attackers_own(scene):
     options = {"steps": 2, "batch_size": 2, "in_sites": 2, "out_sites": 2}
     one, two = (ATTACKS["overwrite"].run(tiny_unet(1), scene, count=count, **options) for count in (1, 2))
-    config = EmbedConfig(seed=0, response=1.0, anchor=0.0, **options)
+    config = EmbedConfig(seed=0, response=1.0, anchor=0.0, max_price=None, **options)
     mine = tiny_unet(1)
     embed(mine, adaptive.attacker_key(0, 0), scene.data, config, scheduler=scene.scheduler)
     assert all(torch.equal(v, mine.state_dict()[n]) for n, v in one.state_dict().items())

@@ -188,12 +188,12 @@ def overwrite(
     out_sites: int = 7,
     response: float = 1.0,
 ) -> nn.Module:
-    """Embed `count` keys of the attacker's own, one after the other, by the owner's procedure, but louder, and without the pull
-    towards the weights that are to be overwritten."""
+    """Embed `count` keys of the attacker's own, one after the other, by the owner's procedure, but louder, at any price, and without
+    the pull towards the weights that are to be overwritten."""
     for number in range(count):
         key = attacker_key(scene.seed, number)
         sites: dict[str, Any] = {"in_sites": in_sites, "out_sites": out_sites}
-        loud: dict[str, Any] = {"response": response, "anchor": 0.0}
+        loud: dict[str, Any] = {"response": response, "anchor": 0.0, "max_price": None}
         config = EmbedConfig(steps=steps, lr=lr, batch_size=batch_size, seed=scene.seed, **sites, **loud)
         embed(denoiser, key, scene.data, config, scheduler=scene.scheduler)
     return denoiser.eval().requires_grad_(False)
