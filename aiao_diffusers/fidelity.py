@@ -13,6 +13,9 @@ from .record import noise_schedule
 from .setups import placement
 
 
+ROWS = 4  # a forward: measuring the price must not need more memory than the training did
+
+
 def target(noising: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """What a denoiser of this schedule is trained to predict of `latents` under `noise` at `timestep` `(B,)`.
 
@@ -44,7 +47,9 @@ def predictions(
         noise = torch.randn(x.shape, generator=generator)
         t = torch.randint(int(noising.config["num_train_timesteps"]), (size,), generator=generator)
         noised = noising.add_noise(x, noise, t).to(device, dtype)
-        predicted.append(denoiser(noised, t.to(device), **batch.keywords(device, dtype)).sample.float().cpu())
+        for rows in torch.arange(size).split(ROWS):
+            keywords = batch.take(rows).keywords(device, dtype)
+            predicted.append(denoiser(noised[rows], t[rows].to(device), **keywords).sample.float().cpu())
         truth.append(target(noising, x, noise, t))
     return torch.cat(predicted), torch.cat(truth)
 

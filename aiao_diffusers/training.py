@@ -131,10 +131,10 @@ class Training:
             if accelerator.scaler is None and not torch.isfinite(norm):
                 raise TrainingError(f"the gradient is {norm.item()} at step {step}: lower lr (now {config.lr}).")
             optimizer.step()
+            optimizer.zero_grad()  # before the originals are read: both need memory
             # Decoupled, as AdamW's decay is, but towards what the model was.
             self.update.shrink(max(0.0, 1.0 - rates.get_last_lr()[0] * config.anchor))
             rates.step()
-            optimizer.zero_grad()
             if config.stop_bits is not None and step % config.check_every == 0 and self._holds(row):
                 stopped = step
             history.append(row)

@@ -14,11 +14,12 @@ from typing import Protocol
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from .errors import ConfigError, TrainingError
+from .safefile import read_header, stream
 
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
@@ -75,11 +76,13 @@ class StoredWeights:
         return self._folder / "original.safetensors"
 
     def originals(self) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
-        """Name, trained parameter and its original, one at a time."""
-        device = str(next(iter(self.parameters.values())).device)
-        with safe_open(str(self._file), "pt", device=device) as file:
-            for name, p in self.parameters.items():
-                yield name, p, file.get_tensor(name)
+        """Name, trained parameter and its original, one at a time.
+
+        Read, not mapped: mapped pages would stay resident, all of them, until the file is closed.
+        """
+        for name, original in stream(read_header(self._file)):
+            p = self.parameters[name]
+            yield name, p, original.to(p.device)
 
     @contextmanager
     def off(self) -> Iterator[None]:
