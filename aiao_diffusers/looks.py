@@ -85,7 +85,8 @@ class Looks:
     """All looks at one suspect, in order; `escalate` takes the next ones.
 
     Args:
-        ins, outs: the key's sites. trials (`int`): for each amplitude, at most. seed (`int`): of sub-paths and inputs.
+        ins, outs: the key's sites. trials (`int`): for each amplitude, at most. seed (`int`): of sub-paths and inputs. whiten
+        (`bool`): take the look at whitened responses.
     Attributes:
         sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. whitened: of the last
         whitened look. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
@@ -100,6 +101,7 @@ class Looks:
     trials: int
     seed: int
     amplitudes: Sequence[float] = AMPLITUDES
+    whiten: bool = True
 
     def __post_init__(self) -> None:
         self.sequence = SequentialTest(alpha=self.alpha)
@@ -156,7 +158,7 @@ class Looks:
                     self._look(f"{named}, ranks", evidence, note, ranks=True)
                     if self.verified and early_stop:
                         return
-                    if not number:
+                    if self.whiten and not number:
                         wrong = self._wrong(wired, amplitude, through)
                         self.whitened = evidence.against(wrong)
                         self._look(f"{named}, whitened", self.whitened, note, ranks=True)

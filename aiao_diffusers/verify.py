@@ -38,6 +38,7 @@ def verify(
     *,
     early_stop: bool = True,
     amplitudes: Sequence[float] = AMPLITUDES,
+    whiten: bool = True,
     reference: Any = None,
     healing: Any = None,
 ) -> VerificationReport:
@@ -54,6 +55,8 @@ def verify(
             the verification rate wants, and all looks of that amplitude, of which the deepest is reported.
         amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
             fixed beforehand, for a list chosen by an earlier outcome makes p too small.
+        whiten (`bool`, defaults to True): look at whitened responses too (`whiten`), only where the plain looks before do not
+            verify; False saves 80 of the 128 forwards that an unmarked model costs.
         reference: clean activations for reading through function-preserving disguises, see `align`: the file that
             embedding wrote, or the clean twin (a denoiser, a pipeline, a folder, a repository id). Costs 32 forwards and
             the looks, only where the plain looks did not verify.
@@ -95,6 +98,7 @@ def verify(
                     seed=seed,
                     early_stop=early_stop,
                     amplitudes=amplitudes,
+                    whiten=whiten,
                 )
     except NotTestableError as error:
         return VerificationReport("not_testable", label_of(suspect), alpha, reason=str(error))
@@ -108,6 +112,7 @@ def verify(
             trials=trials,
             seed=seed,
             amplitudes=amplitudes,
+            whiten=whiten,
             reference=reference,
             healing=healing,
         )
@@ -144,12 +149,13 @@ def _read(
     seed: int,
     early_stop: bool,
     amplitudes: Sequence[float],
+    whiten: bool,
 ) -> VerificationReport:
     denoiser = unwrap(found.denoiser)
     record.check_fits(denoiser)
     check_finite(Values(denoiser), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
-    looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes)
+    looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes, whiten)
     looks.escalate(denoiser, gradual=True, early_stop=early_stop)
     further = _further(looks, denoiser, means)
     warnings = [*found.warnings, *means.warnings, *further, *looks.missed]

@@ -158,6 +158,14 @@ class TestLooks:
         alone = verify(tiny_unet(), KEY, record=record, trials=1, amplitudes=(3e38,))
         assert alone.verdict == "not_testable" and "overflows" in alone.reason
 
+    def test_the_whitened_look_can_be_left_out(self, record):
+        costs = {}
+        for whiten in (True, False):
+            report = verify(tiny_unet(), KEY, record=record, trials=2, whiten=whiten)
+            assert whiten == any(look["label"].endswith("whitened") for look in report.looks)
+            costs[whiten] = report.denoiser_evals
+        assert costs == {True: 3 * 2 * 2 + 80, False: 3 * 2 * 2}
+
     def test_an_unmarked_models_figures_are_of_the_look_that_came_nearest(self, record):
         seen = set()
         for seed in range(16):
