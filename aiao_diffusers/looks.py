@@ -41,7 +41,6 @@ class Evidence:
 
     key: WatermarkKey
     total: dict[str, np.ndarray] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
     alone: list[float] = field(default_factory=list)
     cells: list[dict[str, Any]] = field(default_factory=list)
 
@@ -50,7 +49,6 @@ class Evidence:
         single = {reading.site: reading.d.double().numpy() for reading in readings}
         for name, d in single.items():
             self.total[name] = self.total.get(name, 0.0) + d
-            self.count[name] = self.count.get(name, 0) + 1
         triples = self.triples(single)
         self.alone.append(combined_log10_p([t for _, t in triples]))
         bits = {name: agreeing / channels for name, (channels, _, agreeing) in triples}
@@ -58,8 +56,11 @@ class Evidence:
 
     def against(self, wrong: dict[str, np.ndarray]) -> "Evidence":
         """The same readings, whitened by responses to wrong masks, `(N, C)` by out-site."""
-        means = {name: total / self.count[name] for name, total in self.total.items()}
-        found = {name: whitened(d, wrong[name]) if name in wrong else d for name, d in means.items()}
+        found = {}
+        for name, total in self.total.items():
+            # Sub-paths that begin late leave early out-sites out.
+            mean = total / sum(name in cell["bits"] for cell in self.cells)
+            found[name] = whitened(mean, wrong[name]) if name in wrong else mean
         return replace(self, total=found)
 
     def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:

@@ -66,6 +66,7 @@ class StoredWeights:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise _no_room(self._folder.parent, error) from error
+        self._header = read_header(self._file)
         for p in own.values():
             p.requires_grad_(False)
         for p in self.parameters.values():
@@ -80,7 +81,7 @@ class StoredWeights:
 
         Read, not mapped: mapped pages would stay resident, all of them, until the file is closed.
         """
-        for name, original in stream(read_header(self._file)):
+        for name, original in stream(self._header):
             p = self.parameters[name]
             yield name, p, original.to(p.device)
 

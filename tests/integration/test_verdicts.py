@@ -1,5 +1,6 @@
 """The shipped models: every verdict with its controls, by the library and by the command line."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from _tiny import tiny_unconditional
 from diffusers import AutoPipelineForText2Image, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkedStableDiffusionPipeline, WatermarkKey, embed, verify
+from aiao_diffusers.bench.ranks import read
+from aiao_diffusers.checkpoint import load_denoiser
 from aiao_diffusers.cli.demo import _cells
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, KeyMismatchError, RecordError, SuspectError
 from aiao_diffusers.record import WatermarkRecord
+from aiao_diffusers.suspect import opened
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
@@ -68,6 +72,25 @@ def test_demo_shows_a_verdict_without_numbers():
     row = {"name": "x", "expected": "verified", "verdict": "not_testable", "log10_p": None, "bit_accuracy": None}
     assert _cells(row) == ["x", "verified", "not_testable", "", ""]
     assert _cells({**row, "log10_p": -9.0, "bit_accuracy": 1.0})[3:] == ["-9.0", "1.000"]
+
+
+class TestWhitened:
+    def test_reads_deeper_what_merging_left_and_nothing_in_controls(self):
+        record = WatermarkRecord.load(ASSETS / "marked")
+        base, marked = (load_denoiser(ASSETS / name, dtype=torch.float32) for name in ("base", "marked"))
+        merged = copy.deepcopy(marked)
+        with torch.no_grad():
+            for p, clean in zip(merged.parameters(), base.parameters(), strict=True):
+                p.lerp_(clean, 0.7)
+
+        def ranks(suspect, key, seed):
+            return [found.rank_log10_p() for found in read(suspect, key, record, trials=8, seed=seed)]
+
+        plain, whitened = zip(*(ranks(merged, KEY, seed) for seed in range(3)), strict=True)
+        assert max(whitened) < -8 and sum(whitened) < sum(plain)
+        with opened(ASSETS / "lora", ASSETS / "base") as same_lora:
+            controls = [(base, KEY), (merged, KEY.child("wrong")), (same_lora.denoiser, KEY)]
+            assert all(ranks(suspect, key, seed)[1] > -3 for suspect, key in controls for seed in range(3))
 
 
 class TestBadInput:

@@ -107,7 +107,8 @@ class AIAO(EmbedConfig):
             options["healing"] = scene.owner
         report = verify(denoiser, key, record=record, **options)
         passed = round((report.verification_rate or 0) * report.trials)
-        deepest = min(report.looks, key=lambda look: look["log10_p_adjusted"], default={"label": None})
+        # As `looks` chooses whose bits are reported: adjusted p-values of an unmarked model are all 1.
+        nearest = min(report.looks, key=lambda k: (k["log10_p_adjusted"], k["log10_p"]), default={"label": None})
         return Outcome(
             report.verdict,
             report.log10_p,
@@ -115,5 +116,5 @@ class AIAO(EmbedConfig):
             passed,
             report.trials,
             report.denoiser_evals,
-            look=deepest["label"],
+            look=nearest["label"],
         )
