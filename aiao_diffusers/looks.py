@@ -1,7 +1,7 @@
 """Looks at a suspect: trials, averaged, give a p-value at each look, and each look pays its share of alpha.
 
 The list of looks is fixed by what the verifier passes in, not by what is seen: plain amplitudes x1, x2, x4 after 1, 2, 4,
-... trials each; with a reference the three amplitudes through an alignment; with healing the three amplitudes on the healed
+... trials each; with the clean twin a look at what the suspect answers beyond it (`against_twin`); with a reference the three amplitudes through an alignment; with healing the three amplitudes on the healed
 copy, and, with a reference too, on the healed copy through its own alignment; these once each, after all trials. After an
 amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`), and those of the first amplitude
 a third time, seen against what wrong masks call up (`whiten`). Seeing decides only when to stop, as `SequentialTest` asks.
@@ -9,7 +9,7 @@ a third time, seen against what wrong masks call up (`whiten`). Seeing decides o
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -171,6 +171,35 @@ class Looks:
                     self.missed.append(f"the looks '{named}' ended early: {error}")
                 if self.verified:
                     return
+
+    def against_twin(self, denoiser: nn.Module, twin: nn.Module) -> None:
+        """One look, by rank scores, at what the suspect answers beyond its clean twin: d - d_twin on the same inputs and triggers.
+
+        What any mask calls up is in both and goes; what embedding added stays, however little a merge has left of it. The twin
+        was made before the response patterns were of any use, so d - d_twin depends on them no more than d does: p stays exact.
+        That binds an honest owner, as an alignment does (`align`): a twin made with the key in mind would pull every suspect
+        towards it, which the same look at an unrelated clean model shows.
+
+        Raises:
+            NotTestableError: an activation is not finite, or the twin does not fit.
+        """
+        names, amplitude = [site.name for site in (*self.ins, *self.outs)], self.amplitudes[0]
+        evidence, label = Evidence(self.key), f"beyond the twin x{amplitude:g}, ranks"
+        with ExitStack() as stack:
+            for module in (denoiser, twin):
+                stack.enter_context(evaluating(module))
+            pair = [stack.enter_context(probe(module, names, self.record.factors)) for module in (denoiser, twin)]
+            for _ in range(self.trials):
+                subpath = draw(self.ins, self.outs, self.random)
+                state = self.generator.get_state()
+                own: list[Reading] = []
+                clean: list[Reading] = []
+                for wired, kept in zip(pair, (own, clean), strict=True):
+                    # The very same inputs: the difference is then the weights' alone.
+                    self.generator.set_state(state)
+                    kept += self._trial(wired, subpath, amplitude, None)
+                evidence.add(subpath, [Reading(a.site, a.d - b.d) for a, b in zip(own, clean, strict=True)])
+        self._look(label, evidence, None, ranks=True)
 
     def _look(self, label: str, evidence: Evidence, note: dict[str, Any] | None, *, ranks: bool = False) -> None:
         log10_p = evidence.rank_log10_p() if ranks else evidence.log10_p()

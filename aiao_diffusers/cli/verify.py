@@ -27,6 +27,10 @@ def verify(
     all_trials: Annotated[bool, typer.Option(help="Run all plain trials, for the verification rate.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write the report with plots to this new HTML file.")] = None,
+    twin: Annotated[
+        str | None,
+        typer.Option(help="The clean twin: look at what the suspect answers beyond it; brings merges back."),
+    ] = None,
     reference: Annotated[
         str | None, typer.Option(help="For disguised suspects: the private file from embedding, or the clean twin.")
     ] = None,
@@ -51,6 +55,7 @@ def verify(
         trials,
         seed,
         early_stop=not all_trials,
+        twin=twin,
         reference=reference,
         healing=healing,
     )

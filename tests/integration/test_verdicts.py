@@ -60,6 +60,30 @@ class TestVerdicts:
         assert report.verdict == "not_verified" and report.log10_p > -3
         assert any("another key" in text for text in report.warnings)
 
+    def test_twin_brings_a_merge_back(self, record):
+        few = {"amplitudes": (1.0,), "whiten": False}  # of the other looks other tests speak
+        base, marked = (load_denoiser(ASSETS / name) for name in ("base", "marked"))
+        theirs = marked.state_dict()
+        merged = {name: v.lerp(theirs[name], 0.1) for name, v in base.state_dict().items()}
+        base.load_state_dict(merged)
+        assert verify(base, KEY, record=record, **few).verdict == "not_verified"
+        report = verify(base, KEY, record=record, twin=ASSETS / "base", clean_base=ASSETS / "base", **few)
+        assert report.verdict == "verified" and report.log10_p < -20
+        assert report.looks[-1]["label"] == "beyond the twin x1, ranks"
+        assert report.controls["clean_base"]["verdict"] == "not_verified"
+        assert verify(base, KEY.child("wrong"), record=record, twin=ASSETS / "base", **few).verdict == "not_verified"
+        unmarked = load_denoiser(ASSETS / "base")
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for p in unmarked.parameters():
+                p.add_(0.02 * p.square().mean().sqrt() * torch.randn_like(p))
+        control = verify(unmarked, KEY, record=record, twin=ASSETS / "base", **few)
+        assert control.verdict == "not_verified" and control.log10_p > -3
+
+    def test_twin_is_the_one_of_the_record(self, record):
+        with pytest.raises(RecordError, match="names as clean"):
+            verify(ASSETS / "base", KEY, record=record, twin=ASSETS / "marked")
+
     def test_same_seed_same_report(self):
         assert verify(ASSETS / "marked", KEY, seed=3).to_dict() == verify(ASSETS / "marked", KEY, seed=3).to_dict()
 
