@@ -25,8 +25,8 @@ Source: our choice. How the maps are fitted is in `maps`.
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,24 +157,42 @@ def reference_for(record: WatermarkRecord, source: Any) -> tuple[Reference, tupl
     if isinstance(source, str | Path) and Path(source).is_file():
         source = Reference.load(source)
     if isinstance(source, Reference):
-        stated, found, what = record.reference_sha256, source.sha256, "reference"
-        reference = source
+        stated, what, reference = record.reference_sha256, "reference", source
+        _require_named(stated, reference.sha256, what)
     else:
-        try:
-            with opened(source) as twin:
-                stated, found, what = record.teacher_sha256, weights_sha256(unwrap(twin.denoiser)), "clean twin"
-                reference = observe(twin.denoiser, record.bank, record.scheduler)
-        except NotTestableError as error:  # of the reference, not of the suspect
-            raise RecordError(f"the clean twin given as reference cannot be run: {error}") from error
-    if stated is not None and stated != found:
-        raise RecordError(
-            f"the record names another {what} than the one given: pass the one that embedding started from."
-        )
+        stated, what = record.teacher_sha256, "clean twin"
+        with clean_twin(record, source) as twin:
+            reference = observe(twin, record.bank, record.scheduler)
     if stated is None:
         return reference, (
             f"the record names no {what}: an aligned p-value is exact only if it was made without the key.",
         )
     return reference, ()
+
+
+@contextmanager
+def clean_twin(record: WatermarkRecord, source: Any) -> Iterator[nn.Module]:
+    """The model that embedding started from, open within the block and checked against the record, if that names one.
+
+    Args:
+        source: a denoiser, a pipeline, a folder or a Hub repository id.
+    Raises:
+        RecordError: the record names another twin, or the twin cannot be run. Errors of `suspect.opened`.
+    """
+    with ExitStack() as stack:
+        try:
+            twin = unwrap(stack.enter_context(opened(source)).denoiser)
+            _require_named(record.teacher_sha256, weights_sha256(twin), "clean twin")
+        except NotTestableError as error:  # of the twin, not of the suspect
+            raise RecordError(f"the clean twin given cannot be run: {error}") from error
+        yield twin
+
+
+def _require_named(stated: str | None, found: str, what: str) -> None:
+    if stated is not None and stated != found:
+        raise RecordError(
+            f"the record names another {what} than the one given: pass the one that embedding started from."
+        )
 
 
 @torch.no_grad()

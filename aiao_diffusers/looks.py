@@ -1,15 +1,16 @@
 """Looks at a suspect: trials, averaged, give a p-value at each look, and each look pays its share of alpha.
 
 The list of looks is fixed by what the verifier passes in, not by what is seen: plain amplitudes x1, x2, x4 after 1, 2, 4,
-... trials each; with the clean twin a look at what the suspect answers beyond it (`against_twin`); with a reference the three amplitudes through an alignment; with healing the three amplitudes on the healed
-copy, and, with a reference too, on the healed copy through its own alignment; these once each, after all trials. After an
+... trials each; with the clean twin a look at what the suspect answers beyond it (`against_twin`); with a reference the three
+amplitudes through an alignment; with healing the three amplitudes on the healed copy, and, with a reference too, on the
+healed copy through its own alignment; these once each, after all trials. After an
 amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`), and those of the first amplitude
 a third time, seen against what wrong masks call up (`whiten`). Seeing decides only when to stop, as `SequentialTest` asks.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,7 +91,7 @@ class Looks:
         (`bool`): take the look at whitened responses.
     Attributes:
         sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. whitened: of the last
-        whitened look. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
+        whitened look. beyond: of the look beyond the twin. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
         look what the report adds to it. missed: looks that could not be taken, and why. evaluations: single-sample forwards spent.
     """
 
@@ -107,7 +108,7 @@ class Looks:
     def __post_init__(self) -> None:
         self.sequence = SequentialTest(alpha=self.alpha)
         self.random, self.generator = np.random.default_rng(self.seed), torch.Generator().manual_seed(self.seed)
-        self.plain = self.whitened = Evidence(self.key)
+        self.plain = self.whitened = self.beyond = Evidence(self.key)
         self.response: dict[str, np.ndarray] = {}
         self.tests: tuple[SiteTest, ...] = ()
         self.by_ranks = False
@@ -173,33 +174,32 @@ class Looks:
                     return
 
     def against_twin(self, denoiser: nn.Module, twin: nn.Module) -> None:
-        """One look, by rank scores, at what the suspect answers beyond its clean twin: d - d_twin on the same inputs and triggers.
+        """One look, by rank scores, at d - d_twin: what the suspect answers beyond its clean twin, on the same inputs.
 
         What any mask calls up is in both and goes; what embedding added stays, however little a merge has left of it. The twin
         was made before the response patterns were of any use, so d - d_twin depends on them no more than d does: p stays exact.
         That binds an honest owner, as an alignment does (`align`): a twin made with the key in mind would pull every suspect
-        towards it, which the same look at an unrelated clean model shows.
+        towards it, which the same look at another clean model shows.
 
         Raises:
-            NotTestableError: an activation is not finite, or the twin does not fit.
+            NotTestableError: an activation is not finite. SiteError: suspect and twin are one and the same module.
         """
         names, amplitude = [site.name for site in (*self.ins, *self.outs)], self.amplitudes[0]
-        evidence, label = Evidence(self.key), f"beyond the twin x{amplitude:g}, ranks"
-        with ExitStack() as stack:
-            for module in (denoiser, twin):
-                stack.enter_context(evaluating(module))
-            pair = [stack.enter_context(probe(module, names, self.record.factors)) for module in (denoiser, twin)]
+        self.beyond, factors = Evidence(self.key), self.record.factors
+        with (
+            evaluating(denoiser),
+            evaluating(twin),
+            probe(denoiser, names, factors) as own,
+            probe(twin, names, factors) as clean,
+        ):
             for _ in range(self.trials):
-                subpath = draw(self.ins, self.outs, self.random)
-                state = self.generator.get_state()
-                own: list[Reading] = []
-                clean: list[Reading] = []
-                for wired, kept in zip(pair, (own, clean), strict=True):
-                    # The very same inputs: the difference is then the weights' alone.
-                    self.generator.set_state(state)
-                    kept += self._trial(wired, subpath, amplitude, None)
-                evidence.add(subpath, [Reading(a.site, a.d - b.d) for a, b in zip(own, clean, strict=True)])
-        self._look(label, evidence, None, ranks=True)
+                subpath, state = draw(self.ins, self.outs, self.random), self.generator.get_state()
+                readings = self._trial(own, subpath, amplitude, None)
+                # The very same inputs once more: the difference is then the weights' alone.
+                self.generator.set_state(state)
+                pairs = zip(readings, self._trial(clean, subpath, amplitude, None), strict=True)
+                self.beyond.add(subpath, [Reading(a.site, a.d - b.d) for a, b in pairs])
+        self._look(f"beyond the twin x{amplitude:g}, ranks", self.beyond, None, ranks=True)
 
     def _look(self, label: str, evidence: Evidence, note: dict[str, Any] | None, *, ranks: bool = False) -> None:
         log10_p = evidence.rank_log10_p() if ranks else evidence.log10_p()

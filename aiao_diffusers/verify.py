@@ -1,15 +1,15 @@
 """Verify a suspect: Monte Carlo trials over sub-paths, exact statistics, a report."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from .align import Reference, align, reference_for
+from .align import Reference, align, clean_twin, reference_for
 from .data import LatentData, fitting, prepare
 from .errors import ConfigError, KeyMismatchError, NotTestableError, RecordError, SiteError
 from .hashes import weights_sha256
@@ -59,8 +59,8 @@ def verify(
             fixed beforehand, for a list chosen by an earlier outcome makes p too small.
         whiten (`bool`, defaults to True): look at whitened responses too (`whiten`), only where the plain looks before do not
             verify; False saves 80 of the 128 forwards that an unmarked model costs.
-        twin: the clean twin (a denoiser, a pipeline, a folder, a repository id): a look at what the suspect answers beyond it, which
-            brings merges with the twin back. Costs `4 * trials` forwards, only where the looks before did not verify.
+        twin: the clean twin (a denoiser, a pipeline, a folder, a repository id): a look at what the suspect answers beyond it,
+            which brings merges with the twin back. Costs `4 * trials` forwards, only where the looks before did not verify.
         reference: clean activations for reading through function-preserving disguises, see `align`: the file that
             embedding wrote, or the clean twin (a denoiser, a pipeline, a folder, a repository id). Costs 32 forwards and
             the looks, only where the plain looks did not verify.
@@ -72,7 +72,7 @@ def verify(
         ConfigError: alpha or trials out of range. RecordError, SuspectError, UnsafeFileError, SiteError: misuse and broken
         files. HubError: a repository is missing, private, gated or away. KeyMismatchError: the folder passed as `record`
         commits to another key (a record found beside the suspect only warns, for it is evidence, not a choice).
-        RecordError: the record names another reference.
+        RecordError: the record names another reference or twin, or no twin.
     Source: our choice. The looks and their order are in `looks`; the k-th pays 2^k.
     """
     if not 0 < alpha < 1:
@@ -137,29 +137,15 @@ class _Means:
     twin: nn.Module | None = None
 
 
-@contextmanager
-def _twin(record: WatermarkRecord, source: Any) -> Iterator[nn.Module | None]:
-    """The clean twin, open while the suspect is read.
-
-    Raises:
-        RecordError: it is not the model that the record names, or cannot be run. Errors of `suspect.opened`.
-    """
+def _twin(record: WatermarkRecord, source: Any) -> AbstractContextManager[nn.Module | None]:
     if source is None:
-        yield None
-        return
-    with ExitStack() as stack:
-        try:
-            found = stack.enter_context(opened(source))
-            twin = unwrap(found.denoiser)
-            check_finite(Values(twin), "the clean twin's weights")
-        except NotTestableError as error:  # of the twin, not of the suspect
-            raise RecordError(f"the clean twin cannot be run: {error}") from error
+        return nullcontext()
+    if record.teacher_sha256 is None:
         # A model made with the response patterns in mind, as the marked one is, would pull any suspect towards them.
-        if record.teacher_sha256 != weights_sha256(twin):
-            raise RecordError(
-                "the twin is not the model that the record names as clean: pass the one embedding started from."
-            )
-        yield twin
+        raise RecordError(
+            "the record names no clean twin, so none can be told from one made with the key: leave twin out."
+        )
+    return clean_twin(record, source)
 
 
 def _means(record: WatermarkRecord, reference: Any, healing: Any) -> _Means:

@@ -1,7 +1,8 @@
-"""Hits, rank scores and whitened rank scores on attacked models: `aiao bench ranks`.
+"""Hits, rank scores, whitened ones and those beyond the clean twin on attacked models: `aiao bench ranks`.
 
-Every row is one attack at one strength on the shipped model, read plainly with all trials; all three statistics look at the same
-readings, alpha not spent. Controls: the unmarked base, and wrong keys' patterns on the readings of every attacked model.
+Every row is one attack at one strength on the shipped model, read plainly with all trials; the first three
+statistics look at the same readings, the last at readings of its own; alpha not spent. Controls: the unmarked base, as it is and with
+noise on its weights (beyond itself, the base answers nothing), and wrong keys' patterns on the readings of every attacked model.
 """
 
 import argparse
@@ -45,28 +46,40 @@ def read(
     return looks.plain, looks.whitened
 
 
+def beyond(
+    denoiser: nn.Module, twin: nn.Module, key: WatermarkKey, record: WatermarkRecord, trials: int, seed: int
+) -> Evidence:
+    """The same number of trials, of what `denoiser` answers beyond its clean twin."""
+    looks = Looks(key, record, *key_sites(denoiser, key, record), 1e-6, trials, seed, amplitudes=(1.0,))
+    looks.against_twin(denoiser, twin)
+    return looks.beyond
+
+
 def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[str, Any]]:
     """One dictionary a row: log10 p of each seed by both statistics."""
     key = WatermarkKey(bytes(range(32)), "Demo")
     record, pipe = WatermarkRecord.load(assets / "marked"), open_pipe(str(assets / "base"), ())
     marked = open_pipe(str(assets / "marked"), ()).unet
     data = LatentData.load(assets / "latents" / "noto.safetensors")
-    rows = [("base, as it is", "none", {}, pipe.unet), *((None, name, hyper, marked) for name, hyper in SETTINGS)]
+    clean = [("base, as it is", "none", {}, pipe.unet), ("base, noise (std 0.1)", "noise", {"std": 0.1}, pipe.unet)]
+    rows = [*clean, *((None, name, hyper, marked) for name, hyper in SETTINGS)]
     for label, name, hyper, start in rows:
-        seen: dict[str, list[float]] = {"hits": [], "ranks": [], "whitened": []}
+        seen: dict[str, list[float]] = {"hits": [], "ranks": [], "whitened": [], "beyond": []}
         null: list[float] = []
         shown = ", ".join(f"{n} {v}" for n, v in hyper.items())
         for seed in range(seeds):
             scene = Scene(pipe, data, data, seed, Path())
             suspect = ATTACKS[name].run(copy.deepcopy(start), scene, **hyper).eval()
             plain, whitened = read(suspect, key, record, trials, seed)
-            for values, p in zip(
-                seen.values(), (plain.log10_p(), plain.rank_log10_p(), whitened.rank_log10_p()), strict=True
-            ):
+            further = beyond(suspect, pipe.unet, key, record, trials, seed)
+            found_p = (plain.log10_p(), *(found.rank_log10_p() for found in (plain, whitened, further)))
+            for values, p in zip(seen.values(), found_p, strict=True):
                 values.append(p)
             # Keys of its own for each reading: readings of one model resemble each other.
             asked = [key.child(f"null/{label}/{name}/{shown}/{seed}/{number}") for number in range(wrong)]
-            null += [Evidence(other, found.total).rank_log10_p() for found in (plain, whitened) for other in asked]
+            null += [
+                Evidence(other, found.total).rank_log10_p() for found in (plain, whitened, further) for other in asked
+            ]
         yield {
             "suspect": label or (f"{name} ({shown})" if shown else name),
             "n": seeds,
@@ -78,9 +91,9 @@ def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    columns = {"hits": "hits", "ranks": "ranks", "whitened": "whitened ranks"}
+    columns = {"hits": "hits", "ranks": "ranks", "whitened": "whitened ranks", "beyond": "ranks beyond the twin"}
     heads = "".join(f" log10 p by {name}: median (range) |" for name in columns.values())
-    lines = [f"| suspect | n |{heads} deeper than by hits |", "|---|---|---|---|---|---|"]
+    lines = [f"| suspect | n |{heads} deeper than by hits |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         seen = (f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in (row[by] for by in columns))
         lines.append(f"| {row['suspect']} | {row['n']} | {' | '.join(seen)} | {row['deeper']} of {row['n']} |")

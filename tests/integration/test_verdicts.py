@@ -77,11 +77,14 @@ class TestVerdicts:
         with torch.no_grad():
             for p in unmarked.parameters():
                 p.add_(0.02 * p.square().mean().sqrt() * torch.randn_like(p))
-        control = verify(unmarked, KEY, record=record, twin=ASSETS / "base", **few)
-        assert control.verdict == "not_verified" and control.log10_p > -3
+        # Beyond itself the twin answers nothing, so models that differ from it are the controls that can fail.
+        for suspect, base_of in ((unmarked, None), (ASSETS / "lora", ASSETS / "base")):
+            control = verify(suspect, KEY, base=base_of, record=record, twin=ASSETS / "base", **few)
+            assert control.verdict == "not_verified" and control.log10_p > -3
+            assert control.looks[-1]["label"] == "beyond the twin x1, ranks"
 
     def test_twin_is_the_one_of_the_record(self, record):
-        with pytest.raises(RecordError, match="names as clean"):
+        with pytest.raises(RecordError, match="another clean twin"):
             verify(ASSETS / "base", KEY, record=record, twin=ASSETS / "marked")
 
     def test_same_seed_same_report(self):
