@@ -44,7 +44,7 @@ def test_disguised_fine_tune(models, record, reference, kind):
     seen = ask(disguise(copy.deepcopy(models["finetuned"]), kind), KEY, record, reference)
     assert seen.verdict == "verified" and seen.log10_p < -20
     assert seen.looks[-1]["label"] == "aligned x1"
-    assert min(look["log10_p_adjusted"] for look in seen.looks[:-1]) > -3  # plain looks alone see nothing
+    assert min(look["log10_p_adjusted"] for look in seen.looks[:-1]) > -5  # plain looks alone see nothing
 
 
 def test_permuted_then_fine_tuned(models, record, reference):
@@ -66,4 +66,4 @@ def test_unrelated_models_stay_null(models, record, reference, name):
     if name == "wrong key":
         suspect, key = disguise(copy.deepcopy(models["marked"]), "permute"), KEY.child("wrong")
     seen = ask(suspect, key, record, reference)
-    assert seen.verdict == "not_verified" and seen.log10_p > -3 and seen.looks[-1]["label"] == "aligned x4, ranks"
+    assert seen.verdict == "not_verified" and seen.log10_p > -5 and seen.looks[-1]["label"] == "aligned x4, ranks"

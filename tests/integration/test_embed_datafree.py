@@ -37,5 +37,5 @@ def test_marks_from_prompts_alone():
     record = pipe.embed(KEY, ["a cat", "a red apple", "", "a house"], config).record
     assert len(record.bank) == 3
     assert pipe.verify(KEY).verified
-    assert pipe.verify(KEY.child("wrong")).log10_p > -3
-    assert pipeline().verify(KEY, record=record).log10_p > -3
+    assert pipe.verify(KEY.child("wrong")).log10_p > -5
+    assert pipeline().verify(KEY, record=record).log10_p > -5

@@ -85,7 +85,7 @@ assert Accelerator().num_processes == 2
 unet, report = train(steps=40)
 save_file(weights(unet), out / f"rank{rank}.safetensors")
 wrong = verify(unet, KEY.child("wrong"), record=report.record).log10_p
-assert verify(unet, KEY, record=report.record).verified and wrong > -3, wrong
+assert verify(unet, KEY, record=report.record).verified and wrong > -5, wrong
 whole, _ = train(steps=6)
 try:
     train(out / "state", stop_at(5), steps=6)

@@ -74,7 +74,7 @@ def test_reads_as_the_plain_model(setup, record, plain):
     assert abs(report.log10_p - plain.log10_p) < 0.1 * abs(plain.log10_p)
     assert suspect.training == (setup is checkpointed)
     control = verify(setup(load_denoiser(ASSETS / "base", dtype=torch.float32)), KEY, record=record, trials=1)
-    assert control.verdict == "not_verified" and control.log10_p > -3
+    assert control.verdict == "not_verified" and control.log10_p > -5
 
 
 class TestPipelines:

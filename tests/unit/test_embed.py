@@ -359,8 +359,8 @@ class TestMark:
             config = EmbedConfig(**(LEARN | {"steps": 40} | changes))
             record = embed(unet, KEY, data, config, scheduler=scheduler).record
             assert verify(unet, KEY, record=record).verdict == "verified"
-            assert verify(unet, KEY.child("wrong"), record=record).log10_p > -3
-            assert verify(learner()[0], KEY, record=record).log10_p > -3
+            assert verify(unet, KEY.child("wrong"), record=record).log10_p > -5
+            assert verify(learner()[0], KEY, record=record).log10_p > -5
 
     def test_stops_early_when_it_holds(self):
         unet, data, scheduler = learner()
@@ -379,6 +379,6 @@ class TestMark:
             config = EmbedConfig(**LEARN, steps=50)
             records.append(embed(unet, key, data, config, scheduler=scheduler, keep=keys[:number]).record)
         assert all(verify(unet, k, record=r).verified for k, r in zip(keys, records, strict=True))
-        assert verify(unet, KEY.child("nobody"), record=records[0]).log10_p > -3
+        assert verify(unet, KEY.child("nobody"), record=records[0]).log10_p > -5
         clean = learner(64)[0]
-        assert all(verify(clean, k, record=r).log10_p > -3 for k, r in zip(keys, records, strict=True))
+        assert all(verify(clean, k, record=r).log10_p > -5 for k, r in zip(keys, records, strict=True))
