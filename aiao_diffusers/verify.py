@@ -54,7 +54,7 @@ def verify(
         alpha (`float`, defaults to 1e-6): significance. trials (`int`, defaults to 8): Monte Carlo trials a look, at most.
         seed (`int`): of sub-paths, timesteps, probe inputs and noise.
         early_stop (`bool`, defaults to True): stop at the first look that verifies; False runs all plain trials, which
-            the verification rate wants, and all looks of that amplitude, of which the deepest is reported.
+            the verification rate wants, and all looks of that amplitude and beyond the twin, of which the deepest is reported.
         amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
             fixed beforehand, for a list chosen by an earlier outcome makes p too small.
         whiten (`bool`, defaults to True): look at whitened responses too (`whiten`), only where the plain looks before do not
@@ -175,7 +175,7 @@ def _read(
     ins, outs = key_sites(denoiser, key, record)
     looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes, whiten)
     looks.escalate(denoiser, gradual=True, early_stop=early_stop)
-    further = _further(looks, denoiser, means)
+    further = _further(looks, denoiser, means, early_stop=early_stop)
     warnings = [*found.warnings, *means.warnings, *further, *looks.missed]
     if len(ins) < record.in_sites or len(outs) < record.out_sites:
         warnings.append(
@@ -229,10 +229,10 @@ def _read(
     )
 
 
-def _further(looks: Looks, denoiser: nn.Module, means: _Means) -> list[str]:
+def _further(looks: Looks, denoiser: nn.Module, means: _Means, *, early_stop: bool) -> list[str]:
     """The looks after the plain ones, until one verifies; returns what could not be done and why."""
     notes = []
-    if means.twin is not None and not looks.verified:
+    if means.twin is not None and not (looks.verified and early_stop):
         try:
             looks.against_twin(denoiser, means.twin)
         except (NotTestableError, SiteError) as error:

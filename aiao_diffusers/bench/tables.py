@@ -110,6 +110,25 @@ def verdicts(rows: Rows) -> str:
     return "\n\n".join(parts)
 
 
+def looks(rows: Rows) -> str:
+    """One table a mark: log10 p of each look that all its cells have, before any pays for having been taken; last, the
+    smallest that any look at a control reached."""
+    parts = []
+    for (mark,), own in grouped([row for row in cells_of(rows) if row.get("looks")], "mark").items():
+        labels = [label for label in own[0]["looks"] if all(label in row["looks"] for row in own)]
+        lines = []
+        for (name,), group in grouped(own, "attack_name").items():
+            by_look = [[row["looks"][label] for row in group] for label in labels]
+            controls = [
+                p for r in group for c in r.get("controls", {}).values() for p in (c.get("looks") or {}).values()
+            ]
+            evidence = (f"{statistics.median(p):.1f}, {max(p):.1f}" for p in by_look)
+            lines.append([name, str(len(group)), *evidence, f"{min(controls):.1f}" if controls else "-"])
+        columns = ["attack", "n", *labels, "controls, any look"]
+        parts.append(f"**{mark}**, log10 p by look: median, worst\n\n" + markdown(columns, lines))
+    return "\n\n".join(parts) or "No cell has looks."
+
+
 def _verdict_cells(group: Rows) -> list[str]:
     n, found = len(group), sum(row["verdict"] == "verified" for row in group)
     low, high = clopper_pearson(found, n)
@@ -270,6 +289,7 @@ def mean(numbers: Sequence[float], digits: int) -> str:
 
 SECTIONS = {
     "verdicts": verdicts,
+    "looks": looks,
     "compare": compare,
     "wins": wins,
     "reference": reference,

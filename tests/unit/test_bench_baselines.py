@@ -13,7 +13,7 @@ from aiao_diffusers.bench.baselines.latent_message import carriers, decode, mess
 from aiao_diffusers.bench.baselines.outcome import outcome_of_bits
 from aiao_diffusers.bench.baselines.target_image import pattern, trigger_word
 from aiao_diffusers.bench.registry import METHODS
-from aiao_diffusers.bench.scene import Scene
+from aiao_diffusers.bench.scene import Scene, open_data, open_pipe
 from aiao_diffusers.data import encode_prompts
 from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.record import noise_schedule
@@ -167,6 +167,24 @@ def test_a_mark_is_carried_by_the_layers_asked_for(scene):
     assert set(chosen["random"]) not in (set(chosen["lazy"]), set(chosen["busy"]))
     with pytest.raises(ConfigError, match="did you mean 'busy'"):
         METHODS["aiao"](train="lazy", carrier="bussy")
+
+
+def test_the_look_beyond_the_twin_is_taken_where_others_verify_too(tmp_path):
+    places = (BASE.parent,)
+    pipe = open_pipe("base", places)
+    data = open_data(pipe, "latents/noto.safetensors", places).take(torch.arange(4))
+    scene = Scene(pipe, data, data, 0, tmp_path / "shared", places)
+    looks, marked = {}, scene.copy_of_base()
+    for twin in (False, True):
+        method = METHODS["aiao"](marked="marked", key="demo.key", twin=twin)
+        method.embed(marked, KEY, scene, tmp_path)
+        found = method.verify(marked, method.own_key(KEY, scene), scene, tmp_path, **ASKED)
+        assert found.verdict == "verified" and found.look in found.looks
+        looks[twin] = found.looks
+    beyond = set(looks[True]) - set(looks[False])
+    assert beyond == {"beyond the twin x1, ranks"} and looks[True][beyond.pop()] < -20
+    control = method.verify(marked, method.own_key(KEY, scene).child("wrong"), scene, tmp_path, **ASKED)
+    assert control.verdict == "not_verified" and min(control.looks.values()) > -5
 
 
 def test_impossible_settings_are_refused():

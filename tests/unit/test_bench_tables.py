@@ -84,6 +84,22 @@ def test_marks_side_by_side_with_their_drop(folder):
     assert "3/3; 50% (29-71), -50" in line and "0/2; 25% (7-52), -75" in line
 
 
+def test_looks_side_by_side(tmp_path):
+    control = {"verdict": "not_verified", "log10_p": -0.1, "looks": {"a": -0.1, "b": -2.5, "louder": -0.4}}
+    for seed, (a, b) in enumerate([(-3.0, -9.0), (-2.0, -30.0), (-4.0, -8.0)]):
+        looks = {"a": a, "b": b} | ({"louder": -1.0} if seed else {})
+        line = row("cast", {}, seed, min(a, b), looks=looks, controls={"base": control, "wrong_key": control})
+        results.append(tmp_path / results.FILE, line)
+    text = table(tmp_path, sections=["looks"])
+    # A look that some cells did not need has no column: its median would be that of the hard ones alone.
+    assert "| attack | n | a | b | controls, any look |" in text
+    assert line_of(text, "| cast").endswith("| 3 | -3.0, -2.0 | -9.0, -8.0 | -2.5 |")
+
+
+def test_rows_without_looks_make_no_table(folder):
+    assert table(folder, sections=["looks"]).strip() == "No cell has looks."
+
+
 def test_other_versions_and_sections_are_refused(folder):
     with pytest.raises(ConfigError, match="did you mean 'wins'"):
         table(folder, sections=["win"])

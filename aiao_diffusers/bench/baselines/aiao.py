@@ -29,6 +29,7 @@ CARRIERS = ("lazy", "busy", "random")
 class AIAO(EmbedConfig):
     """`EmbedConfig` and, for a model that is marked already: `marked`, its folder, and `key`, the key file.
 
+    `twin`: look at what the suspect answers beyond the clean twin too, whatever the looks before it say.
     Reading may escalate where plain looks do not verify: `aligned`, to an alignment, for which the owner lays the clean twin
     open; `healed`, to a short key-blind fine-tune of the suspect on the owner's data.
     `carrier`: with `train: lazy`, which layers those are by a short fine-tune of the base on the owner's data: `lazy` ones, or,
@@ -38,6 +39,7 @@ class AIAO(EmbedConfig):
 
     marked: str = ""
     key: str = ""
+    twin: bool = False
     aligned: bool = False
     healed: bool = False
     carrier: str = "lazy"
@@ -98,9 +100,11 @@ class AIAO(EmbedConfig):
         trials: int,
         seed: int,
     ) -> Outcome:
-        """By `aiao_diffusers.verify`, all plain trials and looks of the first amplitude; further ones where none verified."""
+        """By `aiao_diffusers.verify`, all plain trials and looks of the first amplitude; louder ones where none verified."""
         record = WatermarkRecord.load(folder)
         options: dict[str, Any] = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": False}
+        if self.twin:
+            options["twin"] = scene.base
         if self.aligned:
             options["reference"] = scene.base
         if self.healed:
@@ -117,4 +121,5 @@ class AIAO(EmbedConfig):
             report.trials,
             report.denoiser_evals,
             look=nearest["label"],
+            looks={look["label"]: look["log10_p"] for look in report.looks},
         )

@@ -19,7 +19,8 @@ class Outcome:
         passed, trials (`int`): single trials with p <= alpha, and how many were run: the verification rate.
         evals (`int`): single-sample denoiser forwards spent.
         statistic (`float`, *optional*): what the rule compares where there is no p-value.
-        look (`str`, *optional*): which of several looks the p-value is of.
+        look (`str`, *optional*): which of several looks the p-value is of. looks (`dict`, *optional*): log10 p by look, before
+            any look pays for having been taken.
     """
 
     verdict: str
@@ -30,6 +31,7 @@ class Outcome:
     evals: int = 0
     statistic: float | None = None
     look: str | None = None
+    looks: dict[str, float] | None = None
 
 
 def outcome_of_bits(read: np.ndarray, secret: np.ndarray, *, alpha: float, evals: int) -> Outcome:
