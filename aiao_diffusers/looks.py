@@ -1,7 +1,7 @@
 """Looks at a suspect: trials, averaged, give a p-value at each look, and each look pays its share of alpha.
 
 The list of looks is fixed by what the verifier passes in, not by what is seen: plain amplitudes x1, x2, x4 after 1, 2, 4,
-... trials each; with the clean twin a look at what the suspect answers beyond it (`against_twin`); with a reference the three
+... trials each; with the clean twin two looks at what the suspect answers beyond it (`against_twin`); with a reference the three
 amplitudes through an alignment; with healing the three amplitudes on the healed copy, and, with a reference too, on the
 healed copy through its own alignment; these once each, after all trials. After an
 amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`), and those of the first amplitude
@@ -27,7 +27,7 @@ from .setups import evaluating, placement
 from .sites import Site, attention_modules, choose, trace_on
 from .statistics import SequentialTest, SiteTest, combined_log10_p, site_log10_p, triple
 from .subpath import SubPath, draw
-from .whiten import whitened
+from .whiten import beyond, whitened
 
 
 MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
@@ -91,7 +91,7 @@ class Looks:
         (`bool`): take the look at whitened responses.
     Attributes:
         sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. whitened: of the last
-        whitened look. beyond: of the look beyond the twin. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
+        whitened look. wrong: responses to wrong masks that it saw, `(N, C)` by out-site. beyond, beyond_whitened: of the looks beyond the twin. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
         look what the report adds to it. missed: looks that could not be taken, and why. evaluations: single-sample forwards spent.
     """
 
@@ -108,7 +108,8 @@ class Looks:
     def __post_init__(self) -> None:
         self.sequence = SequentialTest(alpha=self.alpha)
         self.random, self.generator = np.random.default_rng(self.seed), torch.Generator().manual_seed(self.seed)
-        self.plain = self.whitened = self.beyond = Evidence(self.key)
+        self.plain = self.whitened = self.beyond = self.beyond_whitened = Evidence(self.key)
+        self.wrong: dict[str, np.ndarray] = {}
         self.response: dict[str, np.ndarray] = {}
         self.tests: tuple[SiteTest, ...] = ()
         self.by_ranks = False
@@ -161,8 +162,8 @@ class Looks:
                     if self.verified and early_stop:
                         return
                     if self.whiten and not number:
-                        wrong = self._wrong(wired, amplitude, through)
-                        self.whitened = evidence.against(wrong)
+                        self.wrong = self._wrong(wired, amplitude, through)
+                        self.whitened = evidence.against(self.wrong)
                         self._look(f"{named}, whitened", self.whitened, note, ranks=True)
                 except NotTestableError as error:
                     # A larger trigger may overflow a half-precision model; whether it does hangs on no response pattern,
@@ -173,14 +174,17 @@ class Looks:
                 if self.verified:
                     return
 
-    def against_twin(self, denoiser: nn.Module, twin: nn.Module) -> None:
-        """One look, by rank scores, at d - d_twin: what the suspect answers beyond its clean twin, on the same inputs.
+    def against_twin(self, denoiser: nn.Module, twin: nn.Module, *, early_stop: bool = True) -> None:
+        """Looks, by rank scores, at what the suspect answers beyond its clean twin, on the same inputs (`whiten.beyond`).
 
-        What any mask calls up is in both and goes; what embedding added stays, however little a merge has left of it. The twin
-        was made before the response patterns were of any use, so d - d_twin depends on them no more than d does: p stays exact.
-        That binds an honest owner, as an alignment does (`align`): a twin made with the key in mind would pull every suspect
-        towards it, which the same look at another clean model shows.
+        What any mask calls up is in both and goes; what embedding added stays, however little a merge has left of it. Where
+        wrong masks were seen (`escalate`), a second look weighs the same readings by them.
+        The twin was made before the response patterns were of any use, so what is beyond it depends on them no more than d does:
+        p stays exact. That binds an honest owner, as an alignment does (`align`): a twin made with the key in mind would push
+        every suspect away from it, which the same look at another clean model shows.
 
+        Args:
+            early_stop (`bool`): stop at the first look if it verifies.
         Raises:
             NotTestableError: an activation is not finite. SiteError: suspect and twin are one and the same module.
         """
@@ -195,11 +199,18 @@ class Looks:
             for _ in range(self.trials):
                 subpath, state = draw(self.ins, self.outs, self.random), self.generator.get_state()
                 readings = self._trial(own, subpath, amplitude, None)
-                # The very same inputs once more: the difference is then the weights' alone.
+                # The very same inputs once more: what is left is then the weights' alone.
                 self.generator.set_state(state)
                 pairs = zip(readings, self._trial(clean, subpath, amplitude, None), strict=True)
-                self.beyond.add(subpath, [Reading(a.site, a.d - b.d) for a, b in pairs])
-        self._look(f"beyond the twin x{amplitude:g}, ranks", self.beyond, None, ranks=True)
+                left = ((a.site, beyond(a.d.double().numpy(), b.d.double().numpy())) for a, b in pairs)
+                self.beyond.add(subpath, [Reading(site, torch.from_numpy(d)) for site, d in left])
+        label = f"beyond the twin x{amplitude:g}"
+        self._look(f"{label}, ranks", self.beyond, None, ranks=True)
+        if self.wrong and not (self.verified and early_stop):
+            # Their mean is a natural response, which is gone from these readings.
+            spread = {name: rows - rows.mean(0) for name, rows in self.wrong.items()}
+            self.beyond_whitened = self.beyond.against(spread)
+            self._look(f"{label}, whitened", self.beyond_whitened, None, ranks=True)
 
     def _look(self, label: str, evidence: Evidence, note: dict[str, Any] | None, *, ranks: bool = False) -> None:
         log10_p = evidence.rank_log10_p() if ranks else evidence.log10_p()

@@ -59,8 +59,8 @@ def verify(
             fixed beforehand, for a list chosen by an earlier outcome makes p too small.
         whiten (`bool`, defaults to True): look at whitened responses too (`whiten`), only where the plain looks before do not
             verify; False saves 80 of the 128 forwards that an unmarked model costs.
-        twin: the clean twin (a denoiser, a pipeline, a folder, a repository id): a look at what the suspect answers beyond it,
-            which brings merges with the twin back. Costs `4 * trials` forwards, only where the looks before did not verify.
+        twin: the clean twin (a denoiser, a pipeline, a folder, a repository id): looks at what the suspect answers beyond it,
+            which bring merges with the twin back. Costs `4 * trials` forwards, only where the looks before did not verify.
         reference: clean activations for reading through function-preserving disguises, see `align`: the file that
             embedding wrote, or the clean twin (a denoiser, a pipeline, a folder, a repository id). Costs 32 forwards and
             the looks, only where the plain looks did not verify.
@@ -234,7 +234,7 @@ def _further(looks: Looks, denoiser: nn.Module, means: _Means, *, early_stop: bo
     notes = []
     if means.twin is not None and not (looks.verified and early_stop):
         try:
-            looks.against_twin(denoiser, means.twin)
+            looks.against_twin(denoiser, means.twin, early_stop=early_stop)
         except (NotTestableError, SiteError) as error:
             notes.append(f"the look beyond the twin is not available: {error}")
     notes += _aligned(looks, denoiser, means.reference, "aligned")

@@ -1,7 +1,7 @@
 """Hits, rank scores, whitened ones and those beyond the clean twin on attacked models: `aiao bench ranks`.
 
 Every row is one attack at one strength on the shipped model, read plainly with all trials; the first three
-statistics look at the same readings, the last at readings of its own; alpha not spent. Controls: the unmarked base, as it is and with
+statistics look at the same readings, the last two at readings of their own; alpha not spent. Controls: the unmarked base, as it is and with
 noise on its weights (beyond itself, the base answers nothing), and wrong keys' patterns on the readings of every attacked model.
 """
 
@@ -35,24 +35,30 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("reinit", {"block": "up_blocks.2"}),
     *(("merge", {"weight": weight}) for weight in (0.5, 0.3, 0.2, 0.1)),
 )
+COLUMNS = {
+    "hits": "hits",
+    "ranks": "ranks",
+    "whitened": "whitened ranks",
+    "beyond": "ranks beyond the twin",
+    "beyond_whitened": "whitened ranks beyond the twin",
+}
 
 
 def read(
-    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, trials: int, seed: int
-) -> tuple[Evidence, Evidence]:
-    """All plain trials at amplitude 1, and the same whitened."""
+    denoiser: nn.Module,
+    key: WatermarkKey,
+    record: WatermarkRecord,
+    trials: int,
+    seed: int,
+    twin: nn.Module | None = None,
+) -> tuple[Evidence, ...]:
+    """All plain trials at amplitude 1, and the same whitened; with the twin as many trials beyond it, and those whitened."""
     looks = Looks(key, record, *key_sites(denoiser, key, record), 1e-6, trials, seed, amplitudes=(1.0,))
     looks.escalate(denoiser, early_stop=False)
-    return looks.plain, looks.whitened
-
-
-def beyond(
-    denoiser: nn.Module, twin: nn.Module, key: WatermarkKey, record: WatermarkRecord, trials: int, seed: int
-) -> Evidence:
-    """The same number of trials, of what `denoiser` answers beyond its clean twin."""
-    looks = Looks(key, record, *key_sites(denoiser, key, record), 1e-6, trials, seed, amplitudes=(1.0,))
-    looks.against_twin(denoiser, twin)
-    return looks.beyond
+    if twin is None:
+        return looks.plain, looks.whitened
+    looks.against_twin(denoiser, twin, early_stop=False)
+    return looks.plain, looks.whitened, looks.beyond, looks.beyond_whitened
 
 
 def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[str, Any]]:
@@ -64,22 +70,19 @@ def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[
     clean = [("base, as it is", "none", {}, pipe.unet), ("base, noise (std 0.1)", "noise", {"std": 0.1}, pipe.unet)]
     rows = [*clean, *((None, name, hyper, marked) for name, hyper in SETTINGS)]
     for label, name, hyper, start in rows:
-        seen: dict[str, list[float]] = {"hits": [], "ranks": [], "whitened": [], "beyond": []}
+        seen: dict[str, list[float]] = {name: [] for name in COLUMNS}
         null: list[float] = []
         shown = ", ".join(f"{n} {v}" for n, v in hyper.items())
         for seed in range(seeds):
             scene = Scene(pipe, data, data, seed, Path())
             suspect = ATTACKS[name].run(copy.deepcopy(start), scene, **hyper).eval()
-            plain, whitened = read(suspect, key, record, trials, seed)
-            further = beyond(suspect, pipe.unet, key, record, trials, seed)
-            found_p = (plain.log10_p(), *(found.rank_log10_p() for found in (plain, whitened, further)))
+            by_ranks = read(suspect, key, record, trials, seed, pipe.unet)
+            found_p = (by_ranks[0].log10_p(), *(found.rank_log10_p() for found in by_ranks))
             for values, p in zip(seen.values(), found_p, strict=True):
                 values.append(p)
             # Keys of its own for each reading: readings of one model resemble each other.
             asked = [key.child(f"null/{label}/{name}/{shown}/{seed}/{number}") for number in range(wrong)]
-            null += [
-                Evidence(other, found.total).rank_log10_p() for found in (plain, whitened, further) for other in asked
-            ]
+            null += [Evidence(other, found.total).rank_log10_p() for found in by_ranks for other in asked]
         yield {
             "suspect": label or (f"{name} ({shown})" if shown else name),
             "n": seeds,
@@ -91,11 +94,10 @@ def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    columns = {"hits": "hits", "ranks": "ranks", "whitened": "whitened ranks", "beyond": "ranks beyond the twin"}
-    heads = "".join(f" log10 p by {name}: median (range) |" for name in columns.values())
-    lines = [f"| suspect | n |{heads} deeper than by hits |", "|---|---|---|---|---|---|---|"]
+    heads = "".join(f" log10 p by {name}: median (range) |" for name in COLUMNS.values())
+    lines = [f"| suspect | n |{heads} deeper than by hits |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row in rows:
-        seen = (f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in (row[by] for by in columns))
+        seen = (f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in (row[by] for by in COLUMNS))
         lines.append(f"| {row['suspect']} | {row['n']} | {' | '.join(seen)} | {row['deeper']} of {row['n']} |")
     count = sum(row["null"]["n"] for row in rows)
     passed = sum(row["null"]["at_5_percent"] for row in rows)

@@ -5,7 +5,7 @@ import pytest
 
 from aiao_diffusers.errors import ShapeError
 from aiao_diffusers.ranks import rank_log10_p, rank_site
-from aiao_diffusers.whiten import whitened
+from aiao_diffusers.whiten import beyond, whitened
 
 
 WIDTH = 64
@@ -34,16 +34,19 @@ def test_uncovers_a_pattern_beneath_what_every_mask_calls_up():
     assert np.median(control) > -1 and min(control) > -3
 
 
+def assert_uniform(seen, rng):
+    p = np.array([rank_log10_p([rank_site(seen, pattern(rng))]) for _ in range(2000)])
+    for level in (0.5, 0.1, 0.02):
+        share, error = np.mean(p <= np.log10(level)), (level * (1 - level) / 2000) ** 0.5
+        assert abs(share - level) < 4 * error
+
+
 def test_is_uniform_under_the_null():
     """One suspect, many keys: the transform knows no response pattern."""
     rng = np.random.default_rng(1)
     directions = rng.standard_cauchy(size=(3, WIDTH))
     wrong, d = natural(rng, 16, directions), natural(rng, 1, directions)[0]
-    seen = whitened(d, wrong)
-    p = np.array([rank_log10_p([rank_site(seen, pattern(rng))]) for _ in range(2000)])
-    for level in (0.5, 0.1, 0.02):
-        share, error = np.mean(p <= np.log10(level)), (level * (1 - level) / 2000) ** 0.5
-        assert abs(share - level) < 4 * error
+    assert_uniform(whitened(d, wrong), rng)
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
@@ -70,3 +73,25 @@ def test_wrong_masks_that_move_nothing_or_are_too_few_leave_the_response():
 def test_widths_that_differ(shape):
     with pytest.raises(ShapeError, match="responses to wrong masks"):
         whitened(np.zeros(4), np.zeros(shape))
+
+
+def test_beyond_the_twin_a_pattern_is_uncovered_whatever_share_of_the_twin_is_left():
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.3, 0.9, 1.0):
+        secret, clean = pattern(rng), 5 * rng.normal(size=WIDTH)
+        d = share * clean + 0.3 * secret + 0.1 * rng.normal(size=WIDTH)
+        left = beyond(d, clean)
+        assert abs(left @ clean) < 1e-9 * np.linalg.norm(d) * np.linalg.norm(clean)
+        assert rank_log10_p([rank_site(left, secret)]) < -12
+        assert rank_log10_p([rank_site(left, pattern(rng))]) > -5
+        assert share == 0 or rank_log10_p([rank_site(d, secret)]) > -8
+    assert beyond(d, np.zeros(WIDTH)) is d
+    with pytest.raises(ShapeError, match="must be the same"):
+        beyond(d, clean[1:])
+
+
+def test_beyond_the_twin_is_uniform_under_the_null():
+    """One suspect and one twin, many keys."""
+    rng = np.random.default_rng(3)
+    clean = rng.standard_cauchy(size=WIDTH)
+    assert_uniform(beyond(0.7 * clean + 0.1 * rng.normal(size=WIDTH), clean), rng)
