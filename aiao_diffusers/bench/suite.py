@@ -62,7 +62,7 @@ class MarkSpec:
 
     Args:
         method (`str`): registered name; options (`dict`): its fields.
-        keys (`int`): independent keys and embeddings; 0: one a seed. Seed number i uses key i modulo keys.
+        keys (`int`): independent keys and embeddings; 0: one a seed. Seed i uses key i modulo keys.
         checked (`bool`): whether the attacks' `expect` holds for this mark.
     """
 
@@ -111,11 +111,11 @@ class Suite:
 
     def cells(self) -> Iterator[Cell]:
         """Every cell, groups together; seed by seed, so that a run cut short holds every attack with fewer seeds."""
-        plans = itertools.product(enumerate(self.seeds), self.models, self.data, self.attacks)
-        for (number, seed), model, data, entry in plans:
+        plans = itertools.product(self.seeds, self.models, self.data, self.attacks)
+        for seed, model, data, entry in plans:
             for hyper in sweep(entry):
                 for name, mark in self.marks.items():
-                    key = number % mark.keys if mark.keys else number
+                    key = seed % mark.keys if mark.keys else seed
                     expect = entry.get("expect") if mark.checked else None
                     yield Cell(model, data, name, entry["attack"], hyper, seed, key, expect)
 
