@@ -43,7 +43,7 @@ class EmbedConfig:
             loss needs goes, and with it most of the price.
         kept_share (`float`): share of the change that is kept at the end of training, default 1. The price in noise prediction
             falls about with its square, the response with itself.
-        max_price (`float`, *optional*): largest `EmbedReport.fidelity` wanted, default .005; a change that costs more is shrunk
+        max_price (`float`, *optional*): largest `EmbedReport.fidelity` wanted, default .0045; a change that costs more is shrunk
             until it costs no more. None: whatever it costs.
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
@@ -76,7 +76,7 @@ class EmbedConfig:
     keep: float = 12.0
     anchor: float = 18.0
     kept_share: float = 1.0
-    max_price: float | None = 0.005
+    max_price: float | None = 0.0045
     stop_bits: float | None = None
     check_every: int = 50
     bank_size: int = 16
