@@ -35,7 +35,7 @@ def test_cells_are_the_whole_product():
     assert {cell.hyper["amount"] for cell in prune} == {0.1, 0.5}
     assert all(cell.hyper["structured"] is False for cell in prune)  # defaults are written out
     assert {(cell.mark, cell.expect) for cell in prune} == {("ours", "verified"), ("none", None)}
-    assert {(cell.seed, cell.key) for cell in cells} == {(3, 0), (4, 1)}
+    assert {(cell.seed, cell.key) for cell in cells} == {(3, 3), (4, 4)}
 
 
 def test_identity_follows_what_decides_the_outcome():
@@ -69,7 +69,7 @@ def test_a_fresh_mark_is_known_by_every_setting_and_a_finished_one_by_its_files(
     assert read_suite("quick").marks["shipped"].build().settings is None
 
 
-@pytest.mark.parametrize("keys, wanted", [(0, {0, 1}), (1, {0})])
+@pytest.mark.parametrize("keys, wanted", [(0, {3, 4}), (1, {0}), (2, {0, 1})])
 def test_keys_are_shared_among_seeds(keys, wanted):
     suite = parse(small(marks={"ours": {"method": "aiao", "keys": keys}}))
     assert {cell.key for cell in suite.cells()} == wanted
