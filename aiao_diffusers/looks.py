@@ -91,8 +91,10 @@ class Looks:
         (`bool`): take the look at whitened responses.
     Attributes:
         sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. whitened: of the last
-        whitened look. wrong: responses to wrong masks that it saw, `(N, C)` by out-site. beyond, beyond_whitened: of the looks beyond the twin. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
-        look what the report adds to it. missed: looks that could not be taken, and why. evaluations: single-sample forwards spent.
+        whitened look. wrong: responses to wrong masks that it saw, `(N, C)` by out-site. beyond, beyond_whitened: of the looks
+        beyond the twin. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
+        look what the report adds to it. missed: looks that could not be taken, and why. evaluations: single-sample forwards
+        spent.
     """
 
     key: WatermarkKey

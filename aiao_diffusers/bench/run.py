@@ -36,9 +36,7 @@ from .suite import Cell, Suite, digest, read_suite
 logger = logging.getLogger(__name__)
 
 ASSETS = Path("examples/emoji_diffusion")
-CONTROL_TRIALS = (
-    32  # at most; the verification rate asks for many trials of the marked model, a p-value is exact at any number
-)
+CONTROL_TRIALS = 32  # at most: the verification rate wants many of the marked model, a p-value is exact at any number
 WEIGHTS = "denoiser.safetensors"
 OWNER = WatermarkKey(bytes(range(32)), "Benchmark")  # public on purpose: its children mark nothing but test models
 
