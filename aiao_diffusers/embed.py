@@ -29,7 +29,7 @@ from .loudness import loudness
 from .probe import probe
 from .record import WatermarkRecord
 from .safefile import check_finite
-from .setups import denoiser_of, evaluating
+from .setups import denoiser_of, evaluating, placement
 from .sites import Site, choose, trace_on, unwrap
 from .training import Callback, Mark, Training
 from .update import LowRank, StoredWeights, Update, require_no_adapter
@@ -55,7 +55,8 @@ def embed(
     """Embed `key` into a pipeline's (or a bare) denoiser, in place.
 
     Under `accelerate launch` or `torchrun` every process calls this with the same arguments; each draws batches of its
-    own, all end with the same weights, and one of them should save. Mixed precision is the launcher's.
+    own, all end with the same weights, and one of them should save. Mixed precision is the launcher's. Training is on the device
+    that accelerate finds; the denoiser comes back to its own.
 
     Args:
         model: a diffusers pipeline, or a denoiser together with `scheduler`.
@@ -197,7 +198,8 @@ def _update(
 
 @contextmanager
 def _borrowed(denoiser: nn.Module, seed: int) -> Iterator[None]:
-    """What belongs to the user and is needed for training: precision, mode, gradient flags and the random state."""
+    """What belongs to the user and is needed for training: place, precision, mode, gradient flags and the random state."""
+    home, _ = placement(denoiser)
     state = [(p, p.requires_grad, p.dtype) for p in denoiser.parameters()]
     with evaluating(denoiser), torch.random.fork_rng():
         # Through Accelerator: a bare PartialState does not know of `accelerate launch --cpu`.
@@ -206,8 +208,11 @@ def _borrowed(denoiser: nn.Module, seed: int) -> Iterator[None]:
             # AdamW's updates vanish in half precision; the launcher's mixed precision is what saves time.
             for p, _, dtype in state:
                 p.data = p.data.float() if dtype.is_floating_point else p.data
+            # accelerate would move it by itself, but not back: the rest of a pipeline would stay where it was.
+            denoiser.to(Accelerator().device)
             yield
         finally:
+            denoiser.to(home)
             for p, flag, dtype in state:
                 p.data = p.data.to(dtype)
                 p.requires_grad_(flag)

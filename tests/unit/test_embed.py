@@ -190,14 +190,15 @@ class TestTraining:
             embed(unet, KEY, data, short(train="lazy"), scheduler=scheduler, profile=profile(tiny_unet(), tuned))
         assert same(weights(unet), weights(learner()[0]))
 
-    def test_half_precision_flags_mode_and_random_state_come_back(self):
+    def test_place_half_precision_flags_mode_and_random_state_come_back(self):
         unet, data, scheduler = learner()
         unet = unet.half()
         first = next(unet.parameters()).requires_grad_(False)
         state = torch.get_rng_state()
         report = embed(unet, KEY, data, short(), scheduler=scheduler)
         assert torch.equal(torch.get_rng_state(), state)
-        assert all(p.dtype == torch.float16 and p.grad is None for p in unet.parameters())
+        # On a machine with a GPU, training was there.
+        assert all(p.device.type == "cpu" and p.dtype == torch.float16 and p.grad is None for p in unet.parameters())
         assert not first.requires_grad and not unet.training
         assert all(p.requires_grad for p in list(unet.parameters())[1:])
         assert not same(weights(unet), weights(learner()[0].half()))
