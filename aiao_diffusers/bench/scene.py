@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -116,7 +116,7 @@ def open_pipe(name: str, places: tuple[Path, ...]) -> Any:
         if name.count("/") != 1 or name.startswith((".", "/")):
             raise
         source = name
-    pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(PartialState().device)
+    pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(Accelerator().device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
