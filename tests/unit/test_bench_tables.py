@@ -84,6 +84,13 @@ def test_marks_side_by_side_with_their_drop(folder):
     assert "3/3; 50% (29-71), -50" in line and "0/2; 25% (7-52), -75" in line
 
 
+def test_the_published_model_comes_first_whatever_finished_first(tmp_path):
+    results.append(tmp_path / results.FILE, row("prune", {"amount": 0.3, "structured": False}, 0, -50.0, passed=4))
+    results.append(tmp_path / results.FILE, row("none", {}, 0, -100.0))
+    lines = table(tmp_path, sections=["compare"]).splitlines()
+    assert lines[-2].startswith("| none") and "50% (16-84), -50" in lines[-1]
+
+
 def test_looks_side_by_side(tmp_path):
     control = {"verdict": "not_verified", "log10_p": -0.1, "looks": {"a": -0.1, "b": -2.5, "louder": -0.4}}
     for seed, (a, b) in enumerate([(-3.0, -9.0), (-2.0, -30.0), (-4.0, -8.0)]):
