@@ -97,7 +97,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """A checked suite; fields as in the module's docstring. `alpha`, `trials`: of each verification."""
+    """A checked suite; fields as in the module's docstring. `alpha`, `trials`: of each verification; of its controls
+    `run.CONTROL_TRIALS` at most."""
 
     name: str
     models: dict[str, ModelSpec]
