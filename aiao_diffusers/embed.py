@@ -135,6 +135,11 @@ def _checked(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:
     if getattr(denoiser, "is_gradient_checkpointing", False):
         # Its second forward runs in the backward pass, when the trigger is disarmed: the gradients would be wrong.
         raise ConfigError("gradient checkpointing is on: call disable_gradient_checkpointing(), and set accumulate=.")
+    devices = sorted({str(p.device) for p in denoiser.parameters()})
+    if len(devices) > 1:
+        raise ConfigError(
+            f"the denoiser is spread over {devices}: load it on one device, without a device map or offloading."
+        )
     try:
         check_finite(dict(denoiser.named_parameters()), "the weights to mark")
     except NotTestableError as error:

@@ -1,10 +1,12 @@
 """The embedding engine on a miniature: what is trained, what is given back, early stop, earlier marks, bad input."""
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from _tiny import LEARN, learner, tiny_unet
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, inject_adapter_in_model
@@ -203,6 +205,29 @@ class TestTraining:
         assert all(p.requires_grad for p in list(unet.parameters())[1:])
         assert not same(weights(unet), weights(learner()[0].half()))
         assert 0 < report.fidelity < 1
+
+    @pytest.mark.parametrize("failing", [False, True])
+    def test_training_is_where_accelerate_says_and_the_denoiser_goes_back(self, monkeypatch, failing):
+        unet, data, scheduler = learner()
+        moves: list[torch.device] = []
+        monkeypatch.setattr(unet, "to", lambda device: moves.append(device) or unet)
+        before: list[int] = []
+
+        def callback(step, losses):
+            before.append(len(moves))
+            assert moves[0] == Accelerator().device
+            if failing:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) if failing else nullcontext():
+            embed(unet, KEY, data, short(), callback, scheduler=scheduler)
+        assert moves[before[-1] :] == [torch.device("cpu")]
+
+    def test_a_denoiser_on_several_devices_is_refused(self):
+        unet, data, scheduler = learner()
+        unet.conv_out.to("meta")
+        with pytest.raises(ConfigError, match="spread over \\['cpu', 'meta'\\]"):
+            embed(unet, KEY, data, short(), scheduler=scheduler)
 
     def test_report_logs_every_term_and_plots(self, tmp_path):
         unet, data, scheduler = learner()
