@@ -1,8 +1,8 @@
 """Looks at a suspect: trials, averaged, give a p-value at each look, and each look pays its share of alpha.
 
-The list of looks is fixed by what the verifier passes in, not by what is seen: plain amplitudes x1, x2, x4 after 1, 2, 4,
-... trials each; with the clean twin two looks at what the suspect answers beyond it (`against_twin`); with a reference the three
-amplitudes through an alignment; with healing the three amplitudes on the healed copy, and, with a reference too, on the
+The list of looks is fixed by what the verifier passes in, not by what is seen: the plain amplitude x1 after 1, 2, 4, ...
+trials; with the clean twin two looks at what the suspect answers beyond it (`against_twin`); x2 and x4 as x1; with a reference the
+three amplitudes through an alignment; with healing the three amplitudes on the healed copy, and, with a reference too, on the
 healed copy through its own alignment; these once each, after all trials. After an
 amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`), and those of the first amplitude
 a third time, seen against what wrong masks call up (`whiten`). Seeing decides only when to stop, as `SequentialTest` asks.
@@ -134,18 +134,20 @@ class Looks:
         note: dict[str, Any] | None = None,
         gradual: bool = False,
         early_stop: bool = True,
+        which: slice = slice(None),
     ) -> None:
-        """Take the looks at all amplitudes, until one verifies.
+        """Take the looks at the amplitudes, until one verifies.
 
         Args:
             through: an alignment to read through. note: what the report adds to these looks.
             gradual (`bool`): look after 1, 2, 4, ... trials, not only after all, the first of them on the first
                 `FIRST_CHANNELS` channels alone if it may be the last.
             early_stop (`bool`): stop at the first look that verifies; False takes the others of its amplitude too.
+            which (`slice`): of the amplitudes, all by default.
         """
         names = [site.name for site in (*self.ins, *self.outs)]
         with evaluating(denoiser), probe(denoiser, names, self.record.factors) as wired:
-            for number, amplitude in enumerate(self.amplitudes):
+            for number, amplitude in list(enumerate(self.amplitudes))[which]:
                 named = f"{label} x{amplitude:g}"
                 evidence = Evidence(self.key)
                 if not self.sequence.looks:
@@ -182,8 +184,8 @@ class Looks:
         What any mask calls up is in both and goes; what embedding added stays, however little a merge has left of it. Where
         wrong masks were seen (`escalate`), a second look weighs the same readings by them.
         The twin was made before the response patterns were of any use, so what is beyond it depends on them no more than d does:
-        p stays exact. That binds an honest owner, as an alignment does (`align`): a twin made with the key in mind would push
-        every suspect away from it, which the same look at another clean model shows.
+        p stays exact. That binds an honest owner, as an alignment does (`align`): a twin made with the key in mind could push
+        every suspect towards the patterns, which the same look at another clean model shows.
 
         Args:
             early_stop (`bool`): stop at the first look if it verifies.
@@ -203,7 +205,7 @@ class Looks:
                 readings = self._trial(own, subpath, amplitude, None)
                 # The very same inputs once more: what is left is then the weights' alone.
                 self.generator.set_state(state)
-                pairs = zip(readings, self._trial(clean, subpath, amplitude, None), strict=True)
+                pairs = zip(readings, self._trial(clean, subpath, amplitude, None, "the clean twin"), strict=True)
                 left = ((a.site, beyond(a.d.double().numpy(), b.d.double().numpy())) for a, b in pairs)
                 self.beyond.add(subpath, [Reading(site, torch.from_numpy(d)) for site, d in left])
         label = f"beyond the twin x{amplitude:g}"
@@ -224,10 +226,17 @@ class Looks:
             self._best = rank
             self.response, self.tests, self.by_ranks = dict(evidence.total), evidence.tests(), ranks
 
-    def _trial(self, wired: Wired, subpath: SubPath, amplitude: float, through: Coordinates | None) -> list[Reading]:
+    def _trial(
+        self,
+        wired: Wired,
+        subpath: SubPath,
+        amplitude: float,
+        through: Coordinates | None,
+        who: str = "the suspect",
+    ) -> list[Reading]:
         sample, t, keywords = self._input(wired)
         self.evaluations += 2
-        with answering():
+        with answering(who):
             return wired.read(self.key, subpath, self.record.kappa * amplitude, sample, t, keywords, through)
 
     def _wrong(self, wired: Wired, amplitude: float, through: Coordinates | None) -> dict[str, np.ndarray]:
@@ -298,16 +307,16 @@ def key_sites(
 
 
 @contextmanager
-def answering() -> Iterator[None]:
+def answering(who: str = "the suspect") -> Iterator[None]:
     """Turn what a denoiser raises on inputs that do not fit it into NotTestableError."""
     try:
         yield
     except ShapeError as error:
-        raise NotTestableError(f"the suspect's widths are not the record's: {error}") from error
+        raise NotTestableError(f"{who}'s widths are not the record's: {error}") from error
     except AIAOError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
-        raise NotTestableError(f"the suspect does not take the record's probe inputs: {error}") from error
+        raise NotTestableError(f"{who} does not take the record's probe inputs: {error}") from error
 
 
 def wrong_responses(

@@ -19,7 +19,7 @@ from .looks import AMPLITUDES, Looks, key_sites, wrong_responses
 from .record import WatermarkRecord
 from .report import VerificationReport
 from .safefile import check_finite
-from .setups import Values, bare
+from .setups import Values, bare, denoiser_of
 from .sites import unwrap
 from .statistics import clopper_pearson, floor_log10_p
 from .suspect import Opened, label_of, opened, require_record
@@ -72,7 +72,8 @@ def verify(
         ConfigError: alpha or trials out of range. RecordError, SuspectError, UnsafeFileError, SiteError: misuse and broken
         files. HubError: a repository is missing, private, gated or away. KeyMismatchError: the folder passed as `record`
         commits to another key (a record found beside the suspect only warns, for it is evidence, not a choice).
-        RecordError: the record names another reference or twin, or no twin.
+        RecordError: the record names another reference or twin, or no twin. ConfigError: the twin is no model, or carries the
+        suspect's adapter.
     Source: our choice. The looks and their order are in `looks`; the k-th pays 2^k.
     """
     if not 0 < alpha < 1:
@@ -90,7 +91,7 @@ def verify(
                     "pass the record that was published with this key."
                 )
             means = _means(chosen, reference, healing)
-            with _twin(chosen, twin) as clean, bare(unwrap(found.denoiser)) as notes:
+            with _twin(chosen, twin, found) as clean, bare(unwrap(found.denoiser)) as notes:
                 means = replace(means, twin=clean)
                 found = replace(found, warnings=(*found.warnings, *notes))
                 report = _read(
@@ -124,6 +125,9 @@ def verify(
         )
         answer = {"verdict": control.verdict, "log10_p": control.log10_p}
         report = replace(report, controls={**report.controls, "clean_base": answer})
+        if twin is not None and control.hashes.get("suspect") == chosen.teacher_sha256:
+            note = "clean_base is the clean twin, which answers nothing beyond itself: another unmarked model controls that look."
+            report = replace(report, warnings=(*report.warnings, note))
     return report
 
 
@@ -137,14 +141,19 @@ class _Means:
     twin: nn.Module | None = None
 
 
-def _twin(record: WatermarkRecord, source: Any) -> AbstractContextManager[nn.Module | None]:
+def _twin(record: WatermarkRecord, source: Any, suspect: Opened) -> AbstractContextManager[nn.Module | None]:
     if source is None:
         return nullcontext()
+    if isinstance(source, bool):
+        raise ConfigError(f"twin is the clean model itself or where it lies, got {source}.")
     if record.teacher_sha256 is None:
-        # A model made with the response patterns in mind, as the marked one is, would pull any suspect towards them.
+        # A model made with the response patterns in mind could push any suspect towards them.
         raise RecordError(
             "the record names no clean twin, so none can be told from one made with the key: leave twin out."
         )
+    module = denoiser_of(source)
+    if module is not None and unwrap(module) is unwrap(suspect.denoiser) and suspect.adapter is not None:
+        raise ConfigError("twin is the model that carries the suspect's adapter here: load the clean twin anew.")
     return clean_twin(record, source)
 
 
@@ -174,8 +183,11 @@ def _read(
     check_finite(Values(denoiser), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
     looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes, whiten)
-    looks.escalate(denoiser, gradual=True, early_stop=early_stop)
-    further = _further(looks, denoiser, means, early_stop=early_stop)
+    looks.escalate(denoiser, gradual=True, early_stop=early_stop, which=slice(1))
+    further = _beyond(looks, denoiser, means.twin, early_stop=early_stop)
+    if not looks.verified:
+        looks.escalate(denoiser, gradual=True, early_stop=early_stop, which=slice(1, None))
+    further += _further(looks, denoiser, means)
     warnings = [*found.warnings, *means.warnings, *further, *looks.missed]
     if len(ins) < record.in_sites or len(outs) < record.out_sites:
         warnings.append(
@@ -229,25 +241,30 @@ def _read(
     )
 
 
-def _further(looks: Looks, denoiser: nn.Module, means: _Means, *, early_stop: bool) -> list[str]:
+def _beyond(looks: Looks, denoiser: nn.Module, twin: nn.Module | None, *, early_stop: bool) -> list[str]:
+    """The looks beyond the twin; returns why they could not be taken, if so."""
+    if twin is None or (looks.verified and early_stop):
+        return []
+    try:
+        looks.against_twin(denoiser, twin, early_stop=early_stop)
+    except (NotTestableError, SiteError) as error:
+        return [f"the look beyond the twin is not available: {error}"]
+    return []
+
+
+def _further(looks: Looks, denoiser: nn.Module, means: _Means) -> list[str]:
     """The looks after the plain ones, until one verifies; returns what could not be done and why."""
-    notes = []
-    if means.twin is not None and not (looks.verified and early_stop):
-        try:
-            looks.against_twin(denoiser, means.twin, early_stop=early_stop)
-        except (NotTestableError, SiteError) as error:
-            notes.append(f"the look beyond the twin is not available: {error}")
-    notes += _aligned(looks, denoiser, means.reference, "aligned")
+    notes = _aligned(looks, denoiser, means.reference, "aligned")
     if looks.verified or means.healing is None:
         return notes
     try:
-        twin = healed(denoiser, fitting(means.healing, denoiser), looks.record.scheduler, steps=STEPS, seed=looks.seed)
+        copy = healed(denoiser, fitting(means.healing, denoiser), looks.record.scheduler, steps=STEPS, seed=looks.seed)
     except NotTestableError as error:
         return [*notes, f"the healing looks are not available: {error}"]
     looks.evaluations += STEPS * BATCH
-    looks.escalate(twin, "healed")
+    looks.escalate(copy, "healed")
     if means.reference is not None:
-        _aligned(looks, twin, means.reference, "healed, aligned")
+        _aligned(looks, copy, means.reference, "healed, aligned")
     return notes
 
 

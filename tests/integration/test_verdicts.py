@@ -1,6 +1,7 @@
 """The shipped models: every verdict with its controls, by the library and by the command line."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -67,21 +68,58 @@ class TestVerdicts:
         merged = {name: v.lerp(theirs[name], 0.1) for name, v in base.state_dict().items()}
         base.load_state_dict(merged)
         assert verify(base, KEY, record=record, **few).verdict == "not_verified"
-        report = verify(base, KEY, record=record, twin=ASSETS / "base", clean_base=ASSETS / "base", **few)
-        assert report.verdict == "verified" and report.log10_p < -20
-        assert report.looks[-1]["label"] == "beyond the twin x1, ranks"
-        assert report.controls["clean_base"]["verdict"] == "not_verified"
-        assert verify(base, KEY.child("wrong"), record=record, twin=ASSETS / "base", **few).verdict == "not_verified"
         unmarked = load_denoiser(ASSETS / "base")
         torch.manual_seed(0)
         with torch.no_grad():
             for p in unmarked.parameters():
                 p.add_(0.02 * p.square().mean().sqrt() * torch.randn_like(p))
         # Beyond itself the twin answers nothing, so models that differ from it are the controls that can fail.
+        report = verify(base, KEY, record=record, twin=ASSETS / "base", clean_base=unmarked, **few)
+        assert report.verdict == "verified" and report.log10_p < -20
+        assert report.looks[-1]["label"] == "beyond the twin x1, ranks"
+        assert report.controls["clean_base"]["verdict"] == "not_verified"
+        assert not any("clean_base" in warning for warning in report.warnings)
+        assert verify(base, KEY.child("wrong"), record=record, twin=ASSETS / "base", **few).verdict == "not_verified"
         for suspect, base_of in ((unmarked, None), (ASSETS / "lora", ASSETS / "base")):
             control = verify(suspect, KEY, base=base_of, record=record, twin=ASSETS / "base", **few)
             assert control.verdict == "not_verified" and control.log10_p > -5
             assert control.looks[-1]["label"] == "beyond the twin x1, ranks"
+
+    @pytest.mark.parametrize("early_stop", [True, False])
+    def test_twin_is_looked_beyond_before_any_louder_trigger(self, record, early_stop):
+        # Whether x1 verified or not: what look k reads must not hang on an earlier outcome.
+        few = {"amplitudes": (1.0, 2.0), "whiten": False, "trials": 1, "early_stop": early_stop}
+        for suspect in ("base", "marked"):
+            report = verify(ASSETS / suspect, KEY, record=record, twin=load_denoiser(ASSETS / "base"), **few)
+            labels = [look["label"] for look in report.looks]
+            order = [
+                "amplitude x1",
+                "amplitude x1, ranks",
+                "beyond the twin x1, ranks",
+                "amplitude x2",
+                "amplitude x2, ranks",
+            ]
+            assert labels == order[: len(labels)] and (suspect == "marked" or labels == order)
+            assert (suspect == "marked") == report.verified and (early_stop or len(labels) >= 3)
+
+    def test_a_control_that_is_the_twin_itself_is_said_to_be_none(self, record):
+        few = {"amplitudes": (1.0,), "whiten": False, "trials": 1}
+        for twin in (ASSETS / "base", load_denoiser(ASSETS / "base")):
+            report = verify(ASSETS / "marked", KEY, record=record, twin=twin, clean_base=twin, **few)
+            assert any("another unmarked model controls that look" in warning for warning in report.warnings)
+
+    def test_what_is_no_twin_is_refused(self, record):
+        with pytest.raises(ConfigError, match="got True"):
+            verify(ASSETS / "marked", KEY, record=record, twin=True)
+        with pytest.raises(RecordError, match="names no clean twin"):
+            nameless = dataclasses.replace(record, teacher_sha256=None)
+            verify(ASSETS / "marked", KEY, record=nameless, twin=ASSETS / "base")
+        clean = load_denoiser(ASSETS / "base")
+        with pytest.raises(ConfigError, match="carries the suspect's adapter"):
+            verify(ASSETS / "lora", KEY, base=clean, record=record, twin=clean)
+        assert (
+            verify(clean, KEY, record=record, twin=clean, trials=1).warnings[0].startswith("the look beyond the twin")
+        )
 
     def test_twin_is_the_one_of_the_record(self, record):
         with pytest.raises(RecordError, match="another clean twin"):
