@@ -80,10 +80,9 @@ def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[
             found_p = (by_ranks[0].log10_p(), *(found.rank_log10_p() for found in by_ranks))
             for values, p in zip(seen.values(), found_p, strict=True):
                 values.append(p)
-            # Keys of its own for each reading and statistic: those of one model resemble each other.
-            for found, column in zip(by_ranks, list(COLUMNS)[1:], strict=True):
-                asked = (key.child(f"null/{label}/{name}/{shown}/{seed}/{column}/{n}") for n in range(wrong))
-                null += [Evidence(other, found.total).rank_log10_p() for other in asked]
+            # Keys of its own for each suspect and seed; the four statistics of one share them.
+            asked = [key.child(f"null/{label}/{name}/{shown}/{seed}/{number}") for number in range(wrong)]
+            null += [Evidence(other, found.total).rank_log10_p() for found in by_ranks for other in asked]
         yield {
             "suspect": label or (f"{name} ({shown})" if shown else name),
             "n": seeds,

@@ -112,7 +112,7 @@ def verdicts(rows: Rows) -> str:
 
 def looks(rows: Rows) -> str:
     """One table a mark: log10 p of each look that all its cells have, before any pays for having been taken; last, the
-    smallest that any look at a control reached."""
+    smallest that any of these looks at a control reached."""
     parts = []
     for (mark,), own in grouped([row for row in cells_of(rows) if row.get("looks")], "mark").items():
         labels = [label for label in own[0]["looks"] if all(label in row["looks"] for row in own)]
@@ -205,7 +205,7 @@ def compare(rows: Rows) -> str:
 def wins(rows: Rows) -> str:
     """Where attacks win: every verdict that is not `verified`, and every control that is."""
     lines = []
-    for (mark, name), group in grouped(rows, "mark", "attack_name").items():
+    for (model, mark, name), group in grouped(rows, "model", "mark", "attack_name").items():
         # What must not verify, such as a merge that kept nothing, is a control and no loss.
         lost = [r for r in group if r["verdict"] != "verified" and r.get("expect") != "not_verified"]
         false = sum(c["verdict"] == "verified" for row in group for c in row.get("controls", {}).values())
@@ -214,11 +214,11 @@ def wins(rows: Rows) -> str:
         ps = values(lost, "log10_p")
         errors = {row["error"] for row in lost if row.get("error")}
         seen = "; ".join([*(f"{p:.1f}" for p in sorted(ps)), *sorted(errors)]) or statistic(group)
-        lines.append([mark, name, f"{len(lost)}/{len(group)}", seen, f"{false}/{2 * len(group)}", _loss(group)])
+        lines.append([model, mark, name, f"{len(lost)}/{len(group)}", seen, f"{false}/{2 * len(group)}", _loss(group)])
     if not lines:
         return "No cell was lost and no control verified."
     return markdown(
-        ["mark", "attack", "not verified", "log10 p", "false `verified`", "noise loss against base"], lines
+        ["model", "mark", "attack", "not verified", "log10 p", "false `verified`", "noise loss against base"], lines
     )
 
 

@@ -20,7 +20,7 @@ class Outcome:
         evals (`int`): single-sample denoiser forwards spent.
         statistic (`float`, *optional*): what the rule compares where there is no p-value.
         look (`str`, *optional*): which of several looks the p-value is of. looks (`dict`, *optional*): log10 p by look, before
-            any look pays for having been taken.
+            any look pays for having been taken; of those after 1, 2, 4, ... trials the last.
     """
 
     verdict: str
