@@ -99,7 +99,7 @@ def embed(
                 history, stopped = training.run(base, callback) if config.steps else ([], None)
             if config.steps:
                 update.shrink(config.kept_share)
-            cost = _priced(
+            cost = priced(
                 update, lambda: price(before, predictions(denoiser.eval(), latents, scheduler)[0], noise), config
             )
             update.settle()
@@ -171,7 +171,7 @@ def _loudness(
     return loudness(denoiser, sites, latents, schedule, most=config.loudest, least=config.in_sites, seed=config.seed)
 
 
-def _priced(update: Update, measure: Callable[[], dict[str, float]], config: EmbedConfig) -> float:
+def priced(update: Update, measure: Callable[[], dict[str, float]], config: EmbedConfig) -> float:
     """What the change costs, shrunk to `config.max_price` where it costs more; the same in every process.
 
     Raises:

@@ -157,7 +157,7 @@ class Looks:
                         subpath = draw(self.ins, self.outs, self.random)
                         if gradual and early_stop and trial == 1:
                             subpath = subpath.until(FIRST_CHANNELS)
-                        evidence.add(subpath, self._trial(wired, subpath, amplitude, through))
+                        evidence.add(subpath, self.trial(wired, subpath, amplitude, through))
                         if trial == self.trials or (gradual and not trial & (trial - 1)):
                             self._look(named, evidence, note)
                             if self.verified and early_stop:
@@ -202,10 +202,10 @@ class Looks:
         ):
             for _ in range(self.trials):
                 subpath, state = draw(self.ins, self.outs, self.random), self.generator.get_state()
-                readings = self._trial(own, subpath, amplitude, None)
+                readings = self.trial(own, subpath, amplitude, None)
                 # The very same inputs once more: what is left is then the weights' alone.
                 self.generator.set_state(state)
-                pairs = zip(readings, self._trial(clean, subpath, amplitude, None, "the clean twin"), strict=True)
+                pairs = zip(readings, self.trial(clean, subpath, amplitude, None, "the clean twin"), strict=True)
                 left = ((a.site, beyond(a.d.double().numpy(), b.d.double().numpy())) for a, b in pairs)
                 self.beyond.add(subpath, [Reading(site, torch.from_numpy(d)) for site, d in left])
         label = f"beyond the twin x{amplitude:g}"
@@ -226,7 +226,7 @@ class Looks:
             self._best = rank
             self.response, self.tests, self.by_ranks = dict(evidence.total), evidence.tests(), ranks
 
-    def _trial(
+    def trial(
         self,
         wired: Wired,
         subpath: SubPath,
@@ -234,7 +234,8 @@ class Looks:
         through: Coordinates | None,
         who: str = "the suspect",
     ) -> list[Reading]:
-        sample, t, keywords = self._input(wired)
+        """The readings of one sub-path, each of its out-sites once."""
+        sample, t, keywords = self.draw_input(wired)
         self.evaluations += 2
         with answering(who):
             return wired.read(self.key, subpath, self.record.kappa * amplitude, sample, t, keywords, through)
@@ -247,7 +248,7 @@ class Looks:
         """
         found: dict[str, list[torch.Tensor]] = {}
         for number in range(WRONG_INPUTS):
-            subpath, (sample, t, keywords) = draw(self.ins, self.outs, self.random), self._input(wired)
+            subpath, (sample, t, keywords) = draw(self.ins, self.outs, self.random), self.draw_input(wired)
             children = [self.key.child(f"whiten/{number}/{row}") for row in range(WRONG_MASKS)]
             masks = {
                 site.name: torch.from_numpy(np.stack([c.trigger_mask(site.name, site.width_out) for c in children]))
@@ -260,7 +261,7 @@ class Looks:
                 found.setdefault(name, []).append(d)
         return {name: torch.cat(rows).double().numpy() for name, rows in found.items()}
 
-    def _input(self, wired: Wired) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    def draw_input(self, wired: Wired) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """A noised row of the bank, its timestep and its conditioning, where the denoiser is."""
         record, generator = self.record, self.generator
         row = record.bank.take(torch.randint(len(record.bank), (1,), generator=generator))

@@ -58,7 +58,8 @@ def losses(
 
 
 def triggers(masks: dict[str, torch.Tensor], config: EmbedConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The key's masks at a random non-empty set of in-sites for each sample, and amplitudes log-uniform in .8-2.5.
+    """The masks, `(C,)` or of each sample `(B, C)`, at a random non-empty set of in-sites for each, and amplitudes log-uniform
+    in .8-2.5.
 
     The set's size is uniform: every in-site must answer alone too, or Monte Carlo over sub-paths finds silent ones.
     """
@@ -70,13 +71,16 @@ def triggers(masks: dict[str, torch.Tensor], config: EmbedConfig) -> tuple[dict[
 def decoys(
     masks: dict[str, torch.Tensor], config: EmbedConfig
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Wrong masks, one set a sample: random at amplitude 1, random at .5-3, hard (true with 20-50% flipped); 1 : 1.5 : .5."""
+    """Wrong masks, one set a sample: random at amplitude 1, random at .5-3, hard (true with 20-50% flipped); 1 : 1.5 : .5.
+
+    The true masks are `(C,)`, or `(B, C)` where each sample has its own.
+    """
     size, device = config.batch_size, next(iter(masks.values())).device
     kind = torch.multinomial(torch.tensor([1.0, 1.5, 0.5]), size, replacement=True)
     armed = random_sets(len(masks), size)
     rows = {}
     for i, (name, mask) in enumerate(masks.items()):
-        width = len(mask)
+        width = mask.shape[-1]
         balanced = balanced_rows(size, width)
         share = 0.2 + 0.3 * torch.rand(size, 1)
         flipped = mask.cpu() * (1 - 2 * (torch.rand(size, width).argsort(1) < share * width).float())

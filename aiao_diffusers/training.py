@@ -50,7 +50,7 @@ def _vector(values: Any, device: torch.device) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """One step's draws; `B` rows each. `armed` and `amplitude` hold the parts clean, triggered, decoy and, if any, kept."""
 
     noised: torch.Tensor
@@ -148,7 +148,8 @@ class Training:
         state.discard()
         return history, stopped
 
-    def _draw(self) -> _Batch:
+    def draw(self) -> Batch:
+        """One step's rows."""
         batch = self.data.take(torch.randint(len(self.data), (self.config.batch_size,)))
         x, conditioning = batch.latents.to(self.device), batch.keywords(self.device)
         noise = torch.randn_like(x)
@@ -166,9 +167,9 @@ class Training:
                     rows[name] = rows.get(name, 0.0) + row * (whose == number)
             armed.append(rows)
             amplitude.append(triggers(self.masks, self.config)[1])
-        return _Batch(self.noising.add_noise(x, noise, t), t, conditioning, armed, amplitude, random_kind)
+        return Batch(self.noising.add_noise(x, noise, t), t, conditioning, armed, amplitude, random_kind)
 
-    def _wanted(self, batch: _Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _wanted(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What the model was before: its noise prediction, its clean states, and its states under the earlier marks."""
         with torch.no_grad(), self.update.off():
             self.denoiser.eval()
@@ -179,7 +180,7 @@ class Training:
 
     def _gradients(self, model: nn.Module, step: int) -> dict[str, float]:
         """Leaves one step's gradients; the loss and its unweighted terms, averaged over the processes."""
-        config, batch = self.config, self._draw()
+        config, batch = self.config, self.draw()
         # Before the first backward pass: while no gradient exists, the original weights find room.
         wanted_eps, wanted, wanted_kept = self._wanted(batch)
         power = {name: states.square().mean() for name, states in wanted.items()}
@@ -191,14 +192,13 @@ class Training:
             with nullcontext() if part is parts[-1] else self.accelerator.no_sync(model):
                 entered, eps = self._forward(model, batch, part, slice(None))
                 count = len(part)
-                terms = losses(
+                terms = self.terms(
                     {name: entered[name][: 3 * count] for name in self.patterns},
                     {name: wanted[name][part] for name in self.patterns},
                     power,
-                    self.patterns,
                     batch.random_kind[part],
                     random_share,
-                    config.response,
+                    part,
                 )
                 terms["eps"] = F.mse_loss(eps[:count].float(), wanted_eps[part])
                 if self.kept:
@@ -218,6 +218,18 @@ class Training:
             raise TrainingError(f"the loss is {row['loss']} at step {step}: lower lr (now {config.lr}).")
         return row
 
+    def terms(
+        self,
+        entered: dict[str, torch.Tensor],
+        wanted: dict[str, torch.Tensor],
+        power: dict[str, torch.Tensor],
+        random_kind: torch.Tensor,
+        random_share: torch.Tensor,
+        part: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The feature losses of the step's rows `part`; for the other arguments see `losses`."""
+        return losses(entered, wanted, power, self.patterns, random_kind, random_share, self.config.response)
+
     def _weight(self, term: str, step: int) -> float:
         """Of a loss at a step; see `EmbedConfig` of corr."""
         whole: float = getattr(self.config, term)
@@ -227,7 +239,7 @@ class Training:
         return whole * (0.2 + 0.8 * grown)
 
     def _forward(
-        self, model: nn.Module, batch: _Batch, part: Any, modes: slice
+        self, model: nn.Module, batch: Batch, part: Any, modes: slice
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """These rows in one forward, once for each of the `modes`: what entered the out-sites, and the noise."""
 
