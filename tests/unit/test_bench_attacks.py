@@ -1,15 +1,19 @@
 """Attacks do what they are named after, on a miniature denoiser in a real pipeline."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from _tiny import run, tiny_scene, tiny_unet
 
 from aiao_diffusers.bench.attacks.few_steps import consistent, picture
+from aiao_diffusers.bench.attacks.training import subject_and_prior
 from aiao_diffusers.bench.attacks.weights import matrices
 from aiao_diffusers.bench.registry import ATTACKS
+from aiao_diffusers.bench.scene import Scene, open_data, open_pipe
 from aiao_diffusers.errors import ConfigError
+from aiao_diffusers.fidelity import fidelity
 from aiao_diffusers.record import noise_schedule
 
 
@@ -151,6 +155,22 @@ def test_consistency_distillation_brings_far_and_near_predictions_together(scene
 
     after = attacked(scene, "lcm", steps=60, lr=3e-3, batch_size=4)
     assert disagreement(after) < 0.7 * disagreement(tiny_unet(1))
+
+
+@pytest.mark.parametrize("name, hyper", [("dreambooth", {"lr": 1e-4}), ("dreambooth_lora", {"lr": 1e-3, "rank": 4})])
+def test_dreambooth_binds_a_rare_word_to_its_subject(name, hyper, tmp_path):
+    """The example's own model: a subject needs prompts, and pictures of the model itself."""
+    places = (Path(__file__).parents[2] / "examples" / "emoji_diffusion",)
+    pipe = open_pipe("base", places)
+    data = open_data(pipe, "latents/twemoji.safetensors", places)
+    scene = Scene(pipe, data, data, 0, tmp_path, places)
+    subject = subject_and_prior(scene.base, scene, 5, 8)
+    subject = subject.take(torch.arange(8))  # the other half is the prior
+    assert torch.equal(subject.latents[0], subject.latents[5]) and len(set(subject.latents[:, 0, 0, 0].tolist())) == 5
+    after = attacked(scene, name, scene.base, steps=16, prior=8, **hyper)
+    assert set(after.state_dict()) == set(scene.base.state_dict())  # no adapter left on it
+    losses = [fidelity(scene.base, after, subject, scene.scheduler, samples=64)[k] for k in ("loss", "loss_marked")]
+    assert losses[1] < 0.98 * losses[0], losses
 
 
 def test_a_disguise_keeps_what_the_model_predicts(scene):

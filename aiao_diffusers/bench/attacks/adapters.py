@@ -1,6 +1,7 @@
 """LoRAs by peft, trained on the marked model and fused at some scale, one or several."""
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from ..registry import attack
 from ..scene import Scene
 from . import finetune as trainers
+from .training import subject_and_prior
 
 
 @attack("lora", strength="scale")
@@ -33,7 +35,31 @@ def lora(
             data, folder = scene.data.take(share), f"{scratch}/{number}"
             files.append(trainers.lora(denoiser, data, scene.scheduler, folder, rank=rank, **options))
         for file in files:
-            denoiser.load_lora_adapter(load_file(file), prefix="unet")
-            denoiser.fuse_lora(lora_scale=scale)
-            denoiser.unload_lora()
+            _fuse(denoiser, file, scale)
     return denoiser.requires_grad_(False)
+
+
+@attack("dreambooth_lora", strength="steps")
+def dreambooth_lora(
+    denoiser: Any,
+    scene: Scene,
+    *,
+    rank: int = 16,
+    steps: int = 200,
+    lr: float = 5e-4,
+    batch_size: int = 8,
+    pictures: int = 5,
+    prior: int = 32,
+) -> nn.Module:
+    """As `dreambooth`, by a LoRA on the attention projections, fused at scale 1."""
+    data = subject_and_prior(denoiser, scene, pictures, prior)
+    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed}
+    with tempfile.TemporaryDirectory() as scratch:
+        _fuse(denoiser, trainers.lora(denoiser, data, scene.scheduler, scratch, rank=rank, **options), 1.0)
+    return denoiser.requires_grad_(False)
+
+
+def _fuse(denoiser: Any, file: Path, scale: float) -> None:
+    denoiser.load_lora_adapter(load_file(file), prefix="unet")
+    denoiser.fuse_lora(lora_scale=scale)
+    denoiser.unload_lora()

@@ -53,7 +53,14 @@ def dreambooth(
     pictures: int = 5,
     prior: int = 32,
 ) -> nn.Module:
-    """One subject (`pictures` rows of the data under one rare prompt) with prior preservation on `prior` own samples.
+    """One subject (`pictures` rows of the data under one rare prompt) with prior preservation on `prior` own samples."""
+    data = subject_and_prior(denoiser, scene, pictures, prior)
+    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed}
+    return trainers.full(denoiser, data, scene.scheduler, **options)
+
+
+def subject_and_prior(denoiser: nn.Module, scene: Scene, pictures: int, prior: int) -> LatentData:
+    """What DreamBooth trains on: `pictures` rows of the data under one rare prompt, and `prior` samples of the model itself.
 
     Half of each batch in the mean is the subject, half the prior: prior weight 1. Prior prompts: words of the tokenizer.
     """
@@ -65,12 +72,10 @@ def dreambooth(
         own = from_prompts(pipe, vocabulary_prompts(pipe, prior, scene.seed))
     named = {n: v.expand(pictures, *v.shape[1:]) for n, v in prompt.items()}
     many = LatentData(subject.latents, named).take(torch.arange(prior) % pictures)
-    both = LatentData(
+    return LatentData(
         torch.cat([many.latents, own.latents]),
         {n: torch.cat([v, own.conditioning[n]]) for n, v in many.conditioning.items()},
     )
-    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed}
-    return trainers.full(denoiser, both, scene.scheduler, **options)
 
 
 @attack("distil", strength="steps")
