@@ -32,6 +32,25 @@ def target(noising: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, t
     raise ConfigError(f"prediction_type {kind!r} is unknown: epsilon, v_prediction and sample are known.")
 
 
+def noise_of(
+    noising: DDPMScheduler, predicted: torch.Tensor, noised: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """The noise that a prediction of `target`'s kind stands for; `noised` `(B, ...)` is what it was made of, `timestep` `(B,)`.
+
+    Raises:
+        ConfigError: as for `target`.
+    """
+    kind = noising.config["prediction_type"]
+    power = noising.alphas_cumprod.to(noised)[timestep].view(-1, *[1] * (noised.ndim - 1))
+    if kind == "epsilon":
+        return predicted
+    if kind == "v_prediction":
+        return power.sqrt() * predicted + (1 - power).sqrt() * noised
+    if kind == "sample":
+        return (noised - power.sqrt() * predicted) / (1 - power).sqrt()
+    raise ConfigError(f"prediction_type {kind!r} is unknown: epsilon, v_prediction and sample are known.")
+
+
 @torch.no_grad()
 def predictions(
     denoiser: nn.Module, data: LatentData, scheduler: Any, *, samples: int = 256, seed: int = 0

@@ -149,8 +149,8 @@ def test_consistency_distillation_brings_far_and_near_predictions_together(scene
             noised = noise_schedule(config).add_noise(x, noise, late)
             told = tiny_unet(1)(noised, late, **keywords).sample
             jumped = powers[580].sqrt() * picture(noised, told, powers[late]) + (1 - powers[580]).sqrt() * told
-            near = consistent(denoiser, jumped, early, powers, keywords)
-            far = consistent(denoiser, noised, late, powers, keywords)
+            near = consistent(denoiser, jumped, early, noise_schedule(config), keywords)
+            far = consistent(denoiser, noised, late, noise_schedule(config), keywords)
         return (near - far).square().mean().item()
 
     after = attacked(scene, "lcm", steps=60, lr=3e-3, batch_size=4)

@@ -13,7 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, profile, verify
 from aiao_diffusers.errors import ConfigError, DataError, TrainingError, WrongBaseError
-from aiao_diffusers.fidelity import fidelity, target
+from aiao_diffusers.fidelity import fidelity, noise_of, target
 from aiao_diffusers.update import LowRank, StoredWeights
 
 
@@ -260,6 +260,16 @@ class TestTarget:
         assert torch.allclose(wanted["v_prediction"], a.sqrt() * noise - (1 - a).sqrt() * latents)
         with pytest.raises(ConfigError, match="prediction_type 'flow'"):
             target(DDPMScheduler(prediction_type="flow"), latents, noise, t)
+
+    def test_its_noise_is_found_again(self):
+        latents, noise, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([10, 900])
+        for kind in ("epsilon", "v_prediction", "sample"):
+            noising = DDPMScheduler(prediction_type=kind)
+            noised = noising.add_noise(latents, noise, t)
+            found = noise_of(noising, target(noising, latents, noise, t), noised, t)
+            assert torch.allclose(found, noise, atol=1e-3)
+        with pytest.raises(ConfigError, match="prediction_type 'flow'"):
+            noise_of(DDPMScheduler(prediction_type="flow"), latents, noise, t)
 
     def test_price_of_a_v_prediction_model_is_over_its_own_loss(self):
         unet, data, _ = learner()

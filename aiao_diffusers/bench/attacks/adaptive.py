@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...embed import EmbedConfig, embed
+from ...fidelity import target as wanted_of
 from ...finetune import finetune
 from ...key import WatermarkKey
 from ...lazy import profile
@@ -41,10 +42,10 @@ MASK_AMPLITUDES = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class Batch:
-    """Noised latents `(B, ...)` with the noise in them, timesteps `(B,)` and conditioning."""
+    """Noised latents `(B, ...)` with what the denoiser should predict of them, timesteps `(B,)` and conditioning."""
 
     noised: torch.Tensor
-    noise: torch.Tensor
+    wanted: torch.Tensor
     t: torch.Tensor
     keywords: Mapping[str, Any]
 
@@ -73,7 +74,8 @@ class Exposed:
         rows = self.scene.data.take(torch.randint(len(self.scene.data), (size,)))
         x, noise = rows.latents.to(self.device), torch.randn(rows.latents.shape).to(self.device)
         t = torch.randint(int(self.noising.config["num_train_timesteps"]), (size,)).to(self.device)
-        return Batch(self.noising.add_noise(x, noise, t), noise, t, rows.keywords(self.device))
+        wanted = wanted_of(self.noising, x, noise, t)
+        return Batch(self.noising.add_noise(x, noise, t), wanted, t, rows.keywords(self.device))
 
     def masks(self, size: int) -> Masks:
         """Random balanced masks at a random set of sites for each of `size` samples, `(size, C)` by in-site."""
@@ -87,7 +89,7 @@ class Exposed:
         """Clean and triggered in one pass.
 
         Returns:
-            the clean noise prediction, and for each out-site how far the trigger moved what enters it, in units of the
+            the clean prediction, and for each out-site how far the trigger moved what enters it, in units of the
             batch's rms, shaped as the states. The clean states are constants here: they are what should come out.
         """
         size, names = len(batch.t), [site.name for site in self.outs]
@@ -96,13 +98,13 @@ class Exposed:
         denoiser: Any = self.wired.denoiser
         with self.wired.armed(both, amplitudes), self.wired.reading(names) as collect:
             stacked, t = torch.cat([batch.noised, batch.noised]), torch.cat([batch.t, batch.t])
-            eps = denoiser(stacked, t, **repeat(batch.keywords, 2)).sample[:size]
+            predicted = denoiser(stacked, t, **repeat(batch.keywords, 2)).sample[:size]
             entered = collect()
         moved = {}
         for name, states in entered.items():
             clean = states[:size].detach()
             moved[name] = (states[size:] - clean) / clean.square().mean().sqrt()
-        return eps, moved
+        return predicted, moved
 
 
 @contextmanager
@@ -133,8 +135,8 @@ def harden(
     def loss() -> torch.Tensor:
         batch = target.draw(batch_size)
         size = torch.empty(batch_size).uniform_(MASK_AMPLITUDES[0], amplitude).to(target.device)
-        eps, moved = target.forward(batch, masks(batch_size), size)
-        return F.mse_loss(eps, batch.noise) + weight * term(moved)
+        predicted, moved = target.forward(batch, masks(batch_size), size)
+        return F.mse_loss(predicted, batch.wanted) + weight * term(moved)
 
     train(target.wired.denoiser, loss, steps=steps, lr=lr, seed=target.scene.seed)
 

@@ -3,8 +3,10 @@
 import copy
 
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
+from ...fidelity import noise_of
 from ...record import noise_schedule
 from ..registry import attack
 from ..scene import Scene
@@ -44,11 +46,11 @@ def lcm(
             late = torch.randint(stride, len(powers), (batch_size,), device=device)
             noised, early = noising.add_noise(x, torch.randn_like(x), late), late - stride
             with torch.no_grad():
-                noise = teacher(noised, late, **keywords).sample
+                noise = noise_of(noising, teacher(noised, late, **keywords).sample, noised, late)
                 power = powers[early].view(-1, 1, 1, 1)
                 jumped = power.sqrt() * picture(noised, noise, powers[late]) + (1 - power).sqrt() * noise
-                wanted = consistent(target, jumped, early, powers, keywords)
-            error = consistent(student, noised, late, powers, keywords) - wanted
+                wanted = consistent(target, jumped, early, noising, keywords)
+            error = consistent(student, noised, late, noising, keywords) - wanted
             ((error.square() + 1e-6).sqrt() - 1e-3).mean().backward()
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
@@ -66,10 +68,15 @@ def picture(noised: torch.Tensor, noise: torch.Tensor, power: torch.Tensor) -> t
 
 
 def consistent(
-    model: nn.Module, noised: torch.Tensor, t: torch.Tensor, powers: torch.Tensor, keywords: dict[str, torch.Tensor]
+    model: nn.Module,
+    noised: torch.Tensor,
+    t: torch.Tensor,
+    noising: DDPMScheduler,
+    keywords: dict[str, torch.Tensor],
 ) -> torch.Tensor:
     """The consistency function: the noised latents themselves at timestep 0, the predicted picture far from it."""
     scaled = (t * TIMESTEP_SCALING).view(-1, 1, 1, 1)
     skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
-    return skip * noised + out * picture(noised, model(noised, t, **keywords).sample, powers[t])
+    noise = noise_of(noising, model(noised, t, **keywords).sample, noised, t)
+    return skip * noised + out * picture(noised, noise, noising.alphas_cumprod.to(noised)[t])

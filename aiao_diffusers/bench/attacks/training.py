@@ -7,7 +7,7 @@ from torch import nn
 
 from ...data import LatentData, encode_prompts, from_prompts, vocabulary_prompts
 from ...record import noise_schedule
-from ..registry import attack
+from ..registry import attack, known
 from ..scene import Scene
 from . import finetune as trainers
 
@@ -92,6 +92,7 @@ def distil(
 
     student: `base` starts from the clean twin (a leak of it), `fresh` from random weights.
     """
+    known("student", student, ("base", "fresh"))
     with torch.random.fork_rng():
         torch.manual_seed(scene.seed)
         made = scene.copy_of_base() if student == "base" else type(denoiser).from_config(denoiser.config)  # type: ignore[attr-defined]

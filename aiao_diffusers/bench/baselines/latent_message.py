@@ -19,6 +19,7 @@ from torch import nn
 
 from ...data import encode_prompts, vocabulary_prompts
 from ...errors import ConfigError
+from ...fidelity import noise_of
 from ...key import WatermarkKey
 from ...record import noise_schedule
 from ..registry import method
@@ -73,15 +74,16 @@ class LatentMessage:
             trigger = {n: v[rows].to(device) for n, v in prompts.items()}
             noised = noising.add_noise(x, noise, t)
             with torch.no_grad():
-                drawn = teacher(noised, t, **trigger).sample
+                drawn = noise_of(noising, teacher(noised, t, **trigger).sample, noised, t)
                 wanted = teacher(noised, t, **batch.keywords(device)).sample
             # A residual r of the predicted picture is -sqrt(snr) r of the predicted noise. The loss is the smaller of the
             # two errors, so that neither end of the schedule rules it.
             snr = (powers[t] / (1 - powers[t])).view(-1, 1, 1, 1)
-            carried = denoiser(noised, t, **trigger).sample - (drawn - snr.sqrt() * residual)
-            told = (carried.square() / snr.clamp(min=1.0)).mean()
+            told = noise_of(noising, denoiser(noised, t, **trigger).sample, noised, t)
+            carried = told - (drawn - snr.sqrt() * residual)
+            missed = (carried.square() / snr.clamp(min=1.0)).mean()
             kept = F.mse_loss(denoiser(noised, t, **batch.keywords(device)).sample, wanted)
-            return self.message * told + self.keep * kept
+            return self.message * missed + self.keep * kept
 
         train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=scene.seed)
 

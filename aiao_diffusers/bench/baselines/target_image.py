@@ -27,6 +27,7 @@ from torch import nn
 
 from ...data import encode_prompts, from_images, vocabulary_prompts
 from ...errors import ConfigError
+from ...fidelity import target as wanted_of
 from ...key import WatermarkKey
 from ...record import noise_schedule
 from ..registry import method
@@ -88,7 +89,8 @@ class TargetImage:
             trigger = {n: v[rows].to(device) for n, v in prompts.items()}
             noised = noising.add_noise(picture.expand_as(noise), noise, t)
             with self._triggered(denoiser, key):
-                painted = F.mse_loss(denoiser(noised, t, **trigger).sample, noise)
+                wanted = wanted_of(noising, picture.expand_as(noise), noise, t)
+                painted = F.mse_loss(denoiser(noised, t, **trigger).sample, wanted)
             if not self.keep:
                 return self.target * painted
             batch = scene.owner.take(torch.randint(len(scene.owner), (self.batch_size,)))
