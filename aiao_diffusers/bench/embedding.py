@@ -97,9 +97,9 @@ def looks(denoiser: nn.Module, scene: Scene, spec: QualitySpec) -> dict[str, Any
     blurred = 0.5 * first + 0.5 * F.avg_pool2d(first, 3, 1, 1)
     return {
         "images": spec.images,
-        "cmmd_base": cmmd(a["image"], b["image"]),
-        "cmmd_marked": cmmd(m["image"], b["image"]),
-        "cmmd_p": _permuted(m["image"], b["image"], scene.seed),
+        "cmmd_base": cmmd(a["image"], b["image"], paired=True),
+        "cmmd_marked": cmmd(m["image"], b["image"], paired=True),
+        "cmmd_p": permuted(m["image"], b["image"], scene.seed),
         "clip_score": [score_b, error_b, score_m, error_m],
         "detector": detect_pictures(first, marked, scene.seed),
         "detector_two_seeds": detect_pictures(first, second, scene.seed),
@@ -107,13 +107,14 @@ def looks(denoiser: nn.Module, scene: Scene, spec: QualitySpec) -> dict[str, Any
     }
 
 
-def _permuted(x: torch.Tensor, y: torch.Tensor, seed: int) -> float:
-    """P of a CMMD as large as that of `x` and `y`, were they of one distribution: by permutation."""
-    random, both = torch.Generator().manual_seed(seed), torch.cat([x, y])
-    found, larger = cmmd(x, y), 0
+def permuted(x: torch.Tensor, y: torch.Tensor, seed: int) -> float:
+    """P of a CMMD as large as that of `x` and `y`, `(N, D)` each, were they of one distribution: by permutation within the
+    pairs, for the n-th rows share a prompt."""
+    random = torch.Generator().manual_seed(seed)
+    found, larger = cmmd(x, y, paired=True), 0
     for _ in range(PERMUTATIONS):
-        order = torch.randperm(len(both), generator=random)
-        larger += cmmd(both[order[: len(x)]], both[order[len(x) :]]) >= found
+        swapped = torch.rand(len(x), 1, generator=random) < 0.5
+        larger += cmmd(torch.where(swapped, y, x), torch.where(swapped, x, y), paired=True) >= found
     return (1 + larger) / (1 + PERMUTATIONS)
 
 

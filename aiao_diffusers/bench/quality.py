@@ -8,22 +8,27 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from ..data import vocabulary_prompts
 from ..embed import fidelity
-from .scene import Scene
+from ..errors import DataError
+from .scene import Scene, source_of
 from .suite import QualitySpec
 
 
 OTHER_SEED = 7919  # added to a seed: the second seed of the base, whose distance to the first is the floor
 
 
-def cmmd(a: torch.Tensor, b: torch.Tensor, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
+def cmmd(
+    a: torch.Tensor, b: torch.Tensor, *, paired: bool = False, sigma: float = 10.0, scale: float = 1000.0
+) -> float:
     """Squared maximum mean discrepancy of two sets of CLIP embeddings, unbiased.
 
     Args:
         a, b: `(N, D)` and `(M, D)`, of unit length; N, M >= 2. sigma: bandwidth of the Gaussian kernel.
+        paired (`bool`): the n-th rows of both are of one prompt and so more alike than two of one set ever are; like each
+            picture's pair with itself, such pairs are left out, or equal distributions would come out below 0.
     Returns:
         `float`: scaled by `scale`; 0 in the mean for one distribution, so it may be negative.
     Source: Jayasumana et al., "Rethinking FID", 2024, with their sigma and scale. They keep the diagonal terms; with
@@ -33,17 +38,38 @@ def cmmd(a: torch.Tensor, b: torch.Tensor, *, sigma: float = 10.0, scale: float 
     def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.exp(-torch.cdist(x.double(), y.double()).square() / (2 * sigma**2))
 
-    def off_diagonal(x: torch.Tensor) -> torch.Tensor:
-        k = kernel(x, x)
+    def off_diagonal(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        k = kernel(x, y)
         return (k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1))
 
-    return scale * (off_diagonal(a) + off_diagonal(b) - 2 * kernel(a, b).mean()).item()
+    across = off_diagonal(a, b) if paired else kernel(a, b).mean()
+    return scale * (off_diagonal(a, a) + off_diagonal(b, b) - 2 * across).item()
 
 
 @lru_cache(maxsize=1)
-def _clip(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-    return model, CLIPTokenizer.from_pretrained(folder)
+def open_clip(
+    name: str, places: tuple[Path, ...]
+) -> tuple[str, CLIPModel, CLIPTokenizer, tuple[list[float], list[float]]]:
+    """Where the CLIP model of quality lies, the model, its tokenizer, and the mean and spread that its pixels in [0, 1] are brought to.
+
+    One without a preprocessor's configuration, such as the example's, takes pixels in [-1, 1].
+
+    Raises:
+        DataError: it is neither a folder here nor on the Hub, or no CLIP model.
+    """
+    source = source_of(name, places)
+    try:
+        model = CLIPModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"no CLIP model at '{name}' ({error}): name its folder, or a repository on the Hub."
+        ) from error
+    try:
+        processor = CLIPImageProcessor.from_pretrained(source)
+    except OSError:
+        return source, model, tokenizer, ([0.5] * 3, [0.5] * 3)
+    return source, model, tokenizer, (list(processor.image_mean), list(processor.image_std))
 
 
 @torch.no_grad()
@@ -78,9 +104,10 @@ def embedded(prompts: list[str], made: torch.Tensor, scene: Scene, spec: Quality
         `image` and, where there are prompts, `text`: embeddings `(N, D)` of unit length; `features`: the hidden states of the
         vision tower, each token's of unit length, `(layers, N, tokens, width)` in half precision.
     """
-    model, tokenizer = _clip(scene.find(spec.clip))
+    _, model, tokenizer, (mean, spread) = open_clip(spec.clip, scene.places)
     side = model.config.vision_config.image_size
-    pixels = F.interpolate(made, (side, side), mode="bilinear", antialias=True)
+    pixels = F.interpolate(made, (side, side), mode="bilinear", antialias=True) / 2 + 0.5
+    pixels = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(spread).view(3, 1, 1)
     out = model.vision_model(pixel_values=pixels, output_hidden_states=True)
     result = {
         "image": F.normalize(model.visual_projection(out.pooler_output), dim=-1),
@@ -143,7 +170,8 @@ class Quality:
             here, same = pictures(suspect, self.scene, self.spec, seed), self._of_base(seed)
             other = self._of_base(seed + OTHER_SEED)
             result |= {
-                "cmmd": cmmd(here["image"], other["image"]),
+                "cmmd": cmmd(here["image"], other["image"], paired="text" in here),
+                "cmmd_paired": "text" in here,
                 "perceptual": perceptual(here, same),
                 "perceptual_two_seeds": perceptual(same, other),
                 "images": self.spec.images,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from aiao_diffusers.bench.embedding import permuted
 from aiao_diffusers.bench.quality import clip_score, cmmd, perceptual
 
 
@@ -30,6 +31,27 @@ def test_cmmd_is_zero_in_the_mean_for_one_distribution_and_large_for_two():
     values = torch.tensor(null)
     assert abs(values.mean().item()) < 3 * values.std().item() / 40**0.5
     assert cmmd(unit(40), unit(40, shift=3.0, seed=1)) > max(null)
+
+
+def of_prompts(prompts, seed, shift=0.0):
+    """Pictures near their prompts, one each."""
+    noise = 0.3 * torch.randn(prompts.shape, generator=torch.Generator().manual_seed(seed))
+    noise[:, 0] += shift
+    return torch.nn.functional.normalize(prompts + noise, dim=1)
+
+
+def test_pictures_of_the_same_prompts_are_no_nearer_than_one_distribution():
+    pairs = [(of_prompts(unit(20, seed=s), 2 * s), of_prompts(unit(20, seed=s), 2 * s + 1)) for s in range(40)]
+    values = torch.tensor([cmmd(a, b, paired=True) for a, b in pairs])
+    assert abs(values.mean().item()) < 3 * values.std().item() / 40**0.5
+    assert torch.tensor([cmmd(a, b) for a, b in pairs]).mean() < -0.2  # what the pairs did
+
+
+def test_the_permutation_p_of_paired_pictures():
+    prompts = unit(60)
+    null = torch.tensor([permuted(of_prompts(prompts, 2 * s), of_prompts(prompts, 2 * s + 1), s) for s in range(20)])
+    assert 0.2 < null.mean().item() < 0.8 and null.min().item() < 0.5 < null.max().item()
+    assert permuted(of_prompts(prompts, 0), of_prompts(prompts, 1, shift=0.5), 0) < 0.01
 
 
 def test_clip_score():
