@@ -31,7 +31,7 @@ def _run(args: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    options = {"assets": args.assets, "model": args.model, "data": args.data, "jobs": args.jobs}
+    options = {"assets": args.assets, "model": args.model, "data": args.data, "clip": args.clip, "jobs": args.jobs}
     bad = unexpected(run_suite(config, args.out, progress=say, **options))
     for row in bad:
         say(f"unexpected: {describe(row)}")
@@ -66,6 +66,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     run.add_argument("--assets", type=Path, default=ASSETS, help="folder that the suite's paths start from")
     run.add_argument("--model", help="folder or Hub repository, in place of the suite's models")
     run.add_argument("--data", help="folder of pictures, in place of the suite's data")
+    run.add_argument("--clip", help="folder or Hub repository, in place of the suite's CLIP model")
     run.add_argument("--jobs", type=int, default=1, help="processes")
     run.set_defaults(run=_run)
     tables = verbs.add_parser("table", help="Markdown and curves from results")

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from ..errors import ResultsError
 
 
-FORMAT = 1  # raised by whatever makes old and new lines incomparable: a field, an attack's meaning, a metric
+FORMAT = 1  # raised when old and new lines can no longer stand in one table; a deeper reading names itself (`look`)
 FILE = "results.jsonl"
 PACKAGES = ("aiao_diffusers", "torch", "diffusers", "transformers", "peft")
 
@@ -100,7 +100,7 @@ def read(file: str | Path, *, any_version: bool = False) -> list[dict[str, Any]]
 
 
 def finished(folder: Path) -> set[str]:
-    """Ids of the cells that are done; cuts off a line that a killed run left unfinished.
+    """Ids of the cells that are done, failed ones not among them; cuts off a line that a killed run left unfinished.
 
     Raises:
         ResultsError: as for `read`: a run never continues another version's file.
@@ -112,4 +112,4 @@ def finished(folder: Path) -> set[str]:
     whole = content.rfind(b"\n") + 1
     if whole != len(content):
         os.truncate(file, whole)
-    return {row["id"] for row in read(file)}
+    return {row["id"] for row in read(file) if row.get("verdict") != "failed"}

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..data import LatentData, from_images, prepare
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, ResultsError
 from ..setups import denoiser_of
 
 
@@ -89,11 +90,19 @@ class Scene:
 
 
 def write_weights(module: nn.Module, file: Path) -> None:
-    """A denoiser's weights as safetensors, under a temporary name first."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """A denoiser's weights as safetensors, under a temporary name first.
+
+    Raises:
+        ResultsError: they could not be written, on a full disk for instance; nothing is left then.
+    """
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, partial)
-    os.replace(partial, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, partial)
+        os.replace(partial, file)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise ResultsError(f"'{file}' cannot be written ({error}): make room and run again, it goes on.") from error
 
 
 def find(name: str, places: tuple[Path, ...]) -> Path:
@@ -108,15 +117,23 @@ def find(name: str, places: tuple[Path, ...]) -> Path:
     raise DataError(f"'{name}' is neither here nor in {[str(place) for place in places]}: check the suite's paths.")
 
 
-def open_pipe(name: str, places: tuple[Path, ...]) -> Any:
-    """A diffusers pipeline from a folder or a Hub repository, on the device that accelerate chose."""
+def source_of(name: str, places: tuple[Path, ...]) -> str:
+    """What `from_pretrained` takes: a folder that `find` finds, else `name` where it may be a Hub repository.
+
+    Raises:
+        DataError: neither.
+    """
     try:
-        source = str(find(name, places))
+        return str(find(name, places))
     except DataError:
         if name.count("/") != 1 or name.startswith((".", "/")):
             raise
-        source = name
-    pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(Accelerator().device)
+        return name
+
+
+def open_pipe(name: str, places: tuple[Path, ...]) -> Any:
+    """A diffusers pipeline from a folder or a Hub repository, on the device that accelerate chose."""
+    pipe = DiffusionPipeline.from_pretrained(source_of(name, places), use_safetensors=True).to(Accelerator().device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -44,7 +44,7 @@ class QualitySpec:
     Args:
         samples (`int`): noised latents for noise losses, default 256; 0 leaves them out.
         images (`int`): pictures for CMMD and CLIP-score, default 0: none.
-        clip (`str`): folder of the CLIP model. steps (`int`), guidance (`float`): of generation.
+        clip (`str`): folder or Hub repository of the CLIP model. steps (`int`), guidance (`float`): of generation.
         prompts (`str`): text file of prompts, one a line; default: words of the tokenizer.
     """
 
@@ -54,6 +54,12 @@ class QualitySpec:
     steps: int = 10
     guidance: float = 4.0
     prompts: str = ""
+
+    def __post_init__(self) -> None:
+        if self.samples < 0 or self.images < 0 or self.images == 1 or self.steps < 1:
+            raise ConfigError(
+                f"quality takes samples from 0, images 0 or from 2, steps from 1; got {self.samples}, {self.images}, {self.steps}."
+            )
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,10 @@ class MarkSpec:
     options: dict[str, Any]
     keys: int = 0
     checked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keys < 0:
+            raise ConfigError(f"a mark has keys from 0 (one a seed), got {self.keys}.")
 
     def build(self) -> Any:
         """The method, ready to embed and verify."""
@@ -110,6 +120,12 @@ class Suite:
     trials: int = 8
     quality: QualitySpec = field(default_factory=QualitySpec)
 
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1 or self.trials < 1:
+            raise ConfigError(f"alpha lies between 0 and 1, trials from 1; got {self.alpha}, {self.trials}.")
+        if any("expect" in entry for entry in self.attacks) and not any(m.checked for m in self.marks.values()):
+            raise ConfigError("attacks have an 'expect' and no mark is 'checked: true': nothing would be checked.")
+
     def cells(self) -> Iterator[Cell]:
         """Every cell, groups together; seed by seed, so that a run cut short holds every attack with fewer seeds."""
         plans = itertools.product(self.seeds, self.models, self.data, self.attacks)
@@ -146,6 +162,9 @@ def sweep(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """All combinations of an attack entry's lists, defaults filled in, each value checked."""
     declared = ATTACKS[entry["attack"]].hyper
     given = {n: v if isinstance(v, list) else [v] for n, v in entry.items() if n not in ("attack", "expect")}
+    empty = [n for n, v in given.items() if not v]
+    if empty:
+        raise ConfigError(f"attack '{entry['attack']}': the sweep of {empty} is empty.")
     for values in itertools.product(*given.values()):
         chosen = dict(zip(given, values, strict=True))
         yield {n: same_kind(f"attack '{entry['attack']}': {n}", chosen.get(n, d), d) for n, d in declared.items()}
@@ -157,11 +176,14 @@ def shipped() -> dict[str, Any]:
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
 
 
-def read_suite(config: str | Path, *, model: str | None = None, data: str | None = None) -> Suite:
+def read_suite(
+    config: str | Path, *, model: str | None = None, data: str | None = None, clip: str | None = None
+) -> Suite:
     """A suite from a YAML file, or one of `shipped` by its name.
 
     Args:
-        model, data (`str`, *optional*): replace the suite's models and their data, and the attackers' data.
+        model, data, clip (`str`, *optional*): replace the suite's models and their data, the attackers' data, and the CLIP model
+            that pictures are compared by.
     Raises:
         ConfigError: no such file, not YAML, or an unknown, missing or impossible field.
     """
@@ -176,10 +198,10 @@ def read_suite(config: str | Path, *, model: str | None = None, data: str | None
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"'{config}' is not YAML: {error}") from error
-    return parse(document, model=model, data=data)
+    return parse(document, model=model, data=data, clip=clip)
 
 
-def parse(document: Any, *, model: str | None = None, data: str | None = None) -> Suite:
+def parse(document: Any, *, model: str | None = None, data: str | None = None, clip: str | None = None) -> Suite:
     """`read_suite` of a document that is loaded already."""
     if not isinstance(document, dict):
         raise ConfigError("a suite is a mapping of fields: name, models, data, marks, attacks, seeds.")
@@ -193,8 +215,13 @@ def parse(document: Any, *, model: str | None = None, data: str | None = None) -
         owner = data if data is not None else next(iter(raw["models"].values()))["data"]
         raw["models"] = {model: {"path": model, "data": owner}}
     raw["models"] = {n: build(ModelSpec, v, f"model '{n}'") for n, v in raw["models"].items()}
+    for what in (*(spec.data for spec in raw["models"].values()), *raw["data"].values()):
+        _check_data(what)
     raw["marks"] = {n: _mark(n, v) for n, v in raw["marks"].items()}
-    raw["quality"] = build(QualitySpec, raw.get("quality", {}), "quality")
+    quality = raw.get("quality", {})
+    if clip is not None and isinstance(quality, dict):
+        quality = quality | {"clip": clip}
+    raw["quality"] = build(QualitySpec, quality, "quality")
     if not isinstance(raw.get("attacks"), list) or not raw["attacks"]:
         raise ConfigError("the suite's 'attacks' must be a list of at least one attack.")
     raw["attacks"] = [_attack(entry) for entry in raw["attacks"]]
@@ -212,6 +239,19 @@ def parse(document: Any, *, model: str | None = None, data: str | None = None) -
             )
         seen.add(identity)
     return suite
+
+
+def _check_data(value: Any) -> None:
+    """A folder or file, or `{folder, where: {column: [values]}}`."""
+    if isinstance(value, str):
+        return
+    if not isinstance(value, dict) or not isinstance(value.get("folder"), str):
+        raise ConfigError(f"data is {value!r}: name a folder or a file, or a mapping with a 'folder'.")
+    for name in value:
+        known("field of data", name, ("folder", "where"))
+    where = value.get("where", {})
+    if not isinstance(where, dict) or not all(isinstance(values, list) for values in where.values()):
+        raise ConfigError(f"data's 'where' is {where!r}: it maps columns to lists of values.")
 
 
 def _mark(name: str, entry: Any) -> MarkSpec:

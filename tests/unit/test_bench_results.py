@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
-from aiao_diffusers.bench import results
+from aiao_diffusers.bench import results, scene
+from aiao_diffusers.bench.scene import write_weights
 from aiao_diffusers.errors import ResultsError
 
 
@@ -25,6 +29,13 @@ def file(tmp_path):
 def test_round_trip(file):
     assert results.read(file) == results.read(file.parent) == [row(n) for n in range(3)]
     assert results.finished(file.parent) == {"id0", "id1", "id2"}
+
+
+def test_a_failed_cell_is_not_finished(file):
+    results.append(file, row(7) | {"verdict": "failed"})
+    assert results.finished(file.parent) == {"id0", "id1", "id2"}
+    results.append(file, row(7))
+    assert results.finished(file.parent) == {"id0", "id1", "id2", "id7"}
 
 
 def test_a_line_cut_by_a_kill_is_dropped_and_written_again(file):
@@ -77,6 +88,22 @@ except ResultsError as error:
     done = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True)
     assert done.returncode == 7 and "make room" in done.stdout, done.stderr
     assert file.read_bytes() == before
+
+
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    module = torch.nn.Linear(2, 2)
+    write_weights(module, tmp_path / "marks" / "w.safetensors")
+    whole = (tmp_path / "marks" / "w.safetensors").read_bytes()
+
+    def full(tensors, path):
+        Path(path).write_bytes(b"part")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(scene, "save_file", full)
+    with pytest.raises(ResultsError, match="make room"):
+        write_weights(module, tmp_path / "marks" / "w.safetensors")
+    assert [p.name for p in (tmp_path / "marks").iterdir()] == ["w.safetensors"]
+    assert (tmp_path / "marks" / "w.safetensors").read_bytes() == whole
 
 
 def test_two_runs_on_one_folder(tmp_path):

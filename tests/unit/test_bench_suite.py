@@ -7,7 +7,7 @@ import yaml
 
 from aiao_diffusers import EmbedConfig
 from aiao_diffusers.bench.registry import ATTACKS
-from aiao_diffusers.bench.suite import parse, read_suite
+from aiao_diffusers.bench.suite import parse, read_suite, shipped
 from aiao_diffusers.errors import ConfigError
 
 
@@ -71,7 +71,7 @@ def test_a_fresh_mark_is_known_by_every_setting_and_a_finished_one_by_its_files(
 
 @pytest.mark.parametrize("keys, wanted", [(0, {3, 4}), (1, {0}), (2, {0, 1})])
 def test_keys_are_shared_among_seeds(keys, wanted):
-    suite = parse(small(marks={"ours": {"method": "aiao", "keys": keys}}))
+    suite = parse(small(marks={"ours": {"method": "aiao", "keys": keys, "checked": True}}))
     assert {cell.key for cell in suite.cells()} == wanted
     assert len({suite.mark_identity(cell) for cell in suite.cells()}) == len(wanted)
 
@@ -98,7 +98,18 @@ def test_keys_are_shared_among_seeds(keys, wanted):
         ({"seeds": []}, "integers"),
         ({"qualitty": {}}, "'qualitty': did you mean 'quality'"),
         ({"quality": {"image": 3}}, "'image': did you mean 'images'"),
+        ({"quality": 5}, "must be a mapping"),
+        ({"quality": {"images": 1}}, "images 0 or from 2"),
         ({"models": {"m": {"path": "x"}}}, "lacks the field 'data'"),
+        ({"models": {"m": {"path": "x", "data": 5}}}, "data is 5"),
+        ({"data": {"d": {"foldr": "p"}}}, "mapping with a 'folder'"),
+        ({"data": {"d": {"folder": "p", "were": {}}}}, "'were': did you mean 'where'"),
+        ({"data": {"d": {"folder": "p", "where": {"kind": "red"}}}}, "lists of values"),
+        ({"alpha": 2.0}, "alpha lies between"),
+        ({"trials": 0}, "trials from 1"),
+        ({"attacks": [{"attack": "prune", "amount": []}]}, "sweep of .'amount'. is empty"),
+        ({"marks": {"x": {"method": "aiao", "keys": -2}}}, "keys from 0"),
+        ({"marks": {"x": {"method": "aiao"}}}, "no mark is 'checked: true'"),
     ],
 )
 def test_faults_are_named_with_the_nearest_right_name(change, message):
@@ -123,12 +134,13 @@ def test_missing_fields_and_files(tmp_path):
         read_suite(tmp_path / "list.yaml")
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "training", "adaptive", "baselines", "ablations", "full"])
+@pytest.mark.parametrize("name", sorted(shipped()))
 def test_shipped_suites_are_sound(name):
     suite = read_suite(name)
-    cells = list(suite.cells())
-    assert suite.name == name and len({suite.identity(cell) for cell in cells}) == len(cells)
-    assert name == "smoke" or len(suite.seeds) >= 3
+    assert suite.name == name
+    for entry in suite.attacks:
+        reached = {cell.expect for cell in suite.cells() if cell.attack == entry["attack"]}
+        assert entry.get("expect") in reached
 
 
 def test_model_and_data_replace_the_suite_s():
@@ -137,6 +149,7 @@ def test_model_and_data_replace_the_suite_s():
     assert {m.path for m in suite.models.values()} == {"user/model"} and suite.data == {"given": "pictures"}
     assert all(m.data == "pictures" for m in suite.models.values())
     assert suite.attacks == before.attacks and suite.marks == before.marks
+    assert read_suite("full", clip="user/clip").quality.clip == "user/clip" and suite.quality == before.quality
 
 
 def test_every_attack_lists_its_hyper_parameters():
