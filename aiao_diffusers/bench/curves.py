@@ -41,8 +41,14 @@ def _sweeps(rows: Rows) -> dict[str, dict[str, dict[float, list[dict[str, Any]]]
             if n != spec.strength and v != spec.hyper[n]
         ]
         label = f"{row['attack']}: {spec.strength}" + (f" ({', '.join(rest)})" if rest else "")
-        result[label][row["mark"]][float(row["strength"])].append(row)
+        result[label][_label(row, rows)][float(row["strength"])].append(row)
     return {k: v for k, v in result.items() if max(len(points) for points in v.values()) > 1}
+
+
+def _label(row: dict[str, Any], rows: Rows) -> str:
+    """The mark, and its model and data where there are several."""
+    several = [name for name in ("model", "data") if len({other[name] for other in rows}) > 1]
+    return ", ".join([row["mark"], *(row[name] for name in several)])
 
 
 def _strength(rows: Rows) -> Any:
@@ -83,7 +89,7 @@ def _cost(rows: Rows) -> Any:
     for row in rows:
         quality = row.get("quality") or {}
         if row.get("log10_p") is not None and quality.get("loss_owner") and row["attack"] != "none":
-            points[row["mark"]].append((quality["loss_owner"] / quality["base_loss_owner"], row["log10_p"]))
+            points[_label(row, rows)].append((quality["loss_owner"] / quality["base_loss_owner"], row["log10_p"]))
     if not points:
         return None
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -111,10 +111,12 @@ def verdicts(rows: Rows) -> str:
 
 
 def looks(rows: Rows) -> str:
-    """One table a mark: log10 p of each look that all its cells have, before any pays for having been taken; last, the
-    smallest that any of these looks at a control reached."""
+    """One table for each mark of a model and data: log10 p of each look that all its cells have, before any pays for having been
+    taken; last, the smallest that any of these looks at a control reached."""
     parts = []
-    for (mark,), own in grouped([row for row in cells_of(rows) if row.get("looks")], "mark").items():
+    for (model, data, mark), own in grouped(
+        [row for row in cells_of(rows) if row.get("looks")], "model", "data", "mark"
+    ).items():
         labels = [label for label in own[0]["looks"] if all(label in row["looks"] for row in own)]
         lines = []
         for (name,), group in grouped(own, "attack_name").items():
@@ -125,7 +127,8 @@ def looks(rows: Rows) -> str:
             evidence = (f"{statistics.median(p):.1f}, {max(p):.1f}" for p in by_look)
             lines.append([name, str(len(group)), *evidence, f"{min(controls):.1f}" if controls else "-"])
         columns = ["attack", "n", *labels, "controls, any look"]
-        parts.append(f"**{mark}**, log10 p by look: median, worst\n\n" + markdown(columns, lines))
+        head = f"**{mark}** on {model}, attacker's data {data}, log10 p by look: median, worst"
+        parts.append(f"{head}\n\n{markdown(columns, lines)}")
     return "\n\n".join(parts) or "No cell has looks."
 
 
@@ -144,7 +147,7 @@ def _verdict_cells(group: Rows) -> list[str]:
         *rate(group),
         ", ".join(controls),
         _loss(group),
-        mean(costs(group, "cmmd"), 2),
+        _cmmd([row["quality"] for row in group if row.get("quality")]),
         mean(costs(group, "clip_score"), 3),
         mean(costs(group, "perceptual"), 3),
     ]
@@ -159,14 +162,22 @@ def _control(group: Rows, name: str) -> str:
     return f"{text} (**{wrong}/{len(controls)} verified**)" if wrong else text
 
 
+def _cmmd(qualities: Rows) -> str:
+    """CMMD, with a star where pictures of one prompt were compared with each other, which pulls it down."""
+    found = [q for q in qualities if q.get("cmmd") is not None]
+    text = mean([q["cmmd"] for q in found], 2)
+    return f"{text} *" if any("clip_score" in q and not q.get("cmmd_paired") for q in found) else text
+
+
 def _loss(group: Rows) -> str:
-    """Mean change of the noise loss on the owner's data, in percent of the unmarked base's."""
+    """Mean change of the noise loss on the owner's data, in percent of the unmarked base's, and its standard deviation."""
     changes = [
         100 * (q["loss_owner"] / q["base_loss_owner"] - 1)
         for row in group
         if (q := row.get("quality") or {}).get("loss_owner")
     ]
-    return f"{statistics.fmean(changes):+.0f}%" if changes else "-"
+    spread = f" sd {statistics.stdev(changes):.0f}" if len(changes) > 1 else ""
+    return f"{statistics.fmean(changes):+.0f}%{spread}" if changes else "-"
 
 
 def rate(group: Rows) -> tuple[str, str]:
@@ -179,27 +190,37 @@ def rate(group: Rows) -> tuple[str, str]:
 
 
 def compare(rows: Rows) -> str:
-    """The verification rate of all marks side by side, and its drop against the model as published."""
-    marks = list(dict.fromkeys(row["mark"] for row in cells_of(rows)))
-    before: dict[str, float] = {}
-    lines = []
-    for (name,), group in grouped(rows, "attack_name").items():
-        line = [name]
-        for mark in marks:
-            own = [row for row in group if row["mark"] == mark]
-            trials, passed = sum(r.get("trials", 0) for r in own), sum(r.get("passed", 0) for r in own)
-            found = f"{sum(r['verdict'] == 'verified' for r in own)}/{len(own)}" if own else "-"
-            if not trials:
-                line.append(found)
-                continue
-            low, high = clopper_pearson(passed, trials)
-            if name == "none":
-                before[mark] = passed / trials
-            drop = f", {100 * (passed / trials - before[mark]):+.0f}" if mark in before and name != "none" else ""
-            line.append(f"{found}; {100 * passed / trials:.0f}% ({100 * low:.0f}-{100 * high:.0f}){drop}")
-        lines.append(line)
+    """The verification rate of all marks side by side, and its drop against the same models as published; a table for each
+    model and data."""
     note = "Models verified; share of single trials that pass alone, its 95% interval, and its change in points."
-    return note + "\n\n" + markdown(["attack", *marks], lines)
+    parts = [note]
+    for (model, data), here in grouped(rows, "model", "data").items():
+        marks = list(dict.fromkeys(row["mark"] for row in here))
+        lines = [
+            [name, *(_compared([row for row in group if row["mark"] == mark], here) for mark in marks)]
+            for (name,), group in grouped(here, "attack_name").items()
+        ]
+        parts.append(f"{model}, attacker's data {data}:\n\n" + markdown(["attack", *marks], lines))
+    return "\n\n".join(parts)
+
+
+def _compared(own: Rows, here: Rows) -> str:
+    """One cell of `compare`: rows of one mark under one attack; `here` holds those of the models as published too."""
+    if not own:
+        return "-"
+    trials, passed = sum(r.get("trials", 0) for r in own), sum(r.get("passed", 0) for r in own)
+    text = f"{sum(r['verdict'] == 'verified' for r in own)}/{len(own)}"
+    if not trials:
+        return text
+    low, high = clopper_pearson(passed, trials)
+    text += f"; {100 * passed / trials:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
+    # Against the same seeds: a suite cut short holds some attacks with fewer.
+    seeds = {row["seed"] for row in own}
+    before = [r for r in here if r["mark"] == own[0]["mark"] and r["attack"] == "none" and r["seed"] in seeds]
+    drawn = sum(r.get("trials", 0) for r in before)
+    if own[0]["attack"] == "none" or not drawn or {row["seed"] for row in before} != seeds:
+        return text
+    return f"{text}, {100 * (passed / trials - sum(r['passed'] for r in before) / drawn):+.0f}"
 
 
 def wins(rows: Rows) -> str:
@@ -223,7 +244,7 @@ def wins(rows: Rows) -> str:
 
 
 def reference(rows: Rows) -> str:
-    """The spread between two seeds of the unmarked base, beside which quality is to be read."""
+    """The spread between two seeds of the unmarked base, beside which quality is to be read; n is of rows, by what they hold."""
     lines = []
     by_model: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -231,13 +252,25 @@ def reference(rows: Rows) -> str:
             by_model[row["model"], row["data"]].append(row)
     for (model, data), group in by_model.items():
         both = [[row[k] for row in group] for k in ("quality", "again")]
-        cells = [model, data, str(len(group))]
-        for name, digits in (("loss_owner", 4), ("loss_data", 4), ("cmmd", 2), ("clip_score", 3)):
+        pictured = sum(bool(row["quality"].get("images")) for row in group)
+        cells = [model, data, f"{len(group)}, {pictured}"]
+        for name, digits in (("loss_owner", 4), ("loss_data", 4)):
             cells.append(" / ".join(mean([q[name] for q in side if q.get(name) is not None], digits) for side in both))
+        cells.append(" / ".join(map(_cmmd, both)))
+        cells.append(
+            " / ".join(mean([q["clip_score"] for q in side if q.get("clip_score") is not None], 3) for side in both)
+        )
         cells.append(mean(costs(group, "perceptual_two_seeds"), 3))
         lines.append(cells)
-    columns = ["model", "data", "n", "noise loss, owner's data", "noise loss, attacker's", "CMMD", "CLIP-score"]
-    columns += ["distance of the two seeds"]
+    columns = [
+        "model",
+        "data",
+        "n of losses, of pictures",
+        "noise loss, owner's data",
+        "noise loss, attacker's",
+        "CMMD",
+    ]
+    columns += ["CLIP-score", "distance of the two seeds"]
     return "The unmarked base with two seeds (first / second).\n\n" + markdown(columns, lines)
 
 

@@ -1,12 +1,19 @@
 """Tables and curves from results written by hand, whose numbers are known."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from aiao_diffusers.bench import results
 from aiao_diffusers.bench.curves import curves
+from aiao_diffusers.bench.run import unexpected
 from aiao_diffusers.bench.tables import load, table, update
 from aiao_diffusers.errors import ConfigError, ResultsError
 from aiao_diffusers.statistics import clopper_pearson
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def row(attack, hyper, seed, log10_p, *, mark="ours", passed=8, base=-0.4, verdict=None, **changes):
@@ -46,7 +53,7 @@ def test_verdicts_count_and_bound(folder):
     text = table(folder, sections=["verdicts"])
     line = line_of(text, "| prune (amount 0.3)")
     low, high = clopper_pearson(12, 24)
-    for cell in ("3/3", "-51.0, -50.0", "0.500 (n 24)", f"{low:.3f}-{high:.3f}", "-0.4, -0.1", "+10%"):
+    for cell in ("3/3", "-51.0, -50.0", "0.500 (n 24)", f"{low:.3f}-{high:.3f}", "-0.4, -0.1", "+10% sd 0"):
         assert f" {cell} |" in line
     assert " 0/3 " in line_of(text, "| prune (amount 0.7)")
     assert "structured" not in text  # defaults are not repeated
@@ -67,6 +74,30 @@ def test_what_must_not_verify_is_no_loss(tmp_path):
     assert "No cell was lost" in table(tmp_path, sections=["wins"])
 
 
+def test_what_is_not_as_expected():
+    good = row("none", {}, 0, -9.0, expect="verified")
+    lost = row("none", {}, 1, -1.0, expect="verified")
+    false = row("none", {}, 2, -9.0, base=-9.0)  # whatever is expected of its row
+    failed = row("none", {}, 3, None, verdict="failed")
+    kin = row("none", {}, 4, -9.0, base=-9.0)
+    kin["controls"]["base"]["log10_p"] = None  # likeness: no p-value, no promise
+    open_end = row("none", {}, 5, -1.0)
+    assert unexpected([good, lost, false, failed, kin, open_end, {"kind": "reference"}]) == [lost, false, failed]
+
+
+@pytest.mark.parametrize("name", ["embedding", "lazy", "robustness", "verification"])
+def test_the_documents_are_what_their_results_say(name, tmp_path):
+    document = ROOT / "docs" / f"{name}.md"
+    assert "<!-- bench: " in document.read_text()
+    for results_file in (ROOT / "docs").rglob("*.jsonl"):
+        copy = tmp_path / results_file.relative_to(ROOT / "docs")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(results_file, copy)
+    shutil.copy(document, tmp_path)
+    update(tmp_path / document.name)
+    assert (tmp_path / document.name).read_text() == document.read_text()
+
+
 def test_failed_cells_stay(folder):
     failed = row("noise", {"std": 9.0}, 0, None, verdict="failed", error="RuntimeError: burst", passed=0)
     del failed["controls"], failed["hashes"], failed["quality"], failed["trials"]
@@ -82,6 +113,29 @@ def test_marks_side_by_side_with_their_drop(folder):
         results.append(folder / results.FILE, row("prune", hyper, seed, -1.0, mark="peer", passed=2))
     line = line_of(table(folder, sections=["compare"]), "| prune (amount 0.3)")
     assert "3/3; 50% (29-71), -50" in line and "0/2; 25% (7-52), -75" in line
+
+
+def test_a_drop_is_against_the_same_seeds_model_and_data(tmp_path):
+    for seed, passed in ((0, 8), (1, 6)):
+        results.append(tmp_path / results.FILE, row("none", {}, seed, -9.0, passed=passed))
+    results.append(tmp_path / results.FILE, row("none", {}, 0, -9.0, passed=2, data="e", id="other data"))
+    hyper = {"amount": 0.3, "structured": False}
+    results.append(tmp_path / results.FILE, row("prune", hyper, 0, -9.0, passed=4))
+    results.append(tmp_path / results.FILE, row("prune", hyper, 2, -9.0, passed=4, data="e", id="of a third seed"))
+    first, second = table(tmp_path, sections=["compare"]).split("m, attacker's data e:")
+    assert "| none | 2/2; 88% (" in first and line_of(first, "| prune").endswith("-50 |")
+    assert "| none | 1/1; 25% (" in second and line_of(second, "| prune").endswith(") |")
+
+
+def test_a_cmmd_that_its_prompts_pull_down_has_a_star(tmp_path):
+    quality = {"loss_owner": 0.11, "base_loss_owner": 0.1, "cmmd": -0.5, "clip_score": 0.5}
+    for number, more in enumerate(({}, {"cmmd_paired": True}, {"clip_score": None})):
+        line = row("noise", {"std": number / 10}, 0, -9.0, quality=quality | more)
+        if more == {"clip_score": None}:
+            del line["quality"]["clip_score"]  # no prompts, so no pairs
+        results.append(tmp_path / results.FILE, line)
+    lines = table(tmp_path, sections=["verdicts"]).splitlines()[-3:]
+    assert ["-0.50 *" in line for line in lines] == [True, False, False]
 
 
 def test_the_published_model_comes_first_whatever_finished_first(tmp_path):
