@@ -7,6 +7,7 @@ Each step forwards one batch in three equal parts with the same latents, timeste
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,7 @@ from .setups import denoiser_of, evaluating, placement
 from .sites import Site, choose, trace_on, unwrap
 from .training import Callback, Mark, Training
 from .update import LowRank, StoredWeights, Update, require_no_adapter
+from .verify import verify
 
 
 __all__ = ["EmbedConfig", "EmbedReport", "embed", "fidelity"]
@@ -71,7 +73,7 @@ def embed(
     Raises:
         AlreadyMarkedError, DataError, SiteError, ConfigError; TrainingError: a loss is not finite, or the disk is full.
         On any exception, also Ctrl-C, the denoiser gets its weights back; with `checkpoint_dir` the next call goes on
-        from the last checkpoint. One exception: with `train="lora"`, once the factors are fused for the record's hash.
+        from the last checkpoint. Warns when the mark does not verify in the end. One exception: with `train="lora"`, once the factors are fused for the record's hash.
     """
     config = config or EmbedConfig()
     if keep and not config.steps:
@@ -109,13 +111,20 @@ def embed(
     try:
         # Of the weights as the user keeps them: `_borrowed` has put their precision back.
         record = _record(denoiser, key, sites, latents, scheduler, config, base, reference, loud)
+        reading = verify(denoiser, key, record=record, early_stop=False, amplitudes=(1.0,), whiten=False)
     except BaseException:
         update.undo()
         raise
     update.keep()
     if hasattr(model, "record"):
         model.record = record
-    return EmbedReport(record, history, time.time() - started, cost, trained, stopped, reference)
+    if not reading.verified:
+        warnings.warn(
+            f"the mark is too weak to be verified ({reading.verdict}, log10 p {reading.log10_p}): raise steps, or max_price "
+            f"(now {config.max_price}).",
+            stacklevel=2,
+        )
+    return EmbedReport(record, history, time.time() - started, cost, trained, stopped, reference, reading)
 
 
 def _checked(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from .align import Reference
 from .record import WatermarkRecord
+from .report import VerificationReport
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class EmbedReport:
         seconds (`float`): wall time.
         fidelity (`float`): mean |eps_marked - eps_base|^2 over the base's own noise loss; .01 is one percent.
         trained (`int`): parameters that were trained; stopped (`int`, *optional*): the step of an early stop.
+        reading (`VerificationReport`, *optional*): what the owner's key reads in the marked weights, by plain looks over 8 trials; it
+            names the key's sites, so keep it in private.
         reference (`Reference`, *optional*): for reading through disguises (`align`): keep it, or the clean twin, in private.
     """
 
@@ -28,6 +31,7 @@ class EmbedReport:
     trained: int = 0
     stopped: int | None = None
     reference: Reference | None = field(default=None, repr=False)
+    reading: VerificationReport | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the probe bank."""
@@ -38,6 +42,8 @@ class EmbedReport:
             "trained": self.trained,
             "seconds": self.seconds,
             "fidelity": self.fidelity,
+            "verdict": self.reading.verdict if self.reading else None,
+            "log10_p": self.reading.log10_p if self.reading else None,
             "last": self.history[-1] if self.history else {},
         }
 

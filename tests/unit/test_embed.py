@@ -229,6 +229,12 @@ class TestTraining:
         with pytest.raises(ConfigError, match="spread over \\['cpu', 'meta'\\]"):
             embed(unet, KEY, data, short(), scheduler=scheduler)
 
+    def test_a_mark_that_does_not_verify_is_said_to_be_weak(self):
+        unet, data, scheduler = learner()
+        with pytest.warns(UserWarning, match="too weak to be verified .not_verified, log10 p"):
+            report = embed(unet, KEY, data, short(), scheduler=scheduler)
+        assert report.reading.verdict == report.to_dict()["verdict"] == "not_verified"
+
     def test_report_logs_every_term_and_plots(self, tmp_path):
         unet, data, scheduler = learner()
         config = short(check_every=2, stop_bits=1.0)
@@ -407,6 +413,10 @@ class TestMark:
         assert min(last["bits"], last["weakest"]) >= 0.9 and last["wrong_log10_p"] >= -4
         assert all(row.get("weakest", 0) < 0.9 for row in report.history[:-1])
         assert verify(unet, KEY, record=report.record).verified
+        # What the report says of the mark is what a verifier finds who looks as plainly.
+        plainly = {"early_stop": False, "amplitudes": (1.0,), "whiten": False}
+        assert report.reading == verify(unet, KEY, record=report.record, **plainly) and report.reading.verified
+        assert report.to_dict()["log10_p"] == report.reading.log10_p < -6
 
     def test_three_keys_verify_where_earlier_ones_are_kept(self):
         unet, data, scheduler = learner(64)
