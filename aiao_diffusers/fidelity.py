@@ -22,14 +22,10 @@ def target(noising: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, t
     Raises:
         ConfigError: the schedule's `prediction_type` is none of epsilon, v_prediction and sample.
     """
-    kind = noising.config["prediction_type"]
+    kind = _prediction_type(noising)
     if kind == "epsilon":
         return noise
-    if kind == "v_prediction":
-        return noising.get_velocity(latents, noise, timestep)
-    if kind == "sample":
-        return latents
-    raise ConfigError(f"prediction_type {kind!r} is unknown: epsilon, v_prediction and sample are known.")
+    return noising.get_velocity(latents, noise, timestep) if kind == "v_prediction" else latents
 
 
 def noise_of(
@@ -40,15 +36,20 @@ def noise_of(
     Raises:
         ConfigError: as for `target`.
     """
-    kind = noising.config["prediction_type"]
-    power = noising.alphas_cumprod.to(noised)[timestep].view(-1, *[1] * (noised.ndim - 1))
+    kind = _prediction_type(noising)
     if kind == "epsilon":
         return predicted
+    power = noising.alphas_cumprod.to(noised)[timestep].view(-1, *[1] * (noised.ndim - 1))
     if kind == "v_prediction":
         return power.sqrt() * predicted + (1 - power).sqrt() * noised
-    if kind == "sample":
-        return (noised - power.sqrt() * predicted) / (1 - power).sqrt()
-    raise ConfigError(f"prediction_type {kind!r} is unknown: epsilon, v_prediction and sample are known.")
+    return (noised - power.sqrt() * predicted) / (1 - power).sqrt()
+
+
+def _prediction_type(noising: DDPMScheduler) -> str:
+    kind = str(noising.config["prediction_type"])
+    if kind not in ("epsilon", "v_prediction", "sample"):
+        raise ConfigError(f"prediction_type {kind!r} is unknown: epsilon, v_prediction and sample are known.")
+    return kind
 
 
 @torch.no_grad()

@@ -185,7 +185,6 @@ class Training:
         wanted_eps, wanted, wanted_kept = self._wanted(batch)
         power = {name: states.square().mean() for name, states in wanted.items()}
         size = len(batch.t)
-        random_share = batch.random_kind.float().mean().clamp(min=1 / size)
         summed: dict[str, torch.Tensor] = {}
         parts = torch.arange(size, device=self.device).chunk(config.accumulate)
         for part in parts:
@@ -196,8 +195,7 @@ class Training:
                     {name: entered[name][: 3 * count] for name in self.patterns},
                     {name: wanted[name][part] for name in self.patterns},
                     power,
-                    batch.random_kind[part],
-                    random_share,
+                    batch,
                     part,
                 )
                 terms["eps"] = F.mse_loss(eps[:count].float(), wanted_eps[part])
@@ -223,12 +221,13 @@ class Training:
         entered: dict[str, torch.Tensor],
         wanted: dict[str, torch.Tensor],
         power: dict[str, torch.Tensor],
-        random_kind: torch.Tensor,
-        random_share: torch.Tensor,
+        batch: Batch,
         part: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """The feature losses of the step's rows `part`; for the other arguments see `losses`."""
-        return losses(entered, wanted, power, self.patterns, random_kind, random_share, self.config.response)
+        """The feature losses of the step's rows `part`; `entered`, `wanted` and `power` as for `losses`."""
+        share = batch.random_kind.float().mean().clamp(min=1 / len(batch.t))
+        kinds = batch.random_kind[part]
+        return losses(entered, wanted, power, self.patterns, kinds, share, self.config.response)
 
     def _weight(self, term: str, step: int) -> float:
         """Of a loss at a step; see `EmbedConfig` of corr."""

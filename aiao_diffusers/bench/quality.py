@@ -47,10 +47,8 @@ def cmmd(
 
 
 @lru_cache(maxsize=1)
-def open_clip(
-    name: str, places: tuple[Path, ...]
-) -> tuple[str, CLIPModel, CLIPTokenizer, tuple[list[float], list[float]]]:
-    """Where the CLIP model of quality lies, the model, its tokenizer, and the mean and spread that its pixels in [0, 1] are brought to.
+def open_clip(name: str, places: tuple[Path, ...]) -> tuple[CLIPModel, CLIPTokenizer, tuple[list[float], list[float]]]:
+    """The CLIP model of quality, its tokenizer, and the mean and spread that its pixels in [0, 1] are brought to.
 
     One without a preprocessor's configuration, such as the example's, takes pixels in [-1, 1].
 
@@ -68,8 +66,8 @@ def open_clip(
     try:
         processor = CLIPImageProcessor.from_pretrained(source)
     except OSError:
-        return source, model, tokenizer, ([0.5] * 3, [0.5] * 3)
-    return source, model, tokenizer, (list(processor.image_mean), list(processor.image_std))
+        return model, tokenizer, ([0.5] * 3, [0.5] * 3)
+    return model, tokenizer, (list(processor.image_mean), list(processor.image_std))
 
 
 @torch.no_grad()
@@ -104,7 +102,7 @@ def embedded(prompts: list[str], made: torch.Tensor, scene: Scene, spec: Quality
         `image` and, where there are prompts, `text`: embeddings `(N, D)` of unit length; `features`: the hidden states of the
         vision tower, each token's of unit length, `(layers, N, tokens, width)` in half precision.
     """
-    _, model, tokenizer, (mean, spread) = open_clip(spec.clip, scene.places)
+    model, tokenizer, (mean, spread) = open_clip(spec.clip, scene.places)
     side = model.config.vision_config.image_size
     pixels = F.interpolate(made, (side, side), mode="bilinear", antialias=True) / 2 + 0.5
     pixels = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(spread).view(3, 1, 1)

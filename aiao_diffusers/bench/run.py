@@ -29,7 +29,7 @@ from ..setups import denoiser_of
 from . import results
 from .quality import OTHER_SEED, Quality, open_clip
 from .registry import ATTACKS
-from .scene import Scene, find, open_data, open_pipe, write_weights
+from .scene import Scene, find, open_data, open_pipe, source_of, write_weights
 from .suite import Cell, Suite, digest, read_suite
 
 
@@ -197,8 +197,9 @@ def _check(suite: Suite, places: tuple[Path, ...]) -> dict[str, str]:
     found = {}
     if suite.quality.images:
         # Not among the others: it need not lie on this disk, and it is no denoiser.
-        folder = Path(open_clip(suite.quality.clip, places)[0])
-        found[suite.quality.clip] = _print(folder) if folder.is_dir() else str(folder)
+        open_clip(suite.quality.clip, places)
+        source = source_of(suite.quality.clip, places)
+        found[suite.quality.clip] = _print(Path(source)) if Path(source).is_dir() else source
         named += [suite.quality.prompts] if suite.quality.prompts else []
     for name in sorted(set(named)):
         try:

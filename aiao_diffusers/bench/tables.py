@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,12 +254,8 @@ def reference(rows: Rows) -> str:
         both = [[row[k] for row in group] for k in ("quality", "again")]
         pictured = sum(bool(row["quality"].get("images")) for row in group)
         cells = [model, data, f"{len(group)}, {pictured}"]
-        for name, digits in (("loss_owner", 4), ("loss_data", 4)):
-            cells.append(" / ".join(mean([q[name] for q in side if q.get(name) is not None], digits) for side in both))
-        cells.append(" / ".join(map(_cmmd, both)))
-        cells.append(
-            " / ".join(mean([q["clip_score"] for q in side if q.get("clip_score") is not None], 3) for side in both)
-        )
+        for told in (_mean_of("loss_owner", 4), _mean_of("loss_data", 4), _cmmd, _mean_of("clip_score", 3)):
+            cells.append(" / ".join(map(told, both)))
         cells.append(mean(costs(group, "perceptual_two_seeds"), 3))
         lines.append(cells)
     columns = [
@@ -272,6 +268,10 @@ def reference(rows: Rows) -> str:
     ]
     columns += ["CLIP-score", "distance of the two seeds"]
     return "The unmarked base with two seeds (first / second).\n\n" + markdown(columns, lines)
+
+
+def _mean_of(name: str, digits: int) -> Callable[[Rows], str]:
+    return lambda qualities: mean(values(qualities, name), digits)
 
 
 def provenance(rows: Rows) -> str:

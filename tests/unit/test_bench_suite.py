@@ -138,9 +138,9 @@ def test_missing_fields_and_files(tmp_path):
 def test_shipped_suites_are_sound(name):
     suite = read_suite(name)
     assert suite.name == name
-    for entry in suite.attacks:
-        reached = {cell.expect for cell in suite.cells() if cell.attack == entry["attack"]}
-        assert entry.get("expect") in reached
+    assert name in ("smoke", "distil", "long") or len(suite.seeds) >= 3
+    reached = {(cell.attack, cell.expect) for cell in suite.cells()}
+    assert all((entry["attack"], entry.get("expect")) in reached for entry in suite.attacks)
 
 
 def test_model_and_data_replace_the_suite_s():

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ...errors import ConfigError
 from ..registry import attack
 from ..scene import Scene
 from . import finetune as trainers
@@ -28,7 +27,6 @@ def lora(
     count: int = 1,
 ) -> nn.Module:
     """`count` LoRAs on the attention projections, each on its own share of the data, all fused at `scale`."""
-    _require_adapters(denoiser)
     order = torch.randperm(len(scene.data), generator=scene.generator)
     with tempfile.TemporaryDirectory() as scratch:
         files = []
@@ -54,17 +52,11 @@ def dreambooth_lora(
     prior: int = 32,
 ) -> nn.Module:
     """As `dreambooth`, by a LoRA on the attention projections, fused at scale 1."""
-    _require_adapters(denoiser)
     data = subject_and_prior(denoiser, scene, pictures, prior)
     options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed}
     with tempfile.TemporaryDirectory() as scratch:
         _fuse(denoiser, trainers.lora(denoiser, data, scene.scheduler, scratch, rank=rank, **options), 1.0)
     return denoiser.requires_grad_(False)
-
-
-def _require_adapters(denoiser: nn.Module) -> None:
-    if not hasattr(denoiser, "add_adapter"):
-        raise ConfigError(f"{type(denoiser).__name__} takes no adapters: leave attacks by LoRA out of its suite.")
 
 
 def _fuse(denoiser: Any, file: Path, scale: float) -> None:

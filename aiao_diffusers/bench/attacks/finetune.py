@@ -10,6 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from ...data import LatentData
+from ...errors import ConfigError
 from ...finetune import finetune
 
 
@@ -30,7 +31,11 @@ def lora(
 
     Returns:
         the `.safetensors` file in `folder`.
+    Raises:
+        ConfigError: the denoiser takes no adapters.
     """
+    if not hasattr(denoiser, "add_adapter"):
+        raise ConfigError(f"{type(denoiser).__name__} takes no adapters: leave attacks by LoRA out of its suite.")
     denoiser.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(options.get("seed", 0))

@@ -18,7 +18,7 @@ from ...record import WatermarkRecord
 from ...verify import verify
 from ..registry import known, method
 from ..scene import Scene
-from .outcome import Outcome
+from .outcome import Outcome, outcome_of_looks
 
 
 CARRIERS = ("lazy", "busy", "random")
@@ -110,16 +110,12 @@ class AIAO(EmbedConfig):
         if self.healed:
             options["healing"] = scene.owner
         report = verify(denoiser, key, record=record, **options)
-        passed = round((report.verification_rate or 0) * report.trials)
-        # As `looks` chooses whose bits are reported: adjusted p-values of an unmarked model are all 1.
-        nearest = min(report.looks, key=lambda k: (k["log10_p_adjusted"], k["log10_p"]), default={"label": None})
-        return Outcome(
+        return outcome_of_looks(
             report.verdict,
             report.log10_p,
             report.bit_accuracy,
-            passed,
-            report.trials,
-            report.denoiser_evals,
-            look=nearest["label"],
-            looks={look["label"]: look["log10_p"] for look in report.looks},
+            report.looks,
+            passed=round((report.verification_rate or 0) * report.trials),
+            trials=report.trials,
+            evals=report.denoiser_evals,
         )

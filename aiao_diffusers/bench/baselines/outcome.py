@@ -1,7 +1,9 @@
 """What a method's own rule says of a suspect."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,23 @@ class Outcome:
     statistic: float | None = None
     look: str | None = None
     looks: dict[str, float] | None = None
+
+
+def outcome_of_looks(
+    verdict: str,
+    log10_p: float | None,
+    bits: float | None,
+    looks: Sequence[Mapping[str, Any]],
+    *,
+    passed: int,
+    trials: int,
+    evals: int,
+) -> Outcome:
+    """Of a reading by several looks, as `Looks.to_dicts` and a report give them; `look` is the one that came nearest."""
+    # As `looks` chooses whose bits are reported: adjusted p-values of an unmarked model are all 1.
+    nearest = min(looks, key=lambda k: (k["log10_p_adjusted"], k["log10_p"]), default={"label": None})
+    by_label = {look["label"]: look["log10_p"] for look in looks}
+    return Outcome(verdict, log10_p, bits, passed, trials, evals, look=nearest["label"], looks=by_label)
 
 
 def outcome_of_bits(read: np.ndarray, secret: np.ndarray, *, alpha: float, evals: int) -> Outcome:

@@ -6,7 +6,9 @@ Reading takes a forward for each out-site where ours takes one for all, so a tri
 
 import dataclasses
 import math
+import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from ...trigger import channel_axis
 from ...update import StoredWeights
 from ..registry import method
 from ..scene import Scene
-from .outcome import Outcome
+from .outcome import Outcome, outcome_of_looks
 
 
 def key_of(key: WatermarkKey, out_site: str) -> WatermarkKey:
@@ -55,7 +57,9 @@ class Paired(EmbedConfig):
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(EmbedConfig)}
         config = EmbedConfig(**fields | {"seed": scene.seed})
         one = dataclasses.replace(config, steps=1, max_price=None)
-        record = embed(scene.copy_of_base(), key, scene.owner, one, scheduler=scene.scheduler).record
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one step marks nothing, nor is it meant to
+            record = embed(scene.copy_of_base(), key, scene.owner, one, scheduler=scene.scheduler).record
         mark = Mark(key, *key_sites(denoiser, key, record))
         before, noise = predictions(denoiser, scene.owner, scene.scheduler)
         update = StoredWeights(denoiser, [name for name, _ in denoiser.named_parameters()])
@@ -89,27 +93,31 @@ class Paired(EmbedConfig):
         looks = PairedLooks(key, record, *key_sites(denoiser, key, record), alpha, trials, seed)
         looks.escalate(denoiser, gradual=True, early_stop=False)
         alone, tests = looks.plain.alone, looks.tests
-        nearest = min(looks.sequence.looks, key=lambda look: (look.log10_p_adjusted, look.log10_p))
-        return Outcome(
+        return outcome_of_looks(
             looks.sequence.verdict,
             looks.sequence.log10_p,
             sum(t.hits for t in tests) / sum(t.channels for t in tests),
-            sum(p <= math.log10(alpha) for p in alone),
-            len(alone),
-            looks.evaluations,
-            look=nearest.label,
-            looks={look.label: look.log10_p for look in looks.sequence.looks},
+            looks.to_dicts(),
+            passed=sum(p <= math.log10(alpha) for p in alone),
+            trials=len(alone),
+            evals=looks.evaluations,
         )
 
 
 class PairedTraining(Training):
     """Every row asks one out-site, by the masks of its pairs."""
 
+    @cached_property
+    def pairs(self) -> dict[str, torch.Tensor]:
+        """The masks of each in-site, a row an out-site: `(out-sites, C)`."""
+        mark = self.mark
+        table = [Mark(key_of(mark.key, out.name), mark.ins, ()).masks(self.device) for out in mark.outs]
+        return {site.name: torch.stack([masks[site.name] for masks in table]) for site in mark.ins}
+
     def draw(self) -> Batch:
         """See `Training`; the decoys of a row are as far from its own masks."""
         self.asked = torch.randint(len(self.mark.outs), (self.config.batch_size,))
-        table = [Mark(key_of(self.mark.key, out.name), self.mark.ins, ()).masks(self.device) for out in self.mark.outs]
-        self.masks = {s.name: torch.stack([masks[s.name] for masks in table])[self.asked] for s in self.mark.ins}
+        self.masks = {name: rows[self.asked] for name, rows in self.pairs.items()}
         return super().draw()
 
     def terms(
@@ -117,12 +125,11 @@ class PairedTraining(Training):
         entered: dict[str, torch.Tensor],
         wanted: dict[str, torch.Tensor],
         power: dict[str, torch.Tensor],
-        random_kind: torch.Tensor,
-        random_share: torch.Tensor,
+        batch: Batch,
         part: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """See `Training`; a row's response counts at the out-site that it asks."""
-        found = super().terms(entered, wanted, power, random_kind, random_share, part)
+        found = super().terms(entered, wanted, power, batch, part)
         wrong = []
         for number, (name, s) in enumerate(self.patterns.items()):
             rows = (self.asked[part.cpu()] == number).nonzero().flatten()
