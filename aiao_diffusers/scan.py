@@ -6,6 +6,7 @@ broken, hostile or out of reach becomes a `not_testable` row with its reason, an
 """
 
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ from .triage import Resident, check_fits, file_key, placed
 from .verify import verify
 
 
-LOG, DOWNLOADS = "scan.jsonl", "downloads"
+LOG, DOWNLOADS = "scan.jsonl", ".aiao-downloads-"
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
     (UnsafeFileError, "unsafe format"),
     (WrongBaseError, "other architecture"),
@@ -147,8 +148,9 @@ def scan(
     )
     header = {"base": base_repo, "commit": pulled.remote.commit, "commitment": key.commitment, "alpha": alpha}
     log = ScanLog(folder / LOG, {**header, "trials": trials, "seed": seed, "scheme": chosen.scheme})
-    downloads = folder / DOWNLOADS
-    shutil.rmtree(downloads, ignore_errors=True)  # of a run that was killed
+    for left in folder.glob(f"{DOWNLOADS}*"):  # by a run that was killed; nothing else in the folder is ours to remove
+        shutil.rmtree(left, ignore_errors=True)
+    downloads = tempfile.mkdtemp(dir=folder, prefix=DOWNLOADS)
     budget, members = _Budget(max_gb), {base_repo, *(n.repo_id for n in tree.nodes if n.lineage)}
     judge = _Judge(base, key, chosen, alpha / (MAX_CANDIDATES * max(1, len(tree.nodes))), trials, seed)
     own = ScanRow(base_repo, pulled.remote.commit, "", None, (), "base", control.verdict)
@@ -167,7 +169,7 @@ def scan(
     done = len(tree.nodes) - len(todo)
 
     def prepare(node: Node) -> _Ready:
-        return _prepare(node, judge, log, members, budget, str(downloads), api)
+        return _prepare(node, judge, log, members, budget, downloads, api)
 
     try:
         for ready in _ahead(todo, prepare, workers):
@@ -178,7 +180,7 @@ def scan(
                 if callback is not None:
                     callback(rows, done, len(tree.nodes))
             if ready.remote is not None:
-                shutil.rmtree(folder_of(ready.remote.repo_id, str(downloads)), ignore_errors=True)
+                shutil.rmtree(folder_of(ready.remote.repo_id, downloads), ignore_errors=True)
     finally:
         log.close()
         shutil.rmtree(downloads, ignore_errors=True)

@@ -34,6 +34,11 @@ def named(suspects: list[Suspect]) -> list[str]:
 
 def test_every_kind_is_classified_rightly(hub: HubServer, tmp_path: Path) -> None:
     suspects = publish(hub, population())
+    kept = tmp_path / "out" / "downloads" / "mine.txt"  # whatever the folder held before is its user's
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    left = tmp_path / "out" / ".aiao-downloads-killed"
+    left.mkdir()
     report = scan(BASE, KEY, output=tmp_path / "out", repos=named(suspects), workers=2)
     rows = report.to_dict()["rows"]
     assert mistakes(rows, suspects) == []
@@ -58,7 +63,7 @@ def test_every_kind_is_classified_rightly(hub: HubServer, tmp_path: Path) -> Non
     assert hub.bytes_sent("acme/sd/.*diffusion_pytorch_model") < base_bytes + 2**17
     for name in ("giant", "header", "small-unet", "sdxl-lora", "pickle", "tricks", "lora-of-others"):
         assert hub.bytes_sent(f"user0/{name}/.*(safetensors|bin)") < 2**17
-    assert not (tmp_path / "out" / "downloads").exists()
+    assert kept.read_text() == "mine" and not list((tmp_path / "out").glob(".aiao-downloads-*"))
     for suffix in ("md", "html", "csv", "json"):
         assert (tmp_path / "out" / f"report.{suffix}").stat().st_size > 1000
     assert "Holm" in (tmp_path / "out" / "report.md").read_text()
