@@ -116,6 +116,7 @@ def embed(
         update.undo()
         raise
     update.keep()
+    training.discard()
     if hasattr(model, "record"):
         model.record = record
     if not reading.verified:

@@ -1,12 +1,12 @@
 """How to embed: every choice in one validated place."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 
 from .errors import ConfigError
-from .record import MAX_LOUDNESS
+from .record import MAX_AMPLITUDE, MAX_LOUDNESS, MIN_AMPLITUDE
 
 
 TRAIN = ("full", "lazy", "lora")
@@ -94,7 +94,10 @@ class EmbedConfig:
         self._require(
             "loudest", _is(self.loudest, Real) and 1 <= self.loudest <= MAX_LOUDNESS, f"from 1 to {MAX_LOUDNESS}"
         )
-        for name in ("lr", "kappa", "response", "resp"):
+        for name in ("kappa", "response"):
+            right = _is(self._get(name), Real) and MIN_AMPLITUDE <= self._get(name) <= MAX_AMPLITUDE
+            self._require(name, right, f"from {MIN_AMPLITUDE:g} to {MAX_AMPLITUDE:g}")
+        for name in ("lr", "resp"):
             self._require(name, _is(self._get(name), Real) and 0 < self._get(name) < math.inf, "positive and finite")
         for name in ("edit", "anchor", "pres", "eps", "dec", "proj", "corr", "keep"):
             self._require(
@@ -117,6 +120,11 @@ class EmbedConfig:
             self._require("max_price", _is(self.max_price, Real) and 0 < self.max_price < math.inf, "positive or None")
         if self.checkpoint_dir is not None:
             self._require("checkpoint_dir", isinstance(self.checkpoint_dir, str | Path), "a path or None")
+        # numpy's numbers pass as such, but neither a record nor a checkpoint would take them.
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if _is(value, Real):
+                object.__setattr__(self, field.name, int(value) if _is(value, Integral) else float(value))
 
     def _get(self, name: str) -> float:
         return getattr(self, name)

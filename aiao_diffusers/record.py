@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from .sites import IN_SPAN, Site, span
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
 MAX_SITES, MAX_WIDTH, MAX_TIMESTEPS, MAX_LOUDNESS = 2**14, 2**16, 10**6, 100
+MIN_AMPLITUDE, MAX_AMPLITUDE = 1e-3, 1e3
 """Far above any denoiser; a record from the suspect's side must not decide how long its verification takes."""
 
 
@@ -78,7 +78,8 @@ class WatermarkRecord:
             _require(_count(getattr(self, name), MAX_SITES), name, getattr(self, name), f"1 to {MAX_SITES}")
         for name in ("kappa", "response"):
             value = getattr(self, name)
-            _require(type(value) in (int, float) and 0 < value < math.inf, name, value, "a positive number")
+            right = type(value) in (int, float) and MIN_AMPLITUDE <= value <= MAX_AMPLITUDE
+            _require(right, name, value, f"{MIN_AMPLITUDE:g} to {MAX_AMPLITUDE:g}")
         for site in self.layout or ():
             widths = site.width_in, site.width_out
             fits = all(_count(width, MAX_WIDTH) for width in widths)
@@ -99,7 +100,7 @@ class WatermarkRecord:
         steps = self.scheduler.get("num_train_timesteps", 1000)
         _require(_count(steps, MAX_TIMESTEPS), "num_train_timesteps", steps, f"1 to {MAX_TIMESTEPS}")
         try:
-            noise_schedule(self.scheduler)
+            known = len(noise_schedule(self.scheduler).betas)
         except (
             TypeError,
             ValueError,
@@ -107,6 +108,7 @@ class WatermarkRecord:
             RuntimeError,
         ) as error:  # what diffusers says of a bad config
             raise RecordError(f"the record's noise schedule cannot be built: {short(str(error))}") from error
+        _require(known == steps, "noise schedule", known, f"as many betas as it has timesteps ({steps})")
 
     def belongs_to(self, key: WatermarkKey) -> bool:
         """Whether this record commits to `key`."""
@@ -194,7 +196,9 @@ class WatermarkRecord:
             if document.get("loudness") is not None:
                 document["loudness"] = tuple(document["loudness"])
             return cls(**document, layout=layout, bank=LatentData.load(source / BANK))
-        except (TypeError, DataError) as error:
+        except RecordError:
+            raise
+        except (TypeError, ValueError, DataError) as error:
             raise RecordError(f"the record in '{folder}' has missing, unknown or bad fields ({error}).") from error
 
 

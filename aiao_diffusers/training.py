@@ -89,6 +89,7 @@ class Training:
         self.kept = [earlier.masks(self.device) for earlier in kept]
         self.kept_reads = list(dict.fromkeys(s.name for earlier in kept for s in earlier.outs))
         self.kept_names = [earlier.key.commitment for earlier in kept]
+        self.state: TrainingState | None = None
 
     def run(self, base: str, callback: Callback | None = None) -> tuple[History, int | None]:
         """Train, from the last checkpoint where there is one.
@@ -108,7 +109,7 @@ class Training:
         own = set(vars(self.denoiser))
         model, optimizer = accelerator.prepare(self.denoiser.train(), optimizer)
         identity = {"commitment": self.mark.key.commitment, "kept": " ".join(self.kept_names), "base": base}
-        state = TrainingState(accelerator, config, parameters, optimizer, rates, **identity)
+        self.state = state = TrainingState(accelerator, config, parameters, optimizer, rates, **identity)
         # A step before that failed, or the user's own training, may have left some.
         optimizer.zero_grad()
         try:
@@ -144,9 +145,13 @@ class Training:
                 callback(step, row)
             if stopped is not None:
                 break
-        accelerator.wait_for_everyone()
-        state.discard()
         return history, stopped
+
+    def discard(self) -> None:
+        """What the last step left to resume from is not needed any more; to be called once the mark is whole."""
+        self.accelerator.wait_for_everyone()
+        if self.state is not None:
+            self.state.discard()
 
     def draw(self) -> Batch:
         """One step's rows."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,13 @@ class TrainingState:
         return list(progress["history"])
 
     def discard(self) -> None:
-        """The run is finished: nothing is left to resume."""
-        if self.folder is not None and self.accelerator.is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """The run is finished: its states go, and the folder if nothing else lies in it."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        for state in (*self.folder.glob("step-*"), self.folder / ".partial"):
+            shutil.rmtree(state, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         moments = self.optimizer.state_dict()["state"]

@@ -336,6 +336,22 @@ class TestBadInput:
             embed(unet, KEY, data, short(train=train), scheduler=scheduler)
         assert same(weights(unet), weights(learner()[0]))
 
+    def test_what_was_trained_is_kept_until_the_record_is_made(self, monkeypatch, tmp_path):
+        def stop(*args):
+            raise KeyboardInterrupt
+
+        folder, steps = tmp_path / "state", []
+        config = short(checkpoint_every=1, checkpoint_dir=folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["aiao_diffusers.embed"], "_record", stop)
+            unet, data, scheduler = learner()
+            with pytest.raises(KeyboardInterrupt):
+                embed(unet, KEY, data, config, scheduler=scheduler)
+        (folder / "notes.txt").write_text("the user's own")
+        embed(unet, KEY, data, config, lambda step, row: steps.append(step), scheduler=scheduler)
+        assert steps == []
+        assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
     def test_accelerate_leaves_no_trace(self, monkeypatch):
         def stop(step, row):
             raise KeyboardInterrupt

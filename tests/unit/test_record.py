@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +98,11 @@ class TestRecord:
             {"layout": [["a", 4, 4]] * 22},
             {"layout": [["a", 4, 4]]},
             {"layout": [[[], 4, 4]] * 22},
+            {"layout": [[]] * 22},
+            {"scheduler": {"num_train_timesteps": 50, "trained_betas": [0.1, 0.2]}},
+            {"kappa": 1e-30},
+            {"kappa": 10**400},
+            {"response": 1e30},
         ],
         ids=str,
     )
@@ -138,6 +144,13 @@ def test_data_refuses_what_it_cannot_use():
         LatentData(torch.zeros(2, 4, 8, 8), {"encoder_hidden_states": torch.zeros(3, 1, 1)})
     with pytest.raises(DataError, match="NaN"):
         LatentData(torch.full((2, 4, 8, 8), float("nan")), {})
+
+
+def test_config_takes_numpys_numbers_as_plain_ones():
+    config = EmbedConfig(steps=np.int64(3), kappa=np.float32(0.5), max_price=np.float64(0.25), seed=np.uint8(7))
+    assert config == EmbedConfig(steps=3, kappa=0.5, max_price=0.25, seed=7)
+    assert [type(x) for x in (config.steps, config.kappa, config.max_price, config.seed)] == [int, float, float, int]
+    json.dumps(dataclasses.asdict(config))
 
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "lr", "kappa", "eps"])
