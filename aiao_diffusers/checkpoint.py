@@ -16,6 +16,7 @@ import math
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,8 +326,10 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
             raise NotTestableError(f"{path.name!r} cannot be unpacked: {short(str(error))}") from error
     else:
         header = read_header(path)
-        _refuse_packed(header)
         prefix = LDM_PREFIX if any(key.startswith(LDM_PREFIX) for key in header.tensors) else ""
+        # Of a whole pipeline the rest is not read: the text encoder's position numbers are integers and no packing.
+        ours = {key: info for key, info in header.tensors.items() if key.startswith(prefix)}
+        _refuse_packed(replace(header, tensors=ours))
         wanted = _weights_of(header, prefix)
         _count(path, base, {name: header.tensors[key].shape for key, name in wanted.items()})
         # Its U-Net converter looks for this prefix alone; the others take it off.

@@ -314,8 +314,8 @@ def answering(who: str = "the suspect") -> Iterator[None]:
         yield
     except ShapeError as error:
         raise NotTestableError(f"{who}'s widths are not the record's: {error}") from error
-    except AIAOError:
-        raise
+    except (AIAOError, torch.OutOfMemoryError):
+        raise  # the latter tells of this machine, not of the suspect
     except (RuntimeError, ValueError, TypeError) as error:
         raise NotTestableError(f"{who} does not take the record's probe inputs: {error}") from error
 

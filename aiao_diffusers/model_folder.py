@@ -31,22 +31,29 @@ def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> Non
             raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")
 
 
+WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(?:\.(?P<variant>(?!safetensors)(?![\w-]*-\d{5}-of-\d{5})[\w-]+))?\.safetensors"
+    r"(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
+)
+"""A whole file of weights, or the index of shards; each may be of a variant (`fp16`)."""
+
+
+def weights_order(match: re.Match[str]) -> tuple[bool, bool, str]:
+    """Sorts matches of `WEIGHTS` as diffusers looks for them: plain ones before variants, whole files before shards."""
+    return bool(match["variant"] or match["sharded"]), bool(match["index"]), match[0]
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """Weight files of a denoiser folder: the plain ones, else those of its only variant."""
+    """Weight files of a denoiser folder: the plain ones, whole or in shards, else those of its only variant."""
     names = sorted(p.name for p in folder.iterdir() if p.name.startswith("diffusion_pytorch_model"))
-    single = [n for n in names if re.fullmatch(r"diffusion_pytorch_model(\.[\w-]+)?\.safetensors", n)]
-    single = [n for n in single if not re.search(r"-\d{5}-of-\d{5}", n)]
-    index = [n for n in names if re.fullmatch(r"diffusion_pytorch_model\.safetensors\.index(\.[\w-]+)?\.json", n)]
-    for choices, pattern in ((single, r"model(?:\.([\w-]+))?\.safetensors$"), (index, r"index(?:\.([\w-]+))?\.json$")):
-        if not choices:
-            continue
-        # The plain file sorts anywhere; it is the one without a variant.
-        variants = {(m.group(1) if (m := re.search(pattern, n)) else None): n for n in choices}
+    found = [match for name in names if (match := WEIGHTS.fullmatch(name))]
+    if found:
+        variants = {match["variant"] or match["sharded"] for match in found}
         if None not in variants and len(variants) > 1:
             raise SuspectError(f"{folder} holds several variants {sorted(map(str, variants))} and no plain file")
-        variant = None if None in variants else next(iter(variants))
-        path = inside(folder, variants[variant])
-        return _index_files(folder, path) if choices is index else [path]
+        chosen = min(found, key=weights_order)
+        path = inside(folder, chosen[0])
+        return _index_files(folder, path) if chosen["index"] else [path]
     for name in names:
         refuse_pickle(Path(name))
     raise SuspectError(f"{folder} holds no diffusion_pytorch_model safetensors file")

@@ -4,7 +4,6 @@
 and finds the base that it names for itself. Nothing is unpickled, no code of a repository is imported.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from huggingface_hub import HfApi
 
 from .detect import DENOISER_FOLDERS, kind_of_keys
 from .errors import NotTestableError, SuspectError, UnsafeFileError
+from .model_folder import WEIGHTS, weights_order
 from .record import BANK, DOCUMENT, FOLDER
 from .remote import REPO_ID, Remote, fetch, look_up, read_remote_header, read_remote_json
 from .safefile import MAX_TENSOR_BYTES, PICKLE_SUFFIXES, Header, short
@@ -118,26 +118,25 @@ def _single(remote: Remote, name: str) -> Candidate:
 
 
 def _denoiser_folder(remote: Remote, folder: str) -> Candidate | None:
-    """A diffusers denoiser in `folder`; the plain file before its variants, a whole file before shards."""
+    """A diffusers denoiser in `folder`; plain weights before those of a variant, a whole file before shards."""
     prefix = f"{folder}/" if folder else ""
     if f"{prefix}config.json" not in remote.files:
         return None
-    stem = re.escape(prefix) + r"diffusion_pytorch_model(\.(?!safetensors)[\w-]+)?"
-    whole = sorted((n for n in remote.files if re.fullmatch(stem + r"\.safetensors", n)), key=len)
-    whole = [n for n in whole if not re.search(r"-\d{5}-of-\d{5}", n)]
-    index = sorted((n for n in remote.files if re.fullmatch(stem + r"\.safetensors\.index(\.\w+)?\.json", n)), key=len)
+    beside = (name.removeprefix(prefix) for name in remote.files if name.startswith(prefix))
+    found = [match for name in beside if (match := WEIGHTS.fullmatch(name))]
+    if not found:
+        return None
+    chosen = min(found, key=weights_order)
+    path = f"{prefix}{chosen[0]}"
+    weights: tuple[str, ...] = (path,)
     others: tuple[str, ...] = (f"{prefix}config.json",)
-    if whole:
-        weights: tuple[str, ...] = (whole[0],)
-    elif index:
-        others = (*others, index[0])
-        table = read_remote_json(remote, index[0]).get("weight_map")
+    if chosen["index"]:
+        others = (*others, path)
+        table = read_remote_json(remote, path).get("weight_map")
         names = set(table.values()) if isinstance(table, dict) else set()
         if not names or not all(isinstance(n, str) and "/" not in n and f"{prefix}{n}" in remote.files for n in names):
-            raise UnsafeFileError(f"{index[0]} in {remote.repo_id} names files that are not beside it.")
+            raise UnsafeFileError(f"{path} in {remote.repo_id} names files that are not beside it.")
         weights = tuple(f"{prefix}{n}" for n in sorted(names))
-    else:
-        return None
     return Candidate("folder", folder, weights, tuple(read_remote_header(remote, n) for n in weights), others)
 
 

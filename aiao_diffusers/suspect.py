@@ -27,6 +27,7 @@ class Opened:
     Args:
         source (`dict`): `suspect` and `base`, where they came from a Hub: repository, commit, and who named the base.
         hashes (`dict`): of an adapter's file and of the base before the adapter went onto it.
+        own_record (`bool`): the record is the suspect's own copy, which its publisher could have altered.
     """
 
     denoiser: nn.Module
@@ -39,6 +40,7 @@ class Opened:
     source: dict[str, Any] = field(default_factory=dict)
     hashes: Mapping[str, str | None] = field(default_factory=dict)
     kind: str | None = None
+    own_record: bool = False
 
 
 def label_of(source: Any) -> str:
@@ -95,20 +97,29 @@ def find_record(*sources: Any) -> WatermarkRecord | None:
 
 @contextmanager
 def opened(
-    suspect: Any, base: Any = None, *, weight_name: str | None = None, revision: str | None = None
+    suspect: Any,
+    base: Any = None,
+    *,
+    weight_name: str | None = None,
+    revision: str | None = None,
+    record: Any = None,
 ) -> Iterator[Opened]:
     """The suspect's denoiser; a LoRA is applied to `base` for the length of the block.
 
+    Args:
+        record: what the verifier reads with, where they have one; no other is then looked for.
     Raises:
-        SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser. HubError,
+        RecordError: no record there. SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser. HubError,
         UnsafeFileError: as `pull`.
     """
     if isinstance(suspect, Opened):
         yield suspect
         return
+    chosen = None if record is None else require_record(record, None)
     module = denoiser_of(suspect)
     if module is not None:
-        yield Opened(module, label_of(suspect), None, "descent", find_record(suspect))
+        own = None if chosen else find_record(suspect)
+        yield Opened(module, label_of(suspect), None, "descent", chosen or own, own_record=own is not None)
         return
     path, root, pulled = _located(suspect, revision, weight_name)
     found, source = detect(path, None if pulled else weight_name), _told("suspect", pulled)
@@ -121,12 +132,24 @@ def opened(
         meant = path if pulled or weight_name is None else found.files[0]
         denoiser = load_denoiser(meant, base=given.denoiser if given else None, dtype=torch.float32)
         # The base that the verifier named comes first: a suspect's publisher could have altered the copy beside it.
-        named = given.record if given and base is not None else None
-        record = named or find_record(root) or (given.record if given else None)
-        if record is None and declared is not None:
-            record = find_record(pull_record(declared))
+        named = chosen or (given.record if given and base is not None else None)
+        own = None if named else find_record(root)
+        read_with = named or own or (given.record if given else None)
+        if read_with is None and declared is not None:
+            read_with = find_record(pull_record(declared))
             warnings += (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
-        yield Opened(denoiser, label_of(suspect), None, "descent", record, None, warnings, source, kind=found.kind)
+        yield Opened(
+            denoiser,
+            label_of(suspect),
+            None,
+            "descent",
+            read_with,
+            None,
+            warnings,
+            source,
+            kind=found.kind,
+            own_record=own is not None,
+        )
         return
     if found.kind != "lora":
         raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser.")
@@ -139,18 +162,21 @@ def opened(
         under.source.setdefault("base", {})["declared_by"] = by
         warnings += (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
     base_sha256 = weights_sha256(unwrap(under.denoiser))
+    named = chosen or (under.record if declared is None else None)
+    own = None if named else find_record(root)
     with applied(under.denoiser, path, weight_name=None if pulled else weight_name) as loaded:
         yield Opened(
             under.denoiser,
             label_of(suspect),
             under.label,
             "carries",
-            (under.record if declared is None else None) or find_record(root) or under.record,
+            named or own or under.record,
             asdict(loaded),
             (*warnings, *loaded.warnings),
             {**source, **under.source},
             {"suspect": loaded.sha256, "base": base_sha256},
             found.kind,
+            own is not None,
         )
 
 

@@ -83,7 +83,7 @@ def verify(
     if not amplitudes or not all(0 < amplitude < math.inf for amplitude in amplitudes):
         raise ConfigError(f"amplitudes are positive numbers, at least one, got {list(amplitudes)}.")
     try:
-        with opened(suspect, base, weight_name=weight_name, revision=revision) as found:
+        with opened(suspect, base, weight_name=weight_name, revision=revision, record=record) as found:
             chosen = require_record(record, found.record)
             if isinstance(record, str | Path) and not chosen.belongs_to(key):
                 raise KeyMismatchError(
@@ -196,6 +196,10 @@ def _read(
         )
     if not record.belongs_to(key):
         warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
+    if found.own_record and not looks.verified:
+        warnings.append(
+            "read with the suspect's own copy of the record, which its publisher could have altered: pass record= (or --record)."
+        )
     source = {name: dict(told) for name, told in found.source.items()}
     base_sha256 = found.hashes.get("base")
     if base_sha256 is not None and record.marked_sha256 is not None:

@@ -304,7 +304,7 @@ def _original(change: Change, folder: Path, extra: bool = False, dtype: torch.dt
     if extra:
         averaged = {"model_ema." + k.removeprefix("model.").replace(".", ""): v + 1 for k, v in state.items()}
         state |= averaged | {"first_stage_model.decoder.conv_in.weight": torch.ones(8, 4, 3, 3)}
-        state |= {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.ones(1, 7)}
+        state |= {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(7)[None]}
     return _save(folder / "model.safetensors", state)
 
 

@@ -90,6 +90,30 @@ class TestVerify:
         named = verify("user/tuned", KEY, base="acme/sd")
         assert named.log10_p == report.log10_p and not named.warnings
 
+    def test_with_a_record_at_hand_no_other_is_looked_for(self, hub: HubServer) -> None:
+        files = {**folder("finetuned", "unet", "model_index"), "README.md": card(base_model="acme/gone")}
+        hub.add_repo("user/tuned", files)
+        report = verify("user/tuned", KEY, record=ASSETS / "marked")
+        assert report.verified and not any("self" in text or "own" in text for text in report.warnings)
+        assert not hub.requests("GET", "acme/gone")
+
+    def test_plain_shards_come_before_a_whole_variant(self, hub: HubServer) -> None:
+        shard, index = "diffusion_pytorch_model-00001-of-00001.safetensors", {"weight_map": {"conv_in.weight": ""}}
+        index["weight_map"]["conv_in.weight"] = shard
+        weights = safetensors("conv_in.weight")
+        names = {
+            "unet/config.json": b"{}",
+            "unet/diffusion_pytorch_model.fp16.safetensors": weights,
+            f"unet/{shard}": weights,
+            "unet/diffusion_pytorch_model.safetensors.index.json": json.dumps(index).encode(),
+        }
+        hub.add_repo("user/both", names)
+        (found,) = candidates(look_up("user/both"))
+        assert found.weights == (f"unet/{shard}",) and found.others[1].endswith("index.json")
+        del names[f"unet/{shard}"], names["unet/diffusion_pytorch_model.safetensors.index.json"]
+        hub.add_repo("user/variant", names)
+        assert candidates(look_up("user/variant"))[0].weights == ("unet/diffusion_pytorch_model.fp16.safetensors",)
+
     def test_revision_is_pinned(self, hub: HubServer) -> None:
         old = hub.sha("user/lora")
         hub.commit("user/lora", {LORA: safetensors("unet.conv_in.lora_A.weight", "unet.conv_in.lora_B.weight")})

@@ -1,5 +1,6 @@
 """Full models load whole or not at all; hostile files fail with a typed error before a tensor is read."""
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -280,6 +281,20 @@ class TestFolder:
         unet.save_pretrained(tmp_path, max_shard_size="60KB", variant=variant)
         assert len(list(tmp_path.glob("*.safetensors"))) > 2
         assert tensor_sha256(load_denoiser(tmp_path)) == tensor_sha256(unet)
+
+    def test_plain_shards_come_before_a_whole_variant(self, unet, tmp_path):
+        other = copy.deepcopy(unet)
+        other.conv_in.weight.data.add_(1.0)
+        other.save_pretrained(tmp_path, variant="fp16")
+        unet.save_pretrained(tmp_path, max_shard_size="60KB")
+        assert (tmp_path / "diffusion_pytorch_model.fp16.safetensors").exists()
+        assert tensor_sha256(load_denoiser(tmp_path)) == tensor_sha256(unet)
+
+    def test_several_variants_and_no_plain_file(self, unet, tmp_path):
+        unet.save_pretrained(tmp_path, variant="fp16", max_shard_size="60KB")
+        unet.save_pretrained(tmp_path, variant="non_ema")
+        with pytest.raises(SuspectError, match="several variants"):
+            load_denoiser(tmp_path)
 
     def test_single_file_variant(self, unet, tmp_path):
         unet.half().save_pretrained(tmp_path, variant="fp16")

@@ -106,6 +106,28 @@ class TestOtherShapes:
         report = verify(unet, KEY, record=record)
         assert report.verdict == "not_testable" and "not finite" in report.reason
 
+    def test_too_little_memory_says_nothing_of_the_suspect(self, record, monkeypatch):
+        def full(*_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        unet = tiny_unet()
+        monkeypatch.setattr(unet.conv_in, "forward", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            verify(unet, KEY, record=record)
+
+
+class TestOwnRecord:
+    def test_a_suspect_read_by_its_own_copy_is_told_of(self, record, tmp_path):
+        tiny_unet().save_pretrained(tmp_path / "suspect")
+        record.save(tmp_path / "suspect")
+        record.save(tmp_path / "mine")
+        own = verify(tmp_path / "suspect", KEY, trials=1)
+        assert own.verdict == "not_verified" and any("own copy of the record" in text for text in own.warnings)
+        for given in (record, tmp_path / "mine"):
+            report = verify(tmp_path / "suspect", KEY, record=given, trials=1)
+            assert report.log10_p == own.log10_p
+            assert not any("own copy of the record" in text for text in report.warnings)
+
 
 class TestArguments:
     @pytest.mark.parametrize("alpha", [0, 1, -1e-6, 2, float("nan"), float("inf")])
