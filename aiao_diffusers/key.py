@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 import warnings
@@ -130,8 +131,19 @@ class WatermarkKey:
             with os.fdopen(handle, "w") as file:
                 json.dump(document, file, indent=2)
                 file.write("\n")
-            # link, unlike rename, fails where the target exists.
-            os.link(temporary, path)
+            try:
+                # link, unlike rename, fails where the target exists.
+                os.link(temporary, path)
+            except FileExistsError:
+                raise
+            except OSError:
+                # FAT and some mounted drives know no links: there the name is claimed first, then the file put in its place.
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                try:
+                    shutil.copyfile(temporary, path)
+                except OSError:
+                    path.unlink(missing_ok=True)
+                    raise
         except FileExistsError as error:
             raise KeyFileError(f"'{path}' exists; a key is never overwritten: choose another name.") from error
         finally:

@@ -68,7 +68,11 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
         """
         if kwargs.pop("push_to_hub", False):
             raise ConfigError("save_pretrained(push_to_hub=True) checks nothing: call push_to_hub(repo_id, key=key).")
-        StableDiffusionPipeline.from_pipe(self).save_pretrained(save_directory, **kwargs)
+        # Not `from_pipe`, which casts this very pipeline to float32.
+        plain = StableDiffusionPipeline(
+            **self.components, requires_safety_checker=self.config["requires_safety_checker"]
+        )
+        plain.save_pretrained(save_directory, **kwargs)
         if self.record is not None:
             self.record.save(Path(save_directory))
 

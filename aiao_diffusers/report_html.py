@@ -53,7 +53,7 @@ exact for any suspect, with {{ r.looks|length }} look{{ "s" if r.looks|length !=
 <tr><th>marked model</th><td>as published</td><td><code>{{ r.hashes.get("marked") or "not stated" }}</code></td></tr>
 <tr><th>key</th><td>commitment</td><td><code>{{ r.hashes.get("commitment") or "not read" }}</code></td></tr>
 </table>
-<p>Hashes are SHA-256: of the weights as float32, of an adapter file's tensors, of <code>aiao/watermark.json</code>.</p>
+<p>Hashes are SHA-256: of the weights in the narrowest dtype that holds them exactly, of an adapter file's tensors, of <code>aiao/watermark.json</code>.</p>
 {% if r.log10_p is not none %}
 <h2>What was read</h2>
 <p>{{ r.trials }} plain trial{{ "s" if r.trials != 1 }}, {{ r.denoiser_evals }} denoiser evaluations, seed {{ r.seed }};

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +55,21 @@ class TestFile:
         with pytest.raises(KeyFileError, match="never overwritten"):
             KEY.child("x").save(tmp_path / "a.key")
         assert WatermarkKey.load(tmp_path / "a.key") == KEY and len(list(tmp_path.iterdir())) == 1
+
+    def test_on_a_drive_without_links(self, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+        path = KEY.save(tmp_path / "a.key")
+        assert path.stat().st_mode & 0o777 == 0o600 and WatermarkKey.load(path) == KEY
+        with pytest.raises(KeyFileError, match="never overwritten"):
+            KEY.child("x").save(path)
+        assert WatermarkKey.load(path) == KEY
+        monkeypatch.setattr(shutil, "copyfile", refuse)
+        with pytest.raises(PermissionError):
+            KEY.save(tmp_path / "b.key")
+        assert [p.name for p in tmp_path.iterdir()] == ["a.key"]
 
     def test_readable_by_others_warns(self, tmp_path):
         KEY.save(tmp_path / "a.key").chmod(0o644)
