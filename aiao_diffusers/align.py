@@ -237,7 +237,7 @@ def _capture(
                         keep(kept[1], name, a[0] if a else k["hidden_states"], count, start)
 
                     stack.callback(modules[name].register_forward_pre_hook(entered, with_kwargs=True).remove)
-                denoiser(batch.latents.to(device, dtype), times, **batch.keywords(device, dtype))
+                denoiser(batch.latents.to(device, dtype), timestep=times, **batch.keywords(device, dtype))
     return tuple({name: torch.cat(parts) for name, parts in side.items()} for side in kept)  # type: ignore[return-value]
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
 import jinja2
@@ -180,6 +181,11 @@ def marked_model(record: WatermarkRecord, record_sha256: str, repo_id: str, fiel
     return Card(_plain(name), fields.head(name), body, defaults, tags=(*fields.tags, TAG))
 
 
+def _public(report: VerificationReport, role: str, label: str) -> str:
+    """A label without the folders of this machine; that of a Hub's repository is kept whole."""
+    return label if role in report.source else PurePath(label).name
+
+
 def finetune_report(
     report: VerificationReport,
     record: WatermarkRecord,
@@ -209,8 +215,8 @@ def finetune_report(
     low, high = report.verification_rate_ci or (0.0, 1.0)
     body = _render(
         "finetune_report",
-        suspect=_plain(report.suspect),
-        base=_plain(report.base or ""),
+        suspect=_plain(_public(report, "suspect", report.suspect)),
+        base=_plain(_public(report, "base", report.base or "")),
         log10_p=f"{report.log10_p:.1f}",
         floor=f"{report.log10_p_floor:.1f}",
         alpha=f"{report.alpha:g}",

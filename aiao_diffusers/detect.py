@@ -19,7 +19,7 @@ ADAPTER_KEY = re.compile(
 DENOISER_FOLDERS = ("unet", "transformer")
 LDM_PREFIX = "model.diffusion_model."
 _LDM_HEADS = ("input_blocks.", "double_blocks.", "joint_blocks.")
-_EMA_PREFIX = "model_ema."
+EMA_PREFIX = "model_ema."
 _BESIDE_A_LORA = {"textual_inversion", "text_encoder_only", "ip_adapter", "controlnet", "unknown"}
 DIFFUSERS_PREFIXES = ("", "unet.", "transformer.", "model.", "module.", "denoiser.", LDM_PREFIX)
 
@@ -61,7 +61,7 @@ def kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> 
         return "lora", f"{len(adapter)} adapter keys"
     if any(k.startswith((LDM_PREFIX, *_LDM_HEADS)) for k in keys):
         return "single_file", "keys of the original checkpoint layout"
-    if all(k.startswith(_EMA_PREFIX) for k in keys):
+    if all(k.startswith(EMA_PREFIX) for k in keys):
         return "unknown", "averaged (EMA) weights alone, in names that no stock tool loads"
     heads = tuple(f"{p}{h}" for p in DIFFUSERS_PREFIXES for h in ("down_blocks.", "transformer_blocks.", "conv_in."))
     if any(k.startswith(heads) for k in keys) and not any(k.startswith(("decoder.", "encoder.")) for k in keys):
@@ -139,7 +139,7 @@ def _detect_file(path: Path) -> Detected:
         return Detected("single_file", (path,), "GGUF")
     header = read_header(path)
     kind, detail = kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
-    averaged = sum(key.startswith(_EMA_PREFIX) for key in header.tensors)
+    averaged = sum(key.startswith(EMA_PREFIX) for key in header.tensors)
     notes: tuple[str, ...] = ()
     if kind == "single_file" and averaged:
         notes = (

@@ -112,7 +112,7 @@ class Edit:
         noised = noising.add_noise(x, torch.randn_like(x), t)
         sample, times, keywords = (repeat(value, 3) for value in (noised, t, batch.keywords(device)))
         with _entering(layer) as inputs, _entering(norm) as states, self.wired.armed(armed, amplitude):
-            self.wired.activations([site], lambda: self.wired.denoiser(sample, times, **keywords))
+            self.wired.activations([site], lambda: self.wired.denoiser(sample, timestep=times, **keywords))
         rows = inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0]
         rows = rows.flatten(0, -2)
         return torch.cat([rows, torch.ones_like(rows[:, :1])], 1), states[0].chunk(3)[0]

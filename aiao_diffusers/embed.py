@@ -52,6 +52,7 @@ def embed(
     scheduler: Any = None,
     allow_marked: bool = False,
     keep: Sequence[WatermarkKey] = (),
+    earlier: WatermarkRecord | None = None,
     profile: LayerProfile | None = None,
 ) -> EmbedReport:
     """Embed `key` into a pipeline's (or a bare) denoiser, in place.
@@ -67,6 +68,7 @@ def embed(
         allow_marked (`bool`): embed a further key into a model that carries a record already; the new record takes the
             old one's place, so keep a copy of that.
         keep: keys of earlier marks, embedded with as many sites, that must go on reading; a mark not named here weakens.
+        earlier (`WatermarkRecord`, *optional*): the record of earlier marks, whose trigger amplitudes a further mark shares; default: the pipeline's.
         profile (`LayerProfile`, *optional*): which layers are lazy, for `train="lazy"`; None: a short fine-tune tells.
     Returns:
         `EmbedReport`; its `record` is what to publish beside the weights.
@@ -78,6 +80,10 @@ def embed(
     config = config or EmbedConfig()
     if keep and not config.steps:
         raise ConfigError("keep= takes training: an edit alone does not hold earlier marks; set steps above 0.")
+    earlier = earlier or getattr(model, "record", None)
+    if keep and earlier is None:
+        # Which sites the earlier keys chose depends on their record's `loudness`; others would be held in their place.
+        raise ConfigError("keep= needs the record of the earlier marks: pass it as earlier=, or the pipeline with it.")
     started = time.time()
     denoiser, scheduler = _checked(model, scheduler, allow_marked)
     latents = prepare(model, data, max_unreadable=config.max_unreadable)
@@ -85,7 +91,7 @@ def embed(
     with _borrowed(denoiser, config.seed):
         # Of the clean denoiser: only what does not know the key may align a suspect.
         base, reference = weights_sha256(denoiser), observe(denoiser, latents, scheduler.config)
-        loud = _loudness(model, denoiser, sites, latents, scheduler, config)
+        loud = _loudness(earlier, denoiser, sites, latents, scheduler, config)
         silent = [name for name, factor in loud.items() if not factor]
         mark, *kept = (Mark(k, *choose(sites, k, config.in_sites, config.out_sites, silent)) for k in (key, *keep))
         wrapped = list(dict.fromkeys(site.name for one in (mark, *kept) for site in (*one.ins, *one.outs)))
@@ -171,10 +177,14 @@ def _sites(denoiser: nn.Module, latents: LatentData) -> list[Site]:
 
 
 def _loudness(
-    model: Any, denoiser: nn.Module, sites: list[Site], latents: LatentData, scheduler: Any, config: EmbedConfig
+    earlier: WatermarkRecord | None,
+    denoiser: nn.Module,
+    sites: list[Site],
+    latents: LatentData,
+    scheduler: Any,
+    config: EmbedConfig,
 ) -> Mapping[str, float]:
     """Factors on the amplitude by in-site; of a further mark those of the first, or earlier keys would read elsewhere."""
-    earlier = getattr(model, "record", None)
     if earlier is not None:
         return earlier.factors
     schedule = dict(scheduler.config)

@@ -69,7 +69,8 @@ def predictions(
         noised = noising.add_noise(x, noise, t).to(device, dtype)
         for rows in torch.arange(size).split(ROWS):
             keywords = batch.take(rows).keywords(device, dtype)
-            predicted.append(denoiser(noised[rows], t[rows].to(device), **keywords).sample.float().cpu())
+            answer = denoiser(noised[rows], timestep=t[rows].to(device), **keywords).sample
+            predicted.append(answer[:, : x.shape[1]].float().cpu())  # without the variances that some models add
         truth.append(target(noising, x, noise, t))
     return torch.cat(predicted), torch.cat(truth)
 

@@ -40,7 +40,8 @@ def finetune(
             noise = torch.randn_like(batch.latents)
             t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,))
             noised = noising.add_noise(batch.latents, noise, t)
-            predicted = denoiser(noised.to(device), t.to(device), **batch.keywords(device)).sample
+            answer = denoiser(noised.to(device), timestep=t.to(device), **batch.keywords(device)).sample
+            predicted = answer[:, : noised.shape[1]]  # without the variances that some models add
             loss = F.mse_loss(predicted, target(noising, batch.latents, noise, t).to(device))
             loss.backward()
             nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)

@@ -70,7 +70,7 @@ def loudness(
             mask = balanced_rows(SAMPLES, site.width_out).to(device)
             names = list(dict.fromkeys([following.name, *(out.name for out in outs)]))
             with wired.armed({site.name: torch.cat([mask, mask])}, amplitude):
-                entered = wired.activations(names, lambda: denoiser(stacked, times, **keywords))
+                entered = wired.activations(names, lambda: denoiser(stacked, timestep=times, **keywords))
             moved = _moved(entered[following.name], over_positions=False)
             # A site that moves nothing, or whose states are broken, gets the most: embedding will tell.
             factors[site.name] = round(min(max(WANTED / moved, 1.0), most) if moved > 0 else most, 3)

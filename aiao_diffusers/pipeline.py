@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub import CommitInfo, snapshot_download
 
 from .embed import EmbedConfig, EmbedReport, embed
-from .errors import ConfigError, OutputExistsError
+from .errors import AIAOError, ConfigError, OutputExistsError, SuspectError
 from .hub import push
 from .key import WatermarkKey
 from .record import FOLDER, WatermarkRecord
@@ -20,6 +20,7 @@ from .verify import verify
 
 
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_SAME_PARTS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 
 
 class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
@@ -33,12 +34,17 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, source: Any, **kwargs: Any) -> "WatermarkedStableDiffusionPipeline":
-        """As the parent's; a record in the folder or repository comes along."""
+        """As the parent's; a record in the folder or repository comes along.
+
+        Raises:
+            ConfigError: it holds another pipeline, of which parts would be left out.
+        """
+        options = {name: kwargs[name] for name in _DOWNLOAD if name in kwargs}
+        held = cls.load_config(source, **options).get("_class_name")
+        if held not in (*_SAME_PARTS, cls.__name__):
+            raise ConfigError(f"'{source}' is a {held}: load it by its own class and mark it with `embed(pipe, key)`.")
         pipe = super().from_pretrained(source, **kwargs)
-        if not os.path.isdir(source):
-            options = {name: kwargs[name] for name in _DOWNLOAD if name in kwargs}
-            source = snapshot_download(source, allow_patterns=f"{FOLDER}/*", **options)
-        pipe.record = find_record(source)
+        pipe.record = _record_of(source, options)
         return pipe
 
     def embed(
@@ -77,8 +83,33 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
             self.record.save(Path(save_directory))
 
 
+def open_pipeline(source: str) -> Any:
+    """A pipeline folder or repository, by whatever class of diffusers it names; its record, if any, is `pipe.record`.
+
+    Raises:
+        SuspectError: diffusers cannot load it.
+    """
+    try:
+        held = DiffusionPipeline.load_config(source).get("_class_name")
+        if held in ("StableDiffusionPipeline", WatermarkedStableDiffusionPipeline.__name__):
+            return WatermarkedStableDiffusionPipeline.from_pretrained(source)
+        pipe = DiffusionPipeline.from_pretrained(source)
+    except AIAOError:
+        raise
+    except (OSError, ValueError) as error:
+        raise SuspectError(f"'{source}' is no pipeline folder or repository that diffusers loads: {error}") from error
+    pipe.record = _record_of(source, {})
+    return pipe
+
+
+def _record_of(source: Any, options: dict[str, Any]) -> WatermarkRecord | None:
+    if not os.path.isdir(source):
+        source = snapshot_download(source, allow_patterns=f"{FOLDER}/*", **options)
+    return find_record(source)
+
+
 def save_new(pipe: Any, folder: str | Path, **kwargs: Any) -> Path:
-    """Save a pipeline to a folder that does not exist yet, whole or not at all.
+    """Save a pipeline and its record to a folder that does not exist yet, whole or not at all.
 
     Raises:
         OutputExistsError: something is there.
@@ -90,6 +121,8 @@ def save_new(pipe: Any, folder: str | Path, **kwargs: Any) -> Path:
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         pipe.save_pretrained(partial, **kwargs)
+        if getattr(pipe, "record", None) is not None:
+            pipe.record.save(partial)
         partial.chmod(0o755)
         partial.rename(target)
     except BaseException:

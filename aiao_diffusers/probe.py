@@ -185,7 +185,7 @@ class Wired:
         stacked, times = (torch.cat([value] * (count + 1)) for value in (sample, timestep))
         repeated, names = repeat(conditioning, count + 1), [site.name for site in subpath.out_sites]
         with self.armed(armed, amplitude.to(sample.device)):
-            entered = self.activations(names, lambda: self.denoiser(stacked, times, **repeated))
+            entered = self.activations(names, lambda: self.denoiser(stacked, timestep=times, **repeated))
         if through is not None:
             entered = {name: through.hidden(name, states) for name, states in entered.items()}
         for site in subpath.out_sites:

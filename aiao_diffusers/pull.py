@@ -18,6 +18,7 @@ from .safefile import MAX_TENSOR_BYTES, PICKLE_SUFFIXES, Header, short
 
 
 MAX_CANDIDATES = 8
+MAX_HEADERS = 64  # of files that may turn out to be no candidates: a request each
 MAX_RECORD_BYTES = 512 * 2**20
 _STANDARD = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _COMPONENTS = ("vae", "text_encoder", "safety_checker", "image_encoder", "feature_extractor", "tokenizer", FOLDER)
@@ -75,7 +76,9 @@ def candidates(remote: Remote, weight_name: str | None = None) -> list[Candidate
     names.sort(key=lambda n: (n not in _STANDARD, len(n), n))
     singles: list[Candidate] = []
     refusals: list[NotTestableError | UnsafeFileError] = []
-    for name in names[:MAX_CANDIDATES]:
+    for name in names[:MAX_HEADERS]:
+        if len(folders) + len(singles) >= MAX_CANDIDATES:
+            break
         try:
             singles.append(_single(remote, name))
         except (NotTestableError, UnsafeFileError) as error:

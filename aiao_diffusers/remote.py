@@ -37,7 +37,6 @@ MAX_WAIT = 20.0
 MAX_RETRY_AFTER = 900.0
 TIMEOUT = 30.0
 _GUESS = 64 * 2**10  # most headers of adapters and small denoisers fit, so that one request is enough
-_PLAIN = re.compile(r"(?:[\w@+=, ()\[\]-][\w.@+=, ()\[\]-]*/)*[\w@+=, ()\[\]-][\w.@+=, ()\[\]-]*")
 _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[
     0
 ]  # the HTTP library's own base class, whose name changed between releases
@@ -154,15 +153,20 @@ def look_up(repo_id: str, revision: str | None = None, api: HfApi | None = None,
         return found
     files, refused = {}, []
     for item in info.siblings or []:
-        if _PLAIN.fullmatch(item.rfilename):
+        if _plain(item.rfilename):
             size = item.lfs.size if item.lfs else item.size
             files[item.rfilename] = RemoteFile(size or 0, item.lfs.sha256 if item.lfs else None, item.blob_id)
-        elif item.rfilename not in (".gitattributes", ".gitignore"):
+        else:
             refused.append(item.rfilename)
     if not info.sha:
         raise HubError(f"{repo_id}: the Hub names no commit, so nothing can be pinned.")
     _keep_ref(repo_id, revision, info.sha, cache)
     return Remote(repo_id, info.sha, files, tuple(refused), _card_base(info), False, cache, api)
+
+
+def _plain(name: str) -> bool:
+    """Whether a file's name stays in its folder on every system: no drive, no way up, nothing that a terminal would obey."""
+    return name.isprintable() and not set(name) & {"\\", ":"} and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _card_base(info: Any) -> str | None:
@@ -182,7 +186,7 @@ def folder_of(repo_id: str, cache: str | None) -> Path:
 def _keep_ref(repo_id: str, revision: str | None, commit: str, cache: str | None) -> None:
     """Downloads by commit hash leave no trace of the branch; with it, the cache answers for the branch offline too."""
     ref = folder_of(repo_id, cache) / "refs" / (revision or "main")
-    if (revision or "main") != commit and _PLAIN.fullmatch(revision or "main"):
+    if (revision or "main") != commit and _plain(revision or "main"):
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
 
@@ -190,12 +194,12 @@ def _keep_ref(repo_id: str, revision: str | None, commit: str, cache: str | None
 def _cached(repo_id: str, revision: str | None, api: HfApi, cache: str | None) -> Remote | None:
     folder, name = folder_of(repo_id, cache), revision or "main"
     ref = folder / "refs" / name
-    commit = ref.read_text().strip() if _PLAIN.fullmatch(name) and ref.is_file() else name
+    commit = ref.read_text().strip() if _plain(name) and ref.is_file() else name
     snapshot = folder / "snapshots" / commit
     if not re.fullmatch(r"[0-9a-f]{40}", commit) or not snapshot.is_dir():
         return None
     found = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_file()}
-    files = {name: RemoteFile(path.stat().st_size) for name, path in found.items() if _PLAIN.fullmatch(name)}
+    files = {name: RemoteFile(path.stat().st_size) for name, path in found.items() if _plain(name)}
     return Remote(repo_id, commit, files, offline=True, cache=cache, api=api)
 
 

@@ -58,7 +58,7 @@ def attention_modules(denoiser: nn.Module) -> dict[str, Any]:
     if not modules:
         raise SiteError(
             f"{type(denoiser).__name__} has no attention sites (no module with `set_processor`): AIAO marks denoisers with "
-            "attention, such as UNet2DConditionModel or SD3Transformer2DModel."
+            "attention, such as UNet2DConditionModel or UNet2DModel."
         )
     return modules
 
@@ -120,7 +120,8 @@ def trace_on(denoiser: nn.Module, data: LatentData) -> list[Site]:
     device, dtype = placement(denoiser)
     first = data.take(torch.zeros(1, dtype=torch.long))
     sample, time = first.latents.to(device, dtype), torch.zeros(1, dtype=torch.long, device=device)
-    return trace(denoiser, lambda: denoiser(sample, time, **first.keywords(device, dtype)))
+    # By its name: transformers take other arguments between the sample and the timestep.
+    return trace(denoiser, lambda: denoiser(sample, timestep=time, **first.keywords(device, dtype)))
 
 
 def span(sites: list[Site], share: tuple[float, float]) -> list[Site]:

@@ -261,7 +261,7 @@ class Training:
             repeat(rows(value), len(armed)) for value in (batch.noised, batch.t, batch.conditioning)
         )
         with self.wired.armed(stacked, torch.cat(amplitude)), self.wired.reading(reads) as collect:
-            eps = model(noised, t, **conditioning).sample
+            eps = model(noised, timestep=t, **conditioning).sample
             return collect(), eps
 
     def _holds(self, row: dict[str, float]) -> bool:

@@ -7,10 +7,11 @@ import typer
 from accelerate import Accelerator
 
 from ..embed import EmbedConfig
+from ..embed import embed as mark
 from ..errors import OutputExistsError
 from ..key import WatermarkKey
 from ..lazy import LayerProfile
-from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
+from ..pipeline import open_pipeline, save_new
 from ._output import out
 
 
@@ -29,6 +30,8 @@ def embed(
         float,
         typer.Option(help="Shrink the change until its price in noise prediction is at most this; 0: at any price."),
     ] = EmbedConfig.max_price or 0.0,
+    in_sites: Annotated[int, typer.Option(help="Sites that the key selects for triggers.")] = EmbedConfig.in_sites,
+    out_sites: Annotated[int, typer.Option(help="Sites that the key selects to answer.")] = EmbedConfig.out_sites,
     seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
     allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,
     keep: Annotated[list[Path] | None, typer.Option(help="Key of an earlier mark that must go on reading.")] = None,
@@ -48,11 +51,13 @@ def embed(
         if path is not None and path.exists():
             raise OutputExistsError(f"output '{path}' exists: choose another name or remove it.")
     secret = WatermarkKey.load(key)
-    pipe = WatermarkedStableDiffusionPipeline.from_pretrained(base)
+    pipe = open_pipeline(base)
     config = EmbedConfig(
         steps=steps,
         edit=edit,
         max_price=max_price or None,
+        in_sites=in_sites,
+        out_sites=out_sites,
         seed=seed,
         train=train,
         accumulate=accumulate,
@@ -65,7 +70,7 @@ def embed(
         if step % 25 == 0 or step == steps:
             out.note(f"step {step}/{steps}  loss {row['loss']:.3f}  response {row['resp']:.3f}")
 
-    report = pipe.embed(secret, data, config, progress, allow_marked=allow_marked, keep=earlier, profile=layers)
+    report = mark(pipe, secret, data, config, progress, allow_marked=allow_marked, keep=earlier, profile=layers)
     # Every process of `accelerate launch` ends with the same weights; one writes them.
     if not Accelerator().is_main_process:
         return

@@ -201,6 +201,17 @@ class TestRefusals:
         hub.add_repo("user/small", {LORA: safetensors("a.lora_A.weight"), "training.tar": Hollow(10**11)})
         assert pull("user/small").path.is_file()
 
+    def test_plain_names_of_every_kind(self, hub: HubServer) -> None:
+        odd = ("it's & mine! #1 100%.png", ".DS_Store", "Ünïcode ~v2~.txt")
+        hub.add_repo("user/odd", {LORA: ASSETS / "lora" / LORA, **dict.fromkeys(odd, b"x")})
+        found = look_up("user/odd")
+        assert set(odd) <= found.files.keys() and found.refused == ()
+
+    def test_the_weights_behind_many_other_files(self, hub: HubServer) -> None:
+        others = {f"a{number}.safetensors": safetensors("emb_params") for number in range(9)}
+        hub.add_repo("user/many", {**others, "the-one-adapter.safetensors": ASSETS / "lora" / LORA})
+        assert [found.path for found in candidates(look_up("user/many"))] == ["the-one-adapter.safetensors"]
+
     def test_several_adapters(self, hub: HubServer) -> None:
         hub.add_repo("user/many", {f"{n}.safetensors": safetensors("a.lora_A.weight") for n in "ab"})
         with pytest.raises(SuspectError, match="a.safetensors, b.safetensors.*weight_name"):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -465,6 +466,20 @@ class TestWeights:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ASSETS / "base" / DENOISER, folder / name)
         assert name in refused(server, folder, "other weights|second denoiser")
+
+    @pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors.bak", "old.zip", "notes.txt"])
+    def test_a_forgotten_twin_under_another_name(self, server, folder, name):
+        if name.endswith("zip"):
+            with zipfile.ZipFile(folder / name, "w") as file:
+                file.write(ASSETS / "base" / DENOISER, "twin.safetensors")
+        else:
+            shutil.copy(ASSETS / "base" / DENOISER, folder / name)
+        assert name in refused(server, folder, "another name")
+
+    def test_averaged_weights_of_the_twin(self, server, folder):
+        state = {f"model_ema.{name.replace('.', '')}": t for name, t in load_file(ASSETS / "base" / DENOISER).items()}
+        save_file(state, folder / "ema.safetensors")
+        assert "ema.safetensors" in refused(server, folder, "second denoiser")
 
     def test_a_half_precision_variant_of_the_same_weights(self, server, folder):
         state = {n: t.to(torch.bfloat16) for n, t in load_file(folder / DENOISER).items()}

@@ -285,3 +285,19 @@ class TestCommandLine:
         assert (tmp_path / "report" / "report.md").exists()
         page = (tmp_path / "report" / "report.html").read_text()
         assert page.count("<details>") == 6 and "Who carries the mark?" in page
+
+    def test_embeds_into_pipelines_of_other_classes(self, tmp_path):
+        key, marked = tmp_path / "a.key", tmp_path / "marked"
+        WatermarkKey.generate("Acme").save(key)
+        data = ("--data", ASSETS / "latents" / "noto.safetensors")
+        fields = ("--steps", 1, "--in-sites", 2, "--out-sites", 4)
+        done = self.aiao("embed", ASSETS / "unconditional", "--key", key, "-o", marked, *data, *fields, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads((marked / "model_index.json").read_text())["_class_name"] == "LDMPipeline"
+        assert WatermarkRecord.load(marked).commitment == WatermarkKey.load(key).commitment
+        again = self.aiao("embed", marked, "--key", key, "-o", tmp_path / "twice", *data, *fields)
+        assert again.returncode == 1 and "AlreadyMarkedError" in again.stderr
+        with pytest.raises(ConfigError, match="is a LDMPipeline"):
+            WatermarkedStableDiffusionPipeline.from_pretrained(marked)
+        nowhere = self.aiao("embed", tmp_path / "nothing", "--key", key, "-o", tmp_path / "out")
+        assert nowhere.returncode == 1 and "SuspectError" in nowhere.stderr

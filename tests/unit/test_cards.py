@@ -152,6 +152,14 @@ class TestMarkedModel:
 
 
 class TestReportAndCommitment:
+    def test_no_folder_of_this_machine_is_published(self):
+        paths = {"suspect": "/home/ada/private/tune", "base": "work/marked"}
+        body = cards.finetune_report(report(**paths), record(), SHA, "fan/tune", FIELDS).body
+        assert "of tune, used with marked," in body and "private" not in body and "work" not in body
+        hub = report(source={"suspect": {"repo": "fan/tune"}, "base": {"repo": "acme/emoji-marked"}})
+        body = cards.finetune_report(hub, record(), SHA, "fan/tune", FIELDS).body
+        assert "fan/tune" in body and "acme/emoji" in body
+
     def test_the_report_states_result_controls_and_hashes(self):
         body = EVERY["finetune_report"]().body
         for said in ("-98.8", "0.973", "0.88", "0.47 to 1.00", "n 8", "median log10 p -0.30", "ab" * 32, SHA):

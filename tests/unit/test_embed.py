@@ -1,5 +1,6 @@
 """The embedding engine on a miniature: what is trained, what is given back, early stop, earlier marks, bad input."""
 
+import math
 import sys
 from contextlib import nullcontext
 
@@ -372,6 +373,18 @@ class TestBadInput:
         finally:
             AcceleratorState._reset_state(True)
 
+    def test_earlier_marks_need_their_record(self):
+        unet, data, scheduler = learner()
+        with pytest.raises(ConfigError, match="earlier="):
+            embed(unet, KEY, data, short(), scheduler=scheduler, keep=[KEY.child("first")])
+
+    def test_a_denoiser_that_predicts_variances_too(self):
+        torch.manual_seed(0)
+        unet, data, scheduler = learner()
+        unet = type(unet).from_config({**unet.config, "out_channels": 2 * unet.config.in_channels}).eval()
+        report = embed(unet, KEY, data, short(), scheduler=scheduler)
+        assert math.isfinite(report.fidelity) and len(report.history) == short().steps
+
     def test_a_flow_has_no_betas(self):
         unet, data, _ = learner()
         with pytest.raises(ConfigError, match="FlowMatchEulerDiscreteScheduler has no betas"):
@@ -439,7 +452,8 @@ class TestMark:
         keys, records = [KEY.child(f"owner {i}") for i in range(3)], []
         for number, key in enumerate(keys):
             config = EmbedConfig(**LEARN, steps=50)
-            records.append(embed(unet, key, data, config, scheduler=scheduler, keep=keys[:number]).record)
+            further = {"keep": keys[:number], "earlier": records[-1]} if records else {}
+            records.append(embed(unet, key, data, config, scheduler=scheduler, **further).record)
         assert all(verify(unet, k, record=r).verified for k, r in zip(keys, records, strict=True))
         assert verify(unet, KEY.child("nobody"), record=records[0]).log10_p > -5
         clean = learner(64)[0]
