@@ -52,7 +52,8 @@ def verify(
             own copy, which its publisher could have altered.
         clean_base: a model known to be unmarked; the same question is asked of it, as a control.
         alpha (`float`, defaults to 1e-6): significance. trials (`int`, defaults to 8): Monte Carlo trials a look, at most.
-        seed (`int`): of sub-paths, timesteps, probe inputs and noise.
+        seed (`int`): of sub-paths, timesteps, probe inputs and noise. It and the other options are to be fixed beforehand: of n
+            runs that differ in them the smallest p counts n times itself.
         early_stop (`bool`, defaults to True): stop at the first look that verifies; False runs all plain trials, which
             the verification rate wants, and all looks of that amplitude and beyond the twin, of which the deepest is reported.
         amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
