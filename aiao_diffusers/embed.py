@@ -166,7 +166,7 @@ def _checked(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:
 def _sites(denoiser: nn.Module, latents: LatentData) -> list[Site]:
     try:
         return trace_on(denoiser, latents)
-    except AIAOError:
+    except (AIAOError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         shape = tuple(latents.latents.shape[1:])

@@ -41,5 +41,7 @@ def healed(denoiser: nn.Module, data: LatentData, scheduler: Any, *, steps: int 
     twin.float().requires_grad_(True)
     try:
         return finetune(twin, data, scheduler, steps=steps, lr=RATE, batch_size=BATCH, seed=seed)
+    except torch.OutOfMemoryError:
+        raise  # it tells of this machine, not of the suspect
     except (RuntimeError, TypeError, ValueError) as error:
         raise NotTestableError(f"the suspect does not train on the latents given for healing: {error}") from error

@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 from _tiny import tiny_unet
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
-from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
+from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, embed, verify
 from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
+from aiao_diffusers.healing import healed
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.record import DOCUMENT, FOLDER
 from aiao_diffusers.sites import choose, trace_on
@@ -114,6 +115,10 @@ class TestOtherShapes:
         monkeypatch.setattr(unet.conv_in, "forward", full)
         with pytest.raises(torch.OutOfMemoryError):
             verify(unet, KEY, record=record)
+        with pytest.raises(torch.OutOfMemoryError):
+            healed(unet, record.bank, record.scheduler, steps=1, seed=0)
+        with pytest.raises(torch.OutOfMemoryError):
+            embed(unet, KEY, record.bank, scheduler=DDPMScheduler())
 
 
 class TestOwnRecord:
