@@ -16,6 +16,13 @@ from .setups import placement
 ROWS = 4  # a forward: measuring the price must not need more memory than the training did
 
 
+def prediction(
+    denoiser: nn.Module, noised: torch.Tensor, timestep: torch.Tensor, conditioning: dict[str, Any]
+) -> torch.Tensor:
+    """What a denoiser predicts of `noised` `(B, C, ...)`, in that shape: without the variances that some models add."""
+    return denoiser(noised, timestep=timestep, **conditioning).sample[:, : noised.shape[1]]
+
+
 def target(noising: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """What a denoiser of this schedule is trained to predict of `latents` under `noise` at `timestep` `(B,)`.
 
@@ -69,8 +76,7 @@ def predictions(
         noised = noising.add_noise(x, noise, t).to(device, dtype)
         for rows in torch.arange(size).split(ROWS):
             keywords = batch.take(rows).keywords(device, dtype)
-            answer = denoiser(noised[rows], timestep=t[rows].to(device), **keywords).sample
-            predicted.append(answer[:, : x.shape[1]].float().cpu())  # without the variances that some models add
+            predicted.append(prediction(denoiser, noised[rows], t[rows].to(device), keywords).float().cpu())
         truth.append(target(noising, x, noise, t))
     return torch.cat(predicted), torch.cat(truth)
 

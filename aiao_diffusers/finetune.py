@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data import LatentData
-from .fidelity import target
+from .fidelity import prediction, target
 from .record import noise_schedule
 
 
@@ -40,8 +40,7 @@ def finetune(
             noise = torch.randn_like(batch.latents)
             t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,))
             noised = noising.add_noise(batch.latents, noise, t)
-            answer = denoiser(noised.to(device), timestep=t.to(device), **batch.keywords(device)).sample
-            predicted = answer[:, : noised.shape[1]]  # without the variances that some models add
+            predicted = prediction(denoiser, noised.to(device), t.to(device), batch.keywords(device))
             loss = F.mse_loss(predicted, target(noising, batch.latents, noise, t).to(device))
             loss.backward()
             nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)

@@ -24,12 +24,12 @@ from torch import nn
 
 from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model, own_text, untouched
 from .checkpoint import load_denoiser
-from .detect import DENOISER_FOLDERS, EMA_PREFIX, detect
+from .detect import DENOISER_FOLDERS, EMA_PREFIX, kind_of_keys
 from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
 from .hashes import weights_sha256
 from .key import WatermarkKey
 from .record import DOCUMENT, FOLDER, WatermarkRecord, has_record
-from .safefile import PICKLE_SUFFIXES, load_tensors, read_header, read_json
+from .safefile import PICKLE_STARTS, PICKLE_SUFFIXES, load_tensors, read_header, read_json
 from .setups import denoiser_of
 from .suspect import find_record, label_of, local_path
 from .verify import verify
@@ -41,7 +41,7 @@ _KEY_MARKS = (b'"aiao-key"', b'"secret"')
 _WORDS = bytes(ord("a") if chr(i).isascii() and (chr(i).isalnum() or chr(i) in "+/-_") else 0 for i in range(256))
 _RUN = b"a" * 20  # the shortest needle of text
 _UNCHECKED = PICKLE_SUFFIXES | {".gguf", ".onnx", ".msgpack", ".h5", ".tflite"}
-_CONTAINERS = (b"PK\x03\x04", b"GGUF", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")
+_CONTAINERS = (b"GGUF", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")
 _HTTP_ERRORS: tuple[Any, ...] = HfHubHTTPError.__bases__  # whichever HTTP library the installed client uses
 _RERUN = "run the same push again: what the Hub holds is not sent twice"
 _ADVICE = {
@@ -227,9 +227,10 @@ def _check_other_files(folder: Path, part: Path, denoiser: nn.Module) -> None:
                     raise PushRefusedError(
                         f"'{name}' holds other weights than the denoiser that was checked ({tensor_name}): remove it."
                     )
-        elif detect(path).kind in ("denoiser", "single_file") or any(
-            tensor.startswith(EMA_PREFIX) for tensor in read_header(path).tensors
-        ):
+            continue
+        tensors = read_header(path).tensors
+        kind, _ = kind_of_keys(tensors, {key: info.shape for key, info in tensors.items()})
+        if kind in ("denoiser", "single_file") or any(key.startswith(EMA_PREFIX) for key in tensors):
             raise PushRefusedError(f"'{name}' holds a second denoiser, perhaps the clean twin: remove it.")
 
 
@@ -239,8 +240,7 @@ def _holds_weights(path: Path) -> bool:
         start = file.read(9)
     length = int.from_bytes(start[:8], "little")
     safetensors = start[8:] == b"{" and length < path.stat().st_size
-    pickle = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    return safetensors or pickle or start.startswith(_CONTAINERS)
+    return safetensors or start.startswith((*PICKLE_STARTS, *_CONTAINERS))
 
 
 def _rounded(mine: torch.Tensor, other: torch.Tensor) -> bool:

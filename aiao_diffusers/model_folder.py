@@ -8,6 +8,13 @@ from .errors import SuspectError, UnsafeFileError
 from .safefile import inside, read_header, read_json, refuse_pickle, short
 
 
+WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(?:\.(?P<variant>(?!safetensors)(?![\w-]*-\d{5}-of-\d{5})[\w-]+))?\.safetensors"
+    r"(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
+)
+"""A whole file of weights, or the index of shards; each may be of a variant (`fp16`)."""
+
+
 def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> None:
     """Bound a config before a model is built from it: one entry may ask for 10^9 layers, which no file backs."""
     if depth > 6:
@@ -29,13 +36,6 @@ def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> Non
             limit = 2**12
         if abs(value) > limit:
             raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")
-
-
-WEIGHTS = re.compile(
-    r"diffusion_pytorch_model(?:\.(?P<variant>(?!safetensors)(?![\w-]*-\d{5}-of-\d{5})[\w-]+))?\.safetensors"
-    r"(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
-)
-"""A whole file of weights, or the index of shards; each may be of a variant (`fp16`)."""
 
 
 def weights_order(match: re.Match[str]) -> tuple[bool, bool, str]:

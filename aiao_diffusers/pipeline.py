@@ -10,10 +10,10 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub import CommitInfo, snapshot_download
 
 from .embed import EmbedConfig, EmbedReport, embed
-from .errors import AIAOError, ConfigError, OutputExistsError, SuspectError
+from .errors import ConfigError, OutputExistsError, SuspectError
 from .hub import push
 from .key import WatermarkKey
-from .record import FOLDER, WatermarkRecord
+from .record import FOLDER, WatermarkRecord, has_record
 from .report import VerificationReport
 from .suspect import find_record
 from .verify import verify
@@ -90,13 +90,8 @@ def open_pipeline(source: str) -> Any:
         SuspectError: diffusers cannot load it.
     """
     try:
-        held = DiffusionPipeline.load_config(source).get("_class_name")
-        if held in ("StableDiffusionPipeline", WatermarkedStableDiffusionPipeline.__name__):
-            return WatermarkedStableDiffusionPipeline.from_pretrained(source)
         pipe = DiffusionPipeline.from_pretrained(source)
-    except AIAOError:
-        raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise SuspectError(f"'{source}' is no pipeline folder or repository that diffusers loads: {error}") from error
     pipe.record = _record_of(source, {})
     return pipe
@@ -121,7 +116,7 @@ def save_new(pipe: Any, folder: str | Path, **kwargs: Any) -> Path:
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         pipe.save_pretrained(partial, **kwargs)
-        if getattr(pipe, "record", None) is not None:
+        if getattr(pipe, "record", None) is not None and not has_record(partial):
             pipe.record.save(partial)
         partial.chmod(0o755)
         partial.rename(target)

@@ -22,8 +22,9 @@ from .sites import IN_SPAN, Site, span
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
 MAX_SITES, MAX_WIDTH, MAX_TIMESTEPS, MAX_LOUDNESS = 2**14, 2**16, 10**6, 100
-MIN_AMPLITUDE, MAX_AMPLITUDE = 1e-3, 1e3
 """Far above any denoiser; a record from the suspect's side must not decide how long its verification takes."""
+MIN_AMPLITUDE, MAX_AMPLITUDE = 1e-3, 1e3
+"""Of `kappa` and `response`: beyond them nothing answers, or everything does."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ TORCH_DTYPES = {
 }
 ITEM_BYTES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""First bytes of what torch.save writes, a zip since 1.6, and of bare pickles."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def header_length(path: Path, prefix: bytes, size: int) -> int:
         raise UnsafeFileError(f"{where!r} has {size} bytes; a safetensors file has at least 10")
     (length,) = struct.unpack("<Q", prefix)
     if length > size - 8:
-        if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and size > 8:
+        if prefix.startswith(PICKLE_STARTS) and size > 8:
             raise UnsafeFileError(f"{where!r} is a zip or pickle named .safetensors; it was not read")
         raise UnsafeFileError(f"{where!r}: header of {length} bytes runs past the end ({size} bytes); truncated?")
     if length > MAX_HEADER_BYTES:

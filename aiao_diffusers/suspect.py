@@ -102,24 +102,23 @@ def opened(
     *,
     weight_name: str | None = None,
     revision: str | None = None,
-    record: Any = None,
+    record: WatermarkRecord | None = None,
 ) -> Iterator[Opened]:
     """The suspect's denoiser; a LoRA is applied to `base` for the length of the block.
 
     Args:
         record: what the verifier reads with, where they have one; no other is then looked for.
     Raises:
-        RecordError: no record there. SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser. HubError,
+        SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser. HubError,
         UnsafeFileError: as `pull`.
     """
     if isinstance(suspect, Opened):
         yield suspect
         return
-    chosen = None if record is None else require_record(record, None)
     module = denoiser_of(suspect)
     if module is not None:
-        own = None if chosen else find_record(suspect)
-        yield Opened(module, label_of(suspect), None, "descent", chosen or own, own_record=own is not None)
+        read_with, own = _record_for(record, None, False, suspect)
+        yield Opened(module, label_of(suspect), None, "descent", read_with, own_record=own)
         return
     path, root, pulled = _located(suspect, revision, weight_name)
     found, source = detect(path, None if pulled else weight_name), _told("suspect", pulled)
@@ -131,10 +130,7 @@ def opened(
         given = _base(base, declared) if base is not None or (declared and found.files) else None
         meant = path if pulled or weight_name is None else found.files[0]
         denoiser = load_denoiser(meant, base=given.denoiser if given else None, dtype=torch.float32)
-        # The base that the verifier named comes first: a suspect's publisher could have altered the copy beside it.
-        named = chosen or (given.record if given and base is not None else None)
-        own = None if named else find_record(root)
-        read_with = named or own or (given.record if given else None)
+        read_with, own = _record_for(record, given, declared is None, root)
         if read_with is None and declared is not None:
             read_with = find_record(pull_record(declared))
             warnings += (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
@@ -148,7 +144,7 @@ def opened(
             warnings,
             source,
             kind=found.kind,
-            own_record=own is not None,
+            own_record=own,
         )
         return
     if found.kind != "lora":
@@ -162,21 +158,20 @@ def opened(
         under.source.setdefault("base", {})["declared_by"] = by
         warnings += (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
     base_sha256 = weights_sha256(unwrap(under.denoiser))
-    named = chosen or (under.record if declared is None else None)
-    own = None if named else find_record(root)
+    read_with, own = _record_for(record, under, declared is None, root)
     with applied(under.denoiser, path, weight_name=None if pulled else weight_name) as loaded:
         yield Opened(
             under.denoiser,
             label_of(suspect),
             under.label,
             "carries",
-            named or own or under.record,
+            read_with,
             asdict(loaded),
             (*warnings, *loaded.warnings),
             {**source, **under.source},
             {"suspect": loaded.sha256, "base": base_sha256},
             found.kind,
-            own is not None,
+            own,
         )
 
 
@@ -186,6 +181,19 @@ class _Base:
     label: str
     record: WatermarkRecord | None
     source: dict[str, Any]
+
+
+def _record_for(
+    given: WatermarkRecord | None, base: _Base | None, named: bool, suspect: Any
+) -> tuple[WatermarkRecord | None, bool]:
+    """What to read a suspect with, and whether it is the suspect's own copy, which its publisher could have altered.
+
+    The verifier's record comes first, then that of the base if the verifier `named` it, and last that of a base which the suspect names.
+    """
+    beside = base.record if base is not None else None
+    trusted = given or (beside if named else None)
+    own = None if trusted else find_record(suspect)
+    return trusted or own or beside, own is not None
 
 
 def _base(base: Any, declared: str | None) -> _Base:

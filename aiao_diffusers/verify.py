@@ -83,9 +83,10 @@ def verify(
         raise ConfigError(f"trials must be at least 1, got {trials}.")
     if not amplitudes or not all(0 < amplitude < math.inf for amplitude in amplitudes):
         raise ConfigError(f"amplitudes are positive numbers, at least one, got {list(amplitudes)}.")
+    given = None if record is None else require_record(record, None)
     try:
-        with opened(suspect, base, weight_name=weight_name, revision=revision, record=record) as found:
-            chosen = require_record(record, found.record)
+        with opened(suspect, base, weight_name=weight_name, revision=revision, record=given) as found:
+            chosen = require_record(given, found.record)
             if isinstance(record, str | Path) and not chosen.belongs_to(key):
                 raise KeyMismatchError(
                     f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
