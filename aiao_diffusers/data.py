@@ -6,7 +6,8 @@ import json
 import os
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .conditioning import encode_prompts, unet_of
 from .errors import DataError
 from .setups import denoiser_of
 
@@ -114,15 +116,27 @@ def autoencoder(pipe: Any) -> Any:
     return getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
 
 
-@torch.no_grad()
-def encode_prompts(pipe: Any, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Conditioning of a Stable Diffusion pipeline for these prompts."""
-    if not hasattr(pipe, "encode_prompt"):
-        return {}
-    batches = [prompts[i : i + 64] for i in range(0, len(prompts), 64)]
-    device = pipe.device
-    parts = [pipe.encode_prompt(list(batch), device, 1, False)[0] for batch in batches]
-    return {"encoder_hidden_states": torch.cat(parts).float().cpu()}
+def _scaled(latents: torch.Tensor, vae: Any) -> torch.Tensor:
+    """Latents as the denoiser sees them: by one factor, or by mean and spread of each channel where the VAE has them."""
+    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+    if mean is not None and std is not None:
+        shape = (1, -1, 1, 1)
+        latents = (latents - latents.new_tensor(mean).view(shape)) / latents.new_tensor(std).view(shape)
+    return latents * vae.config.scaling_factor
+
+
+@contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    """XL's VAE overflows in half precision, and says so by `force_upcast`: there it encodes in single."""
+    dtype = None if vae is None else vae.dtype
+    needed = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    try:
+        if needed:
+            vae.to(torch.float32)
+        yield
+    finally:
+        if needed:
+            vae.to(dtype)
 
 
 @torch.no_grad()
@@ -136,10 +150,11 @@ def from_images(
             its proportions about the centre and resized. captions: as many; None counts as missing, and as empty.
         max_unreadable (`float`): share of unreadable images that is left out.
     Raises:
-        DataError: more than that is unreadable, or nothing is left; the message names the first ones.
+        DataError: more than that is unreadable, or nothing is left; the message names the first ones. As `encode_prompts`.
     Warns with the number of images left out (and their names), resized, or without caption.
     """
-    size = pipe.unet.config.sample_size
+    size = unet_of(pipe).config.sample_size
+    encode_prompts(pipe, [""])  # what cannot be conditioned is refused before the work
     vae = autoencoder(pipe)
     factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
     side = size * factor
@@ -147,22 +162,22 @@ def from_images(
 
     processor = VaeImageProcessor(vae_scale_factor=factor)
     rows, kept, unreadable, resized = [], [], [], 0
-    for number, (source, caption) in enumerate(zip(images, captions, strict=True)):
-        try:
-            image = _opened(source).convert("RGB")
-        except _UNREADABLE as error:
-            unreadable.append(f"{_label(source, number)} ({error})")
-            continue
-        if image.size != (side, side):
-            resized += 1
-            image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
-        pixels = processor.preprocess(image)
-        if vae is not None:
-            encoded = vae.encode(pixels.to(vae.device, vae.dtype))
-            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-            pixels = latents * vae.config.scaling_factor
-        rows.append(pixels.float().cpu())
-        kept.append(caption)
+    with _upcast(vae):
+        for number, (source, caption) in enumerate(zip(images, captions, strict=True)):
+            try:
+                image = _opened(source).convert("RGB")
+            except _UNREADABLE as error:
+                unreadable.append(f"{_label(source, number)} ({error})")
+                continue
+            if image.size != (side, side):
+                resized += 1
+                image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+            pixels = processor.preprocess(image)
+            if vae is not None:
+                encoded = vae.encode(pixels.to(vae.device, vae.dtype))
+                pixels = _scaled(encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean, vae)
+            rows.append(pixels.float().cpu())
+            kept.append(caption)
     if unreadable:
         named = f"{len(unreadable)} of {len(captions)} images cannot be read: {', '.join(unreadable[:5])}"
         if not rows or len(unreadable) > max_unreadable * len(captions):
@@ -220,13 +235,14 @@ def from_prompts(pipe: Any, prompts: Sequence[str], *, steps: int = 12, guidance
         raise DataError("no prompts: pass at least one that is not empty.")
     if not hasattr(pipe, "encode_prompt"):
         raise DataError(f"{type(pipe).__name__} takes no prompts: pass images or LatentData.")
+    conditioning = encode_prompts(pipe, prompts)
     latents = []
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), 32):
         batch = list(prompts[start : start + 32])
         out = pipe(batch, num_inference_steps=steps, guidance_scale=guidance, output_type="latent")
         latents.append(out.images.float().cpu())
-    return LatentData(torch.cat(latents), encode_prompts(pipe, prompts))
+    return LatentData(torch.cat(latents), conditioning)
 
 
 def vocabulary_prompts(pipe: Any, count: int = 256, seed: int = 0) -> list[str]:

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ...data import LatentData, encode_prompts, from_prompts, vocabulary_prompts
+from ...conditioning import encode_prompts
+from ...data import LatentData, from_prompts, vocabulary_prompts
 from ...record import noise_schedule
 from ..registry import attack, known
 from ..scene import Scene

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...data import encode_prompts, vocabulary_prompts
+from ...conditioning import encode_prompts
+from ...data import vocabulary_prompts
 from ...errors import ConfigError
 from ...fidelity import noise_of
 from ...key import WatermarkKey

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ...data import encode_prompts, from_images, vocabulary_prompts
+from ...conditioning import encode_prompts
+from ...data import from_images, vocabulary_prompts
 from ...errors import ConfigError
 from ...fidelity import target as wanted_of
 from ...key import WatermarkKey
