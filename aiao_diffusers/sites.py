@@ -52,8 +52,11 @@ def attention_modules(denoiser: nn.Module) -> dict[str, Any]:
         SiteError: the denoiser has none.
     """
     # Not through `attn_processors`: UNet2DModel has attention, but not that property.
+    # A block compiled by assignment, `unet.mid_block = torch.compile(...)`, puts its own name into those below it.
     modules = {
-        name: m for name, m in denoiser.named_modules() if hasattr(m, "set_processor") and hasattr(m, "processor")
+        name.replace("_orig_mod.", ""): m
+        for name, m in denoiser.named_modules()
+        if hasattr(m, "set_processor") and hasattr(m, "processor")
     }
     if not modules:
         raise SiteError(

@@ -90,7 +90,7 @@ def test_half_precision(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["wrapper", "in place", "blocks"])
+@pytest.mark.parametrize("way", ["wrapper", "in place", "blocks", "assigned"])
 def test_compiled(way):
     runs = []
 
@@ -104,6 +104,10 @@ def test_compiled(way):
     unet = tiny_unet()
     if way == "wrapper":
         compiled = torch.compile(unet, backend=backend)
+    elif way == "assigned":
+        compiled = unet
+        unet.mid_block = torch.compile(unet.mid_block, backend=backend)
+        unet.up_blocks[1] = torch.compile(unet.up_blocks[1], backend=backend)
     elif way == "in place":
         compiled = unet
         unet.compile(backend=backend)
