@@ -43,7 +43,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pulled:
-    """One suspect on disk. `root` is the snapshot, `path` what the loaders take; `base` is self-declared by `base_by`."""
+    """One suspect on disk. `root` is the snapshot, `path` what the loaders take; `base` is self-declared by `base_by`.
+
+    `left` are paths of other candidates in the repository, on which the verdict says nothing.
+    """
 
     remote: Remote
     candidate: Candidate
@@ -51,6 +54,7 @@ class Pulled:
     path: Path
     base: str | None
     base_by: str | None
+    left: tuple[str, ...] = ()
 
 
 def candidates(remote: Remote, weight_name: str | None = None) -> list[Candidate]:
@@ -190,7 +194,8 @@ def pull(
     check_size(remote, chosen, max_bytes)
     base, by = declared_base(remote, chosen)
     root = fetch(remote, [*chosen.weights, *chosen.others, *record_files(remote)])
-    return Pulled(remote, chosen, root, root / chosen.path, base, by)
+    left = tuple(c.path for c in found if c is not chosen)
+    return Pulled(remote, chosen, root, root / chosen.path, base, by, left)
 
 
 def check_size(remote: Remote, candidate: Candidate, max_bytes: int) -> int:

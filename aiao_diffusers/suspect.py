@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 
 from .checkpoint import load_denoiser
@@ -16,6 +17,7 @@ from .hashes import weights_sha256
 from .lora import applied
 from .pull import Pulled, pull, pull_record
 from .record import WatermarkRecord, has_record
+from .safefile import short
 from .setups import denoiser_of
 from .sites import unwrap
 
@@ -50,21 +52,16 @@ def label_of(source: Any) -> str:
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
-def local_path(source: str | Path, revision: str | None = None, patterns: tuple[str, ...] | None = None) -> Path:
-    """`source` as a local path; of a Hub repository the suspect's files, or those that match `patterns`, are downloaded.
+def local_path(source: str | Path, *, token: str | bool | None = None) -> Path:
+    """`source` as a local path; of a Hub repository the suspect's files are downloaded.
 
+    Args:
+        token: default: the one of `hf auth login` or HF_TOKEN.
     Raises:
         SuspectError: there is neither such a path nor a plausible repository id. HubError, UnsafeFileError,
         NotTestableError: as `pull`.
     """
-    if patterns is None:
-        return _located(source, revision, None)[0]
-    path = Path(source)
-    if path.exists():
-        return path
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(_repo_id(source), revision=revision, allow_patterns=list(patterns)))
+    return _located(source, None, None, HfApi(token=token))[0]
 
 
 def _repo_id(source: str | Path) -> str:
@@ -74,12 +71,14 @@ def _repo_id(source: str | Path) -> str:
     return text
 
 
-def _located(source: str | Path, revision: str | None, weight_name: str | None) -> tuple[Path, Path, Pulled | None]:
+def _located(
+    source: str | Path, revision: str | None, weight_name: str | None, api: HfApi | None = None
+) -> tuple[Path, Path, Pulled | None]:
     """What the loaders take, the folder that may hold a record, and how it was pulled where it came from a Hub."""
     path = Path(source)
     if path.exists():
         return path, path, None
-    pulled = pull(_repo_id(source), revision, weight_name)
+    pulled = pull(_repo_id(source), revision, weight_name, api=api)
     return pulled.path, pulled.root, pulled
 
 
@@ -125,6 +124,11 @@ def opened(
     declared = pulled.base if pulled is not None and base is None else None
     by = pulled.base_by if pulled is not None else None
     warnings = found.warnings
+    if pulled is not None and pulled.left:
+        warnings += (
+            f"of {pulled.remote.repo_id} {pulled.candidate.path or 'the root'} was read; it also holds "
+            f"{short(', '.join(pulled.left), 300)}: weight_name= says which.",
+        )
     if found.kind in ("pipeline", "denoiser", "single_file"):
         # A folder brings its own config; a bare file borrows the base's.
         given = _base(base, declared) if base is not None or (declared and found.files) else None

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from aiao_diffusers import WatermarkKey, verify
+from aiao_diffusers.checkpoint import load_denoiser
 from aiao_diffusers.errors import (
     HubError,
     HubUnreachableError,
@@ -17,6 +18,7 @@ from aiao_diffusers.errors import (
 )
 from aiao_diffusers.pull import candidates, declared_base, pull
 from aiao_diffusers.remote import fetch, look_up, read_remote_header
+from aiao_diffusers.suspect import opened
 from tests.hub.samples import card, safetensors
 from tests.hub.suspects import ASSETS, LORA, UNET, folder
 from tests.hub_server import Cut, Hollow, HubServer, RateLimit, ServerError
@@ -219,6 +221,13 @@ class TestRefusals:
         assert pull("user/many", weight_name="b.safetensors").path.name == "b.safetensors"
         with pytest.raises(SuspectError, match="has no file"):
             pull("user/many", weight_name="../b.safetensors")
+
+    def test_adapters_beside_the_one_that_is_read_are_named(self, hub: HubServer) -> None:
+        other = {"zz.safetensors": safetensors("a.lora_A.weight")}
+        hub.add_repo("user/two", {LORA: ASSETS / "lora" / LORA, **other})
+        for weight_name, named in ((None, True), (LORA, False)):
+            with opened("user/two", load_denoiser(ASSETS / "base"), weight_name=weight_name) as found:
+                assert any("it also holds 'zz.safetensors'" in text for text in found.warnings) is named
 
 
 class TestTransfer:
