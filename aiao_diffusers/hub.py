@@ -95,7 +95,7 @@ def push(
                 "your EmbedReport into the folder."
             )
         check_secrets(folder, key)
-        check_weights(folder, key, clean_base)
+        check_weights(folder, key, clean_base, token)
         return _publish(folder, repo, card or CardFields(), private, create_pr, revision, commit_message, token)
 
 
@@ -168,7 +168,9 @@ def _blocks(path: Path, name: str) -> Iterator[bytes]:
     yield tail
 
 
-def check_weights(folder: Path, key: WatermarkKey | None, clean_base: Any = None) -> None:
+def check_weights(
+    folder: Path, key: WatermarkKey | None, clean_base: Any = None, token: str | bool | None = None
+) -> None:
     """Refuse weights that are the clean twin's, that do not carry the mark, or that could not be looked at.
 
     Raises:
@@ -185,7 +187,7 @@ def check_weights(folder: Path, key: WatermarkKey | None, clean_base: Any = None
     denoiser = load_denoiser(folder, dtype=torch.float32)
     _check_other_files(folder, part, denoiser)
     digest = weights_sha256(denoiser)
-    if clean_base is not None and digest == weights_sha256(_clean(clean_base)):
+    if clean_base is not None and digest == weights_sha256(_clean(clean_base, token)):
         raise PushRefusedError(f"the weights in '{folder}' are those of the clean twin: push the marked model.")
     if key is None:
         if digest != record.marked_sha256:
@@ -203,9 +205,9 @@ def check_weights(folder: Path, key: WatermarkKey | None, clean_base: Any = None
         )
 
 
-def _clean(source: Any) -> nn.Module:
+def _clean(source: Any, token: str | bool | None) -> nn.Module:
     """The clean twin in float32, like the upload: values are compared, not storage."""
-    return denoiser_of(source) or load_denoiser(local_path(source), dtype=torch.float32)
+    return denoiser_of(source) or load_denoiser(local_path(source, token=token), dtype=torch.float32)
 
 
 def _check_other_files(folder: Path, part: Path, denoiser: nn.Module) -> None:

@@ -459,6 +459,13 @@ class TestWeights:
     def test_the_marked_model_as_its_own_twin(self, server, folder):
         refused(server, folder, "clean twin", clean_base=ASSETS / "marked")
 
+    def test_a_private_twin_is_read_with_the_tokens_rights(self, server, folder):
+        send(folder, server, repo="owner/twin", private=True)
+        with pytest.raises(PushRefusedError, match="clean twin"):
+            send(folder, server, clean_base="owner/twin")
+        with pytest.raises(HubError, match="private"):
+            push(folder, REPO, clean_base="owner/twin")
+
     @pytest.mark.parametrize(
         "name", ["unet/diffusion_pytorch_model.fp16.safetensors", "sd.safetensors", "aiao/w.safetensors"]
     )
