@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 import warnings
@@ -140,14 +139,14 @@ class WatermarkKey:
                 # FAT and some mounted drives know no links: there the name is claimed first, then the file put in its place.
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
                 try:
-                    shutil.copyfile(temporary, path)
+                    os.replace(temporary, path)
                 except OSError:
                     path.unlink(missing_ok=True)
                     raise
         except FileExistsError as error:
             raise KeyFileError(f"'{path}' exists; a key is never overwritten: choose another name.") from error
         finally:
-            os.unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)
         return path
 
     @classmethod

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -66,7 +65,7 @@ class TestFile:
         with pytest.raises(KeyFileError, match="never overwritten"):
             KEY.child("x").save(path)
         assert WatermarkKey.load(path) == KEY
-        monkeypatch.setattr(shutil, "copyfile", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
         with pytest.raises(PermissionError):
             KEY.save(tmp_path / "b.key")
         assert [p.name for p in tmp_path.iterdir()] == ["a.key"]
