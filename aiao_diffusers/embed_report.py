@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .align import Reference
+from .plots import new_figure
 from .record import WatermarkRecord
 from .report import VerificationReport
 
@@ -48,11 +49,13 @@ class EmbedReport:
         }
 
     def plot(self) -> Any:
-        """A matplotlib figure: every term of the loss over the steps, and what the early-stop checks read."""
-        from matplotlib.figure import Figure
+        """A matplotlib figure: every term of the loss over the steps, and what the early-stop checks read.
 
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
         checks = [(step, row) for step, row in enumerate(self.history, 1) if "bits" in row]
-        figure = Figure(figsize=(8, 6 if checks else 3.5), layout="constrained")
+        figure = new_figure(8, 6 if checks else 3.5)
         rows = figure.subplots(2 if checks else 1, squeeze=False, sharex=True)[:, 0]
         shown = ("bits", "weakest", "wrong_log10_p")
         names = [name for name in (self.history[0] if self.history else {}) if name not in shown]

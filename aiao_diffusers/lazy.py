@@ -19,6 +19,7 @@ from .checkpoint import load_denoiser
 from .data import LatentData
 from .errors import ConfigError, DataError, WrongBaseError
 from .finetune import finetune
+from .plots import new_figure
 from .setups import denoiser_of, evaluating
 from .suspect import label_of, local_path, opened
 from .update import NORMS, StoredWeights
@@ -178,10 +179,12 @@ class LayerProfile:
         return "\n".join(lines) + "\n"
 
     def plot(self) -> Any:
-        """A matplotlib figure: relative change over depth, one colour a block."""
-        from matplotlib.figure import Figure
+        """A matplotlib figure: relative change over depth, one colour a block.
 
-        figure = Figure(figsize=(9, 3.5), layout="constrained")
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        figure = new_figure(9, 3.5)
         axes = figure.subplots()
         for block in self.blocks():
             places = [i for i, layer in enumerate(self.layers) if layer.block == block and layer.change > 0]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from ..plots import new_figure
 from .registry import ATTACKS
 from .tables import Rows, cells_of
 
@@ -52,14 +53,12 @@ def _label(row: dict[str, Any], rows: Rows) -> str:
 
 
 def _strength(rows: Rows) -> Any:
-    from matplotlib.figure import Figure
-
     sweeps = _sweeps(rows)
     if not sweeps:
         return None
     columns = min(3, len(sweeps))
     height = -(-len(sweeps) // columns)
-    figure = Figure(figsize=(4 * columns, 3 * height), layout="constrained")
+    figure = new_figure(4 * columns, 3 * height)
     panels = figure.subplots(height, columns, squeeze=False).flatten()
     for axes, (label, marks) in zip(panels, sweeps.items(), strict=False):
         for number, (mark, points) in enumerate(marks.items()):
@@ -83,8 +82,6 @@ def _strength(rows: Rows) -> Any:
 
 
 def _cost(rows: Rows) -> Any:
-    from matplotlib.figure import Figure
-
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         quality = row.get("quality") or {}
@@ -92,7 +89,7 @@ def _cost(rows: Rows) -> Any:
             points[_label(row, rows)].append((quality["loss_owner"] / quality["base_loss_owner"], row["log10_p"]))
     if not points:
         return None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     for mark, pairs in points.items():
         axes.scatter([x for x, _ in pairs], [y for _, y in pairs], s=14, label=mark)

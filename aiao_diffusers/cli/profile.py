@@ -7,6 +7,7 @@ import typer
 
 from ..errors import OutputExistsError
 from ..lazy import profile as run
+from ..plots import new_figure
 from ._output import out
 
 
@@ -18,8 +19,11 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
 ) -> None:
     """Which layers do fine-tunes move (busy), which do they leave alone (lazy)?"""
-    if plot is not None and plot.exists():
-        raise OutputExistsError(f"output '{plot}' exists: choose another file or remove it.")
+    if plot is not None:
+        # Before the reading, which may take minutes.
+        if plot.exists():
+            raise OutputExistsError(f"output '{plot}' exists: choose another file or remove it.")
+        new_figure(1, 1)
     found = run(base, tuned, weight_name=weight_name)
     if plot is not None:
         found.plot().savefig(plot)

@@ -1,13 +1,14 @@
 """Layer profiles: changes computed by hand, every loader, the file format, and the self-profile."""
 
 import json
+import sys
 
 import pytest
 import torch
 from _tiny import factors, learner, patch, tiny_unet, write
 
 from aiao_diffusers import LayerProfile, profile, self_profile
-from aiao_diffusers.errors import ConfigError, DataError, WrongBaseError
+from aiao_diffusers.errors import ConfigError, DataError, MissingExtraError, WrongBaseError
 
 
 CONV, LINEAR = "mid_block.resnets.0.conv1", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -112,6 +113,13 @@ class TestFile:
         assert CONV in found.to_markdown() and "2 of " in found.to_markdown()
         found.plot().savefig(tmp_path / "p.png")
         assert (tmp_path / "p.png").stat().st_size > 1000
+
+    def test_without_matplotlib_no_work_is_begun(self, tmp_path, monkeypatch):
+        from aiao_diffusers.cli.profile import profile as command
+
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        with pytest.raises(MissingExtraError, match=r"aiao_diffusers\[plots\]"):
+            command("nowhere", ["nor here"], plot=tmp_path / "p.png")
 
     @pytest.mark.parametrize("text", ["", "{}", '{"format": "other"}', '{"format": "aiao-profile-1", "layers": [{}]}'])
     def test_broken_files_are_named(self, tmp_path, text):
