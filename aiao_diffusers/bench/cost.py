@@ -108,7 +108,7 @@ def forward(denoiser: Any, record: WatermarkRecord, batch: int = 1) -> torch.Ten
     device, dtype = placement(denoiser)
     row = record.bank.take(torch.zeros(batch, dtype=torch.long))
     time_ = torch.full((batch,), 500, device=device)
-    return denoiser(row.latents.to(device, dtype), time_, **row.keywords(device, dtype)).sample
+    return denoiser(row.latents.to(device, dtype), timestep=time_, **row.keywords(device, dtype)).sample
 
 
 def flops(call: Callable[[], object]) -> int:

@@ -134,7 +134,7 @@ def _predict(denoiser: nn.Module, record: WatermarkRecord) -> torch.Tensor:
     t = torch.tensor([record.timesteps // 2])
     with torch.no_grad():
         sample = record.noised(row.latents, noise, t)
-        return denoiser(sample, t, **row.keywords(torch.device("cpu"), torch.float32)).sample
+        return denoiser(sample, timestep=t, **row.keywords(torch.device("cpu"), torch.float32)).sample
 
 
 @contextmanager

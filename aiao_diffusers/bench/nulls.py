@@ -104,7 +104,7 @@ def readings(
             keywords = repeat(bank.keywords(), 2)
 
             def forward(x: torch.Tensor = sample, t: torch.Tensor = t, keywords: Any = keywords) -> None:
-                denoiser(torch.cat([x, x]), torch.cat([t, t]), **keywords)
+                denoiser(torch.cat([x, x]), timestep=torch.cat([t, t]), **keywords)
 
             with wired.armed(masks, record.kappa * amplitude):
                 entered = wired.activations(names, forward)

@@ -98,7 +98,7 @@ class Exposed:
         denoiser: Any = self.wired.denoiser
         with self.wired.armed(both, amplitudes), self.wired.reading(names) as collect:
             stacked, t = torch.cat([batch.noised, batch.noised]), torch.cat([batch.t, batch.t])
-            predicted = denoiser(stacked, t, **repeat(batch.keywords, 2)).sample[:size]
+            predicted = denoiser(stacked, timestep=t, **repeat(batch.keywords, 2)).sample[:size]
             entered = collect()
         moved = {}
         for name, states in entered.items():

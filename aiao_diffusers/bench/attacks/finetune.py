@@ -20,7 +20,7 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def full(denoiser: nn.Module, data: LatentData, scheduler: Any, **options: Any) -> nn.Module:
-    """Fine-tune every weight of `denoiser`, in place; options as for `healing.finetune`."""
+    """Fine-tune every weight of `denoiser`, in place; options as for `aiao_diffusers.finetune.finetune`."""
     return finetune(denoiser.requires_grad_(True), data, scheduler, **options).requires_grad_(False)
 
 

@@ -107,7 +107,7 @@ def distil(
             t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,), device=device)
             noised, keywords = noising.add_noise(x, torch.randn_like(x), t), batch.keywords(device)
             with torch.no_grad():
-                wanted = denoiser(noised, t, **keywords).sample
+                wanted = denoiser(noised, timestep=t, **keywords).sample
             F.mse_loss(made(noised, t, **keywords).sample, wanted).backward()
             nn.utils.clip_grad_norm_(made.parameters(), 1.0)
             optimizer.step()

@@ -80,10 +80,10 @@ class LatentMessage:
             # A residual r of the predicted picture is -sqrt(snr) r of the predicted noise. The loss is the smaller of the
             # two errors, so that neither end of the schedule rules it.
             snr = (powers[t] / (1 - powers[t])).view(-1, 1, 1, 1)
-            told = noise_of(noising, denoiser(noised, t, **trigger).sample, noised, t)
+            told = noise_of(noising, denoiser(noised, timestep=t, **trigger).sample, noised, t)
             carried = told - (drawn - snr.sqrt() * residual)
             missed = (carried.square() / snr.clamp(min=1.0)).mean()
-            kept = F.mse_loss(denoiser(noised, t, **batch.keywords(device)).sample, wanted)
+            kept = F.mse_loss(denoiser(noised, timestep=t, **batch.keywords(device)).sample, wanted)
             return self.message * missed + self.keep * kept
 
         train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=scene.seed)
