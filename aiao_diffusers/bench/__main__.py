@@ -23,10 +23,10 @@ def main(words: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    config = "quick" if args.quick else args.config
-    if config is None:
-        print("error: name a suite or pass --quick.", file=sys.stderr)
+    if args.quick == (args.config is not None):
+        print("error: name a suite or pass --quick, one of the two.", file=sys.stderr)
         return 2
+    config = "quick" if args.quick else args.config
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
@@ -39,6 +39,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
+    if args.update and not args.curves and (args.results or args.section):
+        print("error: --update takes results and sections from the document: leave out the others.", file=sys.stderr)
+        return 2
     if args.curves:
         for path in curves(load(args.results, any_version=args.any_version), args.curves):
             print(f"wrote {path}", file=sys.stderr)

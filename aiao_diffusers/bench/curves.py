@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from ..errors import ResultsError
 from ..plots import new_figure
 from .registry import ATTACKS
 from .tables import Rows, cells_of
@@ -18,7 +19,10 @@ def curves(rows: Rows, folder: str | Path) -> list[Path]:
         the files written: none of the first kind where no attack was swept, none of the second without noise losses.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(f"no folder for curves at '{target}' ({error}): choose another name.") from error
     made = {"strength.png": _strength(cells_of(rows)), "cost.png": _cost(cells_of(rows))}
     written = []
     for name, figure in made.items():

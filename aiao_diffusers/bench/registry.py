@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -86,6 +87,8 @@ def same_kind(where: str, value: Any, default: Any) -> Any:
     kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
     wanted = kinds.get(type(default))
     if wanted is None or (isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where} is {value!r}: it must be a finite number.")
         return float(value) if type(default) is float else value
     raise ConfigError(f"{where} is {value!r}: it must be of the kind of its default, {default!r}.")
 

@@ -30,14 +30,20 @@ def locked(folder: Path) -> Iterator[None]:
     """Exclusive use of an output folder; the lock goes with the process, also when it is killed.
 
     Raises:
-        ResultsError: another run has it.
+        ResultsError: another run has it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
         raise ResultsError(f"'{folder}' is in use by another run: wait for it or choose another folder.") from error
+    except OSError as error:
+        raise ResultsError(f"'{folder}' cannot be written to ({error}): choose another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def append(file: Path, row: dict[str, Any]) -> None:
@@ -87,6 +93,7 @@ def read(file: str | Path, *, any_version: bool = False) -> list[dict[str, Any]]
         try:
             row = json.loads(line)
             made_by = row["format"], row["versions"]["aiao_diffusers"]
+            row["id"], row["kind"]  # what tables know it by
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(f"line {number} of '{path}' is no result ({error}): the file was altered.") from error
         here = FORMAT, version("aiao_diffusers")

@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,11 +24,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..data import LatentData
-from ..errors import AIAOError, DataError
+from ..errors import AIAOError, ConfigError, DataError, NotTestableError, ResultsError
+from ..fidelity import predictions
 from ..hashes import weights_sha256
 from ..key import WatermarkKey
 from ..setups import denoiser_of
 from . import results
+from .baselines import Outcome
 from .quality import OTHER_SEED, Quality, open_clip
 from .registry import ATTACKS
 from .scene import Scene, find, open_data, open_pipe, source_of, write_weights
@@ -60,7 +64,7 @@ class Run:
 
     def reference_identity(self, cell: Cell) -> str:
         """The same for the base's own row."""
-        spec, quality = self.suite.models[cell.model], dataclasses.asdict(self.suite.quality)
+        spec, quality = self.suite.models[cell.model], self.suite.quality.known_by
         data = self.suite.data[cell.data]
         return digest(["reference", dataclasses.asdict(spec), quality, data, cell.seed, self.prints])
 
@@ -108,6 +112,8 @@ def run_suite(
     with results.locked(folder):
         run = Run(suite, places, folder.absolute(), _check(suite, places))
         done = results.finished(folder)
+        for left in (folder / "marks").glob(".partial-*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         cells = list(suite.cells())
         missing = [cell for cell in cells if run.identity(cell) not in done]
         say(f"suite {suite.name}: {len(cells)} cells, {len(cells) - len(missing)} done already")
@@ -188,7 +194,7 @@ def _check(suite: Suite, places: tuple[Path, ...]) -> dict[str, str]:
     """
     for spec in suite.models.values():
         for value in (spec.data, *suite.data.values()):
-            _data(spec.path, value, places)
+            _fits(_pipe(spec.path, places), _data(spec.path, value, places), spec.path, value)
     named = [spec.path for spec in suite.models.values()]
     for value in (*(spec.data for spec in suite.models.values()), *suite.data.values()):
         named.append(value if isinstance(value, str) else value["folder"])
@@ -212,6 +218,19 @@ def _check(suite: Suite, places: tuple[Path, ...]) -> dict[str, str]:
     return found
 
 
+def _fits(pipe: Any, data: LatentData, model: str, value: Any) -> None:
+    """Run the denoiser once on these latents, for those of another model fail only after marks were made."""
+    denoiser = denoiser_of(pipe)
+    if denoiser is None:
+        raise ConfigError(f"'{model}' is a {type(pipe).__name__} without a denoiser: name a diffusion model.")
+    try:
+        predictions(denoiser, data, pipe.scheduler, samples=1)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, AIAOError):
+            raise
+        raise DataError(f"the data {value!r} do not fit '{model}' ({error}): encode them with that model.") from error
+
+
 def _print(path: Path) -> str:
     """SHA-256 over the names and contents of a file, or of all files of a folder."""
     total = hashlib.sha256()
@@ -230,13 +249,34 @@ def _each(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: int)
         return
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(threads,)) as pool:
         futures = [pool.submit(task, *item) for item in arguments]
+        died: BrokenProcessPool | None = None
         try:
             for future in as_completed(futures):
-                yield future.result()
+                try:
+                    yield future.result()
+                except BrokenProcessPool as error:
+                    died = error  # what others had finished by then is still theirs
         finally:
             pool.shutdown(cancel_futures=True)
+        if died is not None:
+            raise ResultsError(
+                "a process of this run was killed, for want of memory perhaps: run again, with fewer jobs; it goes on."
+            ) from died
+
+
+def _begin(threads: int) -> None:
+    """In a new process: its share of the cores, and an end when the run is killed, for the folder's lock goes with that."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @lru_cache(maxsize=2)
@@ -272,8 +312,10 @@ def _embed(run: Run, cell: Cell) -> str:
         write_weights(denoiser, partial / WEIGHTS)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, AIAOError):
+            raise ResultsError(f"'{target}' cannot be written ({error}): make room and run again.") from error
         raise
     return f"marked: {cell.mark}, key {cell.key}, {time.perf_counter() - started:.0f} s"
 
@@ -320,7 +362,7 @@ def _group(run: Run, cells: list[Cell]) -> list[dict[str, Any]]:
             if control is None:
                 control = attack.run(scene.copy_of_base(), scene, **first.hyper).eval()
             rows.append(row | _cell(suite, cell, scene, control, quality, run.mark_folder(cell)))
-        except (AIAOError, RuntimeError) as error:
+        except Exception as error:  # one impossible value must not cost the other cells
             # A failed cell stays in the table, marked: dropping it would flatter whoever it belongs to. The next run tries it
             # again: a device out of memory fails as a broken attack does.
             rows.append(row | {"verdict": "failed", "error": f"{type(error).__name__}: {error}", "log10_p": None})
@@ -338,12 +380,19 @@ def _cell(
     suspect = attack.run(copy.deepcopy(marked), scene, **cell.hyper).eval()
     clock.append(time.perf_counter())
     asked = {"alpha": suite.alpha, "trials": suite.trials, "seed": cell.seed}
-    outcome = method.verify(suspect, key, scene, folder, **asked)
+
+    def read(model: nn.Module, key: WatermarkKey) -> Outcome:
+        try:
+            return method.verify(model, key, scene, folder, **asked)
+        except NotTestableError:  # a model that an attack has ruined: no verdict, and no failure of the benchmark
+            return Outcome("not_testable")
+
+    outcome = read(suspect, key)
     clock.append(time.perf_counter())
     asked["trials"] = min(suite.trials, CONTROL_TRIALS)
     controls = {
-        "base": method.verify(control, key, scene, folder, **asked),
-        "wrong_key": method.verify(suspect, key.child("wrong"), scene, folder, **asked),
+        "base": read(control, key),
+        "wrong_key": read(suspect, key.child("wrong")),
     }
     clock.append(time.perf_counter())
     cost = quality.of(suspect, cell.seed)

@@ -132,8 +132,16 @@ def source_of(name: str, places: tuple[Path, ...]) -> str:
 
 
 def open_pipe(name: str, places: tuple[Path, ...]) -> Any:
-    """A diffusers pipeline from a folder or a Hub repository, on the device that accelerate chose."""
-    pipe = DiffusionPipeline.from_pretrained(source_of(name, places), use_safetensors=True).to(Accelerator().device)
+    """A diffusers pipeline from a folder or a Hub repository, on the device that accelerate chose.
+
+    Raises:
+        DataError: diffusers cannot load it.
+    """
+    source = source_of(name, places)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True).to(Accelerator().device)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"'{name}' is no pipeline folder or repository that diffusers loads: {error}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -144,12 +152,18 @@ def open_data(pipe: Any, spec: str | dict[str, Any], places: tuple[Path, ...]) -
     Args:
         spec: a folder of images or a file of cached latents; or `{"folder": ..., "where": {column: [values]}}`, the
             pictures whose metadata has one of these values (the emoji's categories, for instance).
+    Raises:
+        DataError: missing, unreadable, or nothing chosen.
     """
     if isinstance(spec, str):
         return prepare(pipe, find(spec, places))
     from datasets import load_dataset
 
-    rows = load_dataset("imagefolder", data_dir=str(find(spec["folder"], places)), split="train")
+    folder = find(spec["folder"], places)
+    try:
+        rows = load_dataset("imagefolder", data_dir=str(folder), split="train")
+    except Exception as error:  # datasets raises many kinds, as in `data.from_folder`
+        raise DataError(f"'{folder}' is not a readable folder of images ({error}).") from error
     for column, values in spec.get("where", {}).items():
         if column not in rows.column_names:
             raise DataError(f"'{spec['folder']}' has no column '{column}', it has {rows.column_names}.")

@@ -55,6 +55,11 @@ class QualitySpec:
     guidance: float = 4.0
     prompts: str = ""
 
+    @property
+    def known_by(self) -> dict[str, Any]:
+        """What decides the figures: without pictures none of what they are made and compared by."""
+        return asdict(self) if self.images else {"samples": self.samples, "images": 0}
+
     def __post_init__(self) -> None:
         if self.samples < 0 or self.images < 0 or self.images == 1 or self.steps < 1:
             raise ConfigError(
@@ -141,15 +146,16 @@ class Suite:
         return digest(
             [
                 *(asdict(self.models[cell.model]), self.data[cell.data], self.mark_identity(cell)),
-                *(cell.attack, cell.hyper, cell.seed, self.alpha, self.trials, asdict(self.quality)),
+                *(cell.attack, cell.hyper, cell.seed, self.alpha, self.trials, self.quality.known_by),
             ]
         )
 
     def mark_identity(self, cell: Cell) -> str:
         """A hash over model, method, hyper-parameters and key."""
         mark = self.marks[cell.mark]
-        known_by = [asdict(self.models[cell.model]), mark.method, mark.options, cell.key]
-        settings = getattr(mark.build(), "settings", None)
+        known_by, method = [asdict(self.models[cell.model]), mark.method, mark.options, cell.key], mark.build()
+        # With its defaults: under others it is another mark. A marked folder's settings are its own.
+        settings = method.settings if hasattr(method, "settings") else asdict(method)
         return digest(known_by if settings is None else [*known_by, settings])
 
 
@@ -191,7 +197,10 @@ def read_suite(
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"no suite at '{path}': name a YAML file, or one of {sorted(named)}.")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"'{path}' cannot be read as text ({error}).") from error
     else:
         text = named[known("suite", str(config), named)].read_text()
     try:
@@ -209,12 +218,19 @@ def parse(document: Any, *, model: str | None = None, data: str | None = None, c
     for name in ("models", "data", "marks"):
         if not isinstance(raw.get(name), dict) or not raw[name]:
             raise ConfigError(f"the suite's '{name}' must map names to descriptions, got {raw.get(name)!r}.")
+        if not all(isinstance(key, str) for key in raw[name]):
+            raise ConfigError(f"names in the suite's '{name}' are text, got {list(raw[name])}: quote them.")
+    if not isinstance(raw.get("name"), str):
+        raise ConfigError(f"the suite lacks the field 'name', or it is no text: {raw.get('name')!r}.")
     if data is not None:
-        raw["data"] = {"given": data}
+        raw["data"] = {data: data}
     if model is not None:
-        owner = data if data is not None else next(iter(raw["models"].values()))["data"]
-        raw["models"] = {model: {"path": model, "data": owner}}
+        first = build(ModelSpec, next(iter(raw["models"].values())), "the first model")
+        raw["models"] = {model: {"path": model, "data": data if data is not None else first.data}}
     raw["models"] = {n: build(ModelSpec, v, f"model '{n}'") for n, v in raw["models"].items()}
+    for name, spec in raw["models"].items():
+        if not isinstance(spec.path, str):
+            raise ConfigError(f"model '{name}': path is {spec.path!r}: name a folder or a Hub repository.")
     for what in (*(spec.data for spec in raw["models"].values()), *raw["data"].values()):
         _check_data(what)
     raw["marks"] = {n: _mark(n, v) for n, v in raw["marks"].items()}
@@ -225,8 +241,12 @@ def parse(document: Any, *, model: str | None = None, data: str | None = None, c
     if not isinstance(raw.get("attacks"), list) or not raw["attacks"]:
         raise ConfigError("the suite's 'attacks' must be a list of at least one attack.")
     raw["attacks"] = [_attack(entry) for entry in raw["attacks"]]
-    if not isinstance(raw.get("seeds"), list) or not all(type(s) is int for s in raw["seeds"]) or not raw["seeds"]:
-        raise ConfigError(f"the suite's 'seeds' must be a list of integers, got {raw.get('seeds')!r}.")
+    if (
+        not isinstance(raw.get("seeds"), list)
+        or not all(type(s) is int and s >= 0 for s in raw["seeds"])
+        or not raw["seeds"]
+    ):
+        raise ConfigError(f"the suite's 'seeds' must be a list of integers from 0, got {raw.get('seeds')!r}.")
     if len(set(raw["seeds"])) != len(raw["seeds"]):
         raise ConfigError(f"the suite's seeds repeat: {raw['seeds']}.")
     suite = build(Suite, raw, "the suite")
@@ -250,8 +270,11 @@ def _check_data(value: Any) -> None:
     for name in value:
         known("field of data", name, ("folder", "where"))
     where = value.get("where", {})
-    if not isinstance(where, dict) or not all(isinstance(values, list) for values in where.values()):
-        raise ConfigError(f"data's 'where' is {where!r}: it maps columns to lists of values.")
+    if not isinstance(where, dict) or not all(
+        isinstance(values, list) and all(isinstance(value, str | int | float) for value in values)
+        for values in where.values()
+    ):
+        raise ConfigError(f"data's 'where' is {where!r}: it maps columns to lists of texts or numbers.")
 
 
 def _mark(name: str, entry: Any) -> MarkSpec:

@@ -36,9 +36,18 @@ def load(files: str | Path | Sequence[str | Path], *, any_version: bool = False)
     paths = [files] if isinstance(files, str | Path) else list(files)
     if not paths:
         raise ResultsError("no results file was named: pass at least one.")
-    rows = {row["id"]: row for path in paths for row in results.read(path, any_version=any_version)}
-    names = ("kind", "suite", "model", "data", "mark", "attack", "hyper", "seed")
-    return list({json.dumps([row.get(name) for name in names], sort_keys=True): row for row in rows.values()}.values())
+    names, last = ("kind", "suite", "alpha", "model", "data", "mark", "attack", "hyper", "seed"), {}
+    for path in paths:
+        for row in results.read(path, any_version=any_version):
+            # A reference hangs on what is measured too: one without pictures does not take the place of one with them.
+            last[json.dumps([_pictured(row), *(row.get(name) for name in names)], sort_keys=True)] = row
+    if not last:
+        raise ResultsError(f"no results in {[str(path) for path in paths]}: run a suite first.")
+    return list(last.values())
+
+
+def _pictured(row: dict[str, Any]) -> bool:
+    return row["kind"] == "reference" and bool(row["quality"].get("images"))
 
 
 def update(document: str | Path, *, any_version: bool = False) -> list[str]:
@@ -51,7 +60,11 @@ def update(document: str | Path, *, any_version: bool = False) -> list[str]:
     Raises:
         ConfigError: an unknown section, or one without its end. ResultsError: as for `read`; then nothing is written.
     """
-    path, written, rest, text = Path(document), [], Path(document).read_text(), ""
+    path, written, text = Path(document), [], ""
+    try:
+        rest = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"no document to update at '{path}' ({error}).") from error
     while True:
         before, start, rest = rest.partition("<!-- bench: ")
         text += before
@@ -98,9 +111,9 @@ def grouped(rows: Rows, *names: str) -> dict[tuple[Any, ...], list[dict[str, Any
 def verdicts(rows: Rows) -> str:
     """One table a mark: verdicts, evidence, controls and cost of every attack."""
     parts = []
-    for (model, data, mark), own in grouped(rows, "model", "data", "mark").items():
+    for (model, data, mark, suite, alpha), own in grouped(rows, "model", "data", "mark", "suite", "alpha").items():
         keys = len({row["key"] for row in own})
-        head = f"**{mark}** on {model}, attacker's data {data}; keys and embeddings: {keys}; alpha {own[0]['alpha']:g}"
+        head = f"**{mark}** on {model}, attacker's data {data}{_of(suite, rows)}; keys and embeddings: {keys}; alpha {alpha:g}"
         columns = ["attack", "verified", "95% CI", "log10 p: median, worst", "bits", "trials passed", "95% CI"]
         columns += ["controls' best log10 p: base, wrong key", "noise loss against base", "CMMD", "CLIP-score"]
         columns += ["same-seed distance"]
@@ -114,29 +127,43 @@ def looks(rows: Rows) -> str:
     """One table for each mark of a model and data: log10 p of each look that all its cells have, before any pays for having been
     taken; last, the smallest that any of these looks at a control reached."""
     parts = []
-    for (model, data, mark), own in grouped(
-        [row for row in cells_of(rows) if row.get("looks")], "model", "data", "mark"
-    ).items():
+    looked = [row for row in cells_of(rows) if row.get("looks")]
+    for (model, data, mark, suite, _), own in grouped(looked, "model", "data", "mark", "suite", "alpha").items():
         labels = [label for label in own[0]["looks"] if all(label in row["looks"] for row in own)]
         lines = []
         for (name,), group in grouped(own, "attack_name").items():
             by_look = [[row["looks"][label] for row in group] for label in labels]
-            controls = [
-                p for r in group for c in r.get("controls", {}).values() for p in (c.get("looks") or {}).values()
-            ]
+            controls = [p for r in group for name in r.get("controls", {}) for p in _control_looks(r, name).values()]
             evidence = (f"{statistics.median(p):.1f}, {max(p):.1f}" for p in by_look)
             lines.append([name, str(len(group)), *evidence, f"{min(controls):.1f}" if controls else "-"])
         columns = ["attack", "n", *labels, "controls, any look"]
-        head = f"**{mark}** on {model}, attacker's data {data}, log10 p by look: median, worst"
+        head = f"**{mark}** on {model}, attacker's data {data}{_of(suite, looked)}, log10 p by look: median, worst"
         parts.append(f"{head}\n\n{markdown(columns, lines)}")
     return "\n\n".join(parts) or "No cell has looks."
+
+
+def _of(suite: str, rows: Rows) -> str:
+    """Which suite, where a table is of several: their readings are not pooled."""
+    return f", suite {suite}" if len({row["suite"] for row in cells_of(rows)}) > 1 else ""
+
+
+def _control_looks(row: dict[str, Any], name: str) -> dict[str, float]:
+    """The looks at a control; not those beyond the twin where the control is the twin itself, left as it was by the attack: it
+    answers nothing beyond itself, and what ties give then controls nothing."""
+    found = row["controls"][name].get("looks") or {}
+    unchanged = row["attack"] == "none" or "base" in (row["hyper"].get("other"), row["hyper"].get("student"))
+    return {
+        label: p
+        for label, p in found.items()
+        if not (name == "base" and unchanged and label.startswith("beyond the twin"))
+    }
 
 
 def _verdict_cells(group: Rows) -> list[str]:
     n, found = len(group), sum(row["verdict"] == "verified" for row in group)
     low, high = clopper_pearson(found, n)
     ps = values(group, "log10_p")
-    evidence = f"{statistics.median(ps):.1f}, {max(ps):.1f}" if ps else statistic(group)
+    evidence = f"{statistics.median(ps):.1f}, {max(ps):.1f}{_without(ps, group)}" if ps else statistic(group)
     controls = [c for name in ("base", "wrong_key") for c in [_control(group, name)]]
     return [
         attack_name(group[0]),
@@ -151,6 +178,12 @@ def _verdict_cells(group: Rows) -> list[str]:
         mean(costs(group, "clip_score"), 3),
         mean(costs(group, "perceptual"), 3),
     ]
+
+
+def _without(found: Sequence[float], group: Rows) -> str:
+    """How many rows have no such number, for the others would flatter: a ruined model's is not finite, or cannot be read."""
+    missing = len(group) - len(found)
+    return f" ({missing} of {len(group)} without)" if missing else ""
 
 
 def _control(group: Rows, name: str) -> str:
@@ -177,16 +210,22 @@ def _loss(group: Rows) -> str:
         if (q := row.get("quality") or {}).get("loss_owner")
     ]
     spread = f" sd {statistics.stdev(changes):.0f}" if len(changes) > 1 else ""
-    return f"{statistics.fmean(changes):+.0f}%{spread}" if changes else "-"
+    asked = [row for row in group if "loss_owner" in (row.get("quality") or {})]
+    return f"{statistics.fmean(changes):+.0f}%{spread}{_without(changes, asked)}" if changes else "-"
 
 
 def rate(group: Rows) -> tuple[str, str]:
-    """Verification rate over all trials of a group, and its interval; '-' where the method draws no trials."""
+    """Verification rate over all trials of a group, and its interval; '-' where the method draws no trials.
+
+    The interval is that of one model's trials. Where models differ, those with least and most are named beside it.
+    """
     passed, trials = sum(row.get("passed", 0) for row in group), sum(row.get("trials", 0) for row in group)
     if not trials:
         return "-", "-"
     low, high = clopper_pearson(passed, trials)
-    return f"{passed / trials:.3f} (n {trials})", f"{low:.3f}-{high:.3f}"
+    shares = {row["passed"] / row["trials"] for row in group if row.get("trials")}
+    spread = f"; models {min(shares):.2f}-{max(shares):.2f}" if len(shares) > 1 else ""
+    return f"{passed / trials:.3f} (n {trials})", f"{low:.3f}-{high:.3f}{spread}"
 
 
 def compare(rows: Rows) -> str:
@@ -194,13 +233,13 @@ def compare(rows: Rows) -> str:
     model and data."""
     note = "Models verified; share of single trials that pass alone, its 95% interval, and its change in points."
     parts = [note]
-    for (model, data), here in grouped(rows, "model", "data").items():
+    for (model, data, suite, _), here in grouped(rows, "model", "data", "suite", "alpha").items():
         marks = list(dict.fromkeys(row["mark"] for row in here))
         lines = [
             [name, *(_compared([row for row in group if row["mark"] == mark], here) for mark in marks)]
             for (name,), group in grouped(here, "attack_name").items()
         ]
-        parts.append(f"{model}, attacker's data {data}:\n\n" + markdown(["attack", *marks], lines))
+        parts.append(f"{model}, attacker's data {data}{_of(suite, rows)}:\n\n" + markdown(["attack", *marks], lines))
     return "\n\n".join(parts)
 
 
@@ -226,7 +265,7 @@ def _compared(own: Rows, here: Rows) -> str:
 def wins(rows: Rows) -> str:
     """Where attacks win: every verdict that is not `verified`, and every control that is."""
     lines = []
-    for (model, mark, name), group in grouped(rows, "model", "mark", "attack_name").items():
+    for (model, mark, name, *_), group in grouped(rows, "model", "mark", "attack_name", "suite", "alpha").items():
         # What must not verify, such as a merge that kept nothing, is a control and no loss.
         lost = [r for r in group if r["verdict"] != "verified" and r.get("expect") != "not_verified"]
         false = sum(c["verdict"] == "verified" for row in group for c in row.get("controls", {}).values())
@@ -246,13 +285,14 @@ def wins(rows: Rows) -> str:
 def reference(rows: Rows) -> str:
     """The spread between two seeds of the unmarked base, beside which quality is to be read; n is of rows, by what they hold."""
     lines = []
-    by_model: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["kind"] == "reference":
-            by_model[row["model"], row["data"]].append(row)
-    for (model, data), group in by_model.items():
+    by_model: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    # Suites share seeds, and a seed counts once: that with pictures before that without.
+    for row in sorted((row for row in rows if row["kind"] == "reference"), key=_pictured):
+        by_model[row["model"], row["data"]][row["seed"]] = row
+    for (model, data), seeds in by_model.items():
+        group = list(seeds.values())
         both = [[row[k] for row in group] for k in ("quality", "again")]
-        pictured = sum(bool(row["quality"].get("images")) for row in group)
+        pictured = sum(map(_pictured, group))
         cells = [model, data, f"{len(group)}, {pictured}"]
         for told in (_mean_of("loss_owner", 4), _mean_of("loss_data", 4), _cmmd, _mean_of("clip_score", 3)):
             cells.append(" / ".join(map(told, both)))

@@ -191,6 +191,7 @@ def test_lora_scale_zero_is_the_model_itself(scene):
         ("svd", {"keep": 0.0}),
         ("cast", {"dtype": "int7"}),
         ("reinit", {"block": "no_such_block"}),
+        ("reinit", {"block": "conv_act"}),
         ("merge", {"other": "stranger"}),
     ],
 )

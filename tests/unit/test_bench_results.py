@@ -15,7 +15,13 @@ from aiao_diffusers.errors import ResultsError
 
 
 def row(number, **changes):
-    return {"format": results.FORMAT, "id": f"id{number}", "versions": results.versions(), "note": "x" * 50} | changes
+    return {
+        "format": results.FORMAT,
+        "id": f"id{number}",
+        "kind": "cell",
+        "versions": results.versions(),
+        "note": "x" * 50,
+    } | changes
 
 
 @pytest.fixture
@@ -125,6 +131,13 @@ with results.locked(Path({str(tmp_path)!r})):
         other.wait()
     with results.locked(tmp_path):
         pass
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        with pytest.raises(ResultsError, match="choose another folder"), results.locked(tmp_path / name):
+            pass
 
 
 def test_values_without_json_become_null(tmp_path):

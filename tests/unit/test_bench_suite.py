@@ -1,12 +1,13 @@
 """Suites: what is refused before anything is computed, and what decides a cell's identity."""
 
 import copy
+import dataclasses
 
 import pytest
 import yaml
 
 from aiao_diffusers import EmbedConfig
-from aiao_diffusers.bench.registry import ATTACKS
+from aiao_diffusers.bench.registry import ATTACKS, METHODS
 from aiao_diffusers.bench.suite import parse, read_suite, shipped
 from aiao_diffusers.errors import ConfigError
 
@@ -69,6 +70,26 @@ def test_a_fresh_mark_is_known_by_every_setting_and_a_finished_one_by_its_files(
     assert read_suite("quick").marks["shipped"].build().settings is None
 
 
+def test_a_peer_is_known_by_its_defaults_too(monkeypatch):
+    def mark():
+        suite = parse(small(marks={"peer": {"method": "likeness", "checked": True}}))
+        return suite.mark_identity(next(suite.cells()))
+
+    before, kind = mark(), METHODS["likeness"]
+    other = dataclasses.make_dataclass("Other", [("threshold", float, 0.9)], bases=(kind,), frozen=True)
+    assert kind().threshold != 0.9
+    monkeypatch.setitem(METHODS, "likeness", other)
+    assert mark() != before
+
+
+def test_without_pictures_what_they_are_compared_by_decides_nothing():
+    def identity(images, clip):
+        suite = parse(small(quality={"images": images, "clip": clip}))
+        return suite.identity(next(suite.cells()))
+
+    assert identity(0, "a") == identity(0, "b") != identity(2, "a") != identity(2, "b")
+
+
 @pytest.mark.parametrize("keys, wanted", [(0, {3, 4}), (1, {0}), (2, {0, 1})])
 def test_keys_are_shared_among_seeds(keys, wanted):
     suite = parse(small(marks={"ours": {"method": "aiao", "keys": keys, "checked": True}}))
@@ -96,6 +117,12 @@ def test_keys_are_shared_among_seeds(keys, wanted):
         ({"seeds": [1, 1]}, "repeat"),
         ({"seeds": [1.5]}, "integers"),
         ({"seeds": []}, "integers"),
+        ({"seeds": [-1]}, "integers from 0"),
+        ({"name": 5}, "is no text: 5"),
+        ({"data": {2024: "p"}}, "quote them"),
+        ({"models": {"m": {"path": None, "data": "a"}}}, "path is None"),
+        ({"attacks": [{"attack": "merge", "weight": float("nan")}]}, "finite number"),
+        ({"data": {"d": {"folder": "p", "where": {"kind": [None]}}}}, "texts or numbers"),
         ({"qualitty": {}}, "'qualitty': did you mean 'quality'"),
         ({"quality": {"image": 3}}, "'image': did you mean 'images'"),
         ({"quality": 5}, "must be a mapping"),
@@ -104,7 +131,7 @@ def test_keys_are_shared_among_seeds(keys, wanted):
         ({"models": {"m": {"path": "x", "data": 5}}}, "data is 5"),
         ({"data": {"d": {"foldr": "p"}}}, "mapping with a 'folder'"),
         ({"data": {"d": {"folder": "p", "were": {}}}}, "'were': did you mean 'where'"),
-        ({"data": {"d": {"folder": "p", "where": {"kind": "red"}}}}, "lists of values"),
+        ({"data": {"d": {"folder": "p", "where": {"kind": "red"}}}}, "lists of texts"),
         ({"alpha": 2.0}, "alpha lies between"),
         ({"trials": 0}, "trials from 1"),
         ({"attacks": [{"attack": "prune", "amount": []}]}, "sweep of .'amount'. is empty"),
@@ -129,6 +156,9 @@ def test_missing_fields_and_files(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not YAML"):
         read_suite(tmp_path / "bad.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        read_suite(tmp_path / "latin.yaml")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(ConfigError, match="a suite is a mapping"):
         read_suite(tmp_path / "list.yaml")
@@ -146,7 +176,7 @@ def test_shipped_suites_are_sound(name):
 def test_model_and_data_replace_the_suite_s():
     before = copy.deepcopy(read_suite("full"))
     suite = read_suite("full", model="user/model", data="pictures")
-    assert {m.path for m in suite.models.values()} == {"user/model"} and suite.data == {"given": "pictures"}
+    assert {m.path for m in suite.models.values()} == {"user/model"} and suite.data == {"pictures": "pictures"}
     assert all(m.data == "pictures" for m in suite.models.values())
     assert suite.attacks == before.attacks and suite.marks == before.marks
     assert read_suite("full", clip="user/clip").quality.clip == "user/clip" and suite.quality == before.quality

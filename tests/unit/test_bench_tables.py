@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from aiao_diffusers.bench import results
+from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.curves import curves
 from aiao_diffusers.bench.run import unexpected
 from aiao_diffusers.bench.tables import load, table, update
@@ -57,6 +58,78 @@ def test_verdicts_count_and_bound(folder):
         assert f" {cell} |" in line
     assert " 0/3 " in line_of(text, "| prune (amount 0.7)")
     assert "structured" not in text  # defaults are not repeated
+
+
+def test_suites_and_significances_are_not_pooled(folder):
+    for changes in ({"suite": "other"}, {"alpha": 0.5}):
+        results.append(folder / results.FILE, row("none", {}, 7, -1.0, passed=0, **changes))
+    text = table(folder, sections=["verdicts"])
+    assert [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| none")] == [
+        "3/3",
+        "0/1",
+        "0/1",
+    ]
+    assert "suite other" in text and "alpha 0.5" in text
+    assert table(folder, sections=["wins"]).count("| none | 1/1 |") == 2
+    assert table(folder, sections=["compare"]).count("| none |") == 3
+
+
+def test_of_models_that_differ_the_range_is_told(tmp_path):
+    for seed, passed in enumerate((0, 4, 8)):
+        results.append(tmp_path / results.FILE, row("none", {}, seed, -50.0, passed=passed))
+    low, high = clopper_pearson(12, 24)
+    assert f"| {low:.3f}-{high:.3f}; models 0.00-1.00 |" in table(tmp_path, sections=["verdicts"])
+
+
+def test_what_has_no_number_is_counted(tmp_path):
+    for seed, p in enumerate((-50.0, -48.0)):
+        results.append(tmp_path / results.FILE, row("none", {}, seed, p))
+    ruined = {"loss_owner": float("nan"), "base_loss_owner": 0.1}
+    results.append(tmp_path / results.FILE, row("none", {}, 2, None, verdict="not_testable", quality=ruined))
+    line = line_of(table(tmp_path, sections=["verdicts"]), "| none")
+    assert "| 2/3 |" in line and "| -49.0, -48.0 (1 of 3 without) |" in line and "+10% sd 0 (1 of 3 without)" in line
+
+
+def test_a_seed_of_the_base_counts_once_with_its_pictures(tmp_path):
+    stamp = {
+        k: v for k, v in row("none", {}, 0, -1.0).items() if k in ("format", "versions", "alpha", "model", "data")
+    }
+    for suite, seed, quality in (("a", 0, {"images": 8, "cmmd": 1.0}), ("b", 0, {}), ("b", 1, {})):
+        told = {"loss_owner": 0.1, "loss_data": 0.1} | quality
+        line = {
+            "kind": "reference",
+            "id": f"{suite}{seed}",
+            "suite": suite,
+            "seed": seed,
+            "quality": told,
+            "again": told,
+        }
+        results.append(tmp_path / results.FILE, stamp | line)
+    assert "| m | d | 2, 1 |" in table(tmp_path, sections=["reference"])
+
+
+def test_a_control_that_is_the_twin_says_nothing_of_looks_beyond_it(tmp_path):
+    looks = {"amplitude x1": -1.0, "beyond the twin x1, ranks": -2.6}
+    for attack, hyper in (("none", {}), ("merge", {"weight": 0.5, "other": "base"}), ("noise", {"std": 0.1})):
+        line = row(attack, hyper, 0, -50.0, looks={"amplitude x1": -50.0})
+        line["controls"]["base"]["looks"] = looks
+        results.append(tmp_path / results.FILE, line)
+    text = table(tmp_path, sections=["looks"])
+    assert line_of(text, "| none").endswith("| -1.0 |") and line_of(text, "| merge").endswith("| -1.0 |")
+    assert line_of(text, "| noise").endswith("| -2.6 |")
+
+
+def test_nothing_to_tell_or_update(tmp_path, capsys):
+    (tmp_path / results.FILE).touch()
+    with pytest.raises(ResultsError, match="no results in"):
+        table(tmp_path)
+    with pytest.raises(ConfigError, match="no document"):
+        update(tmp_path / "none.md")
+    (tmp_path / "file").touch()
+    with pytest.raises(ResultsError, match="no folder for curves"):
+        curves([row("none", {}, 0, -1.0)], tmp_path / "file")
+    assert main(["table", str(tmp_path), "--update", "a.md"]) == 2 and "leave out" in capsys.readouterr().err
+    assert main(["run", "smoke", "--quick"]) == 2 and main(["run"]) == 2
 
 
 def test_wins_list_every_loss_and_false_verdict(folder):

@@ -88,9 +88,11 @@ def reinit(denoiser: nn.Module, scene: Scene, *, block: str = "mid_block") -> nn
     names = dict(denoiser.named_modules())
     if block not in names:
         raise ConfigError(f"no block '{block}'; the denoiser has {[n for n in names if n.count('.') < 2][:12]}.")
+    layers = [layer for layer in names[block].modules() if hasattr(layer, "reset_parameters")]
+    if not layers:
+        raise ConfigError(f"block '{block}' has no weights to initialise: name one that holds layers.")
     with torch.random.fork_rng():
         torch.manual_seed(scene.seed)
-        for layer in names[block].modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+        for layer in layers:
+            layer.reset_parameters()
     return denoiser

@@ -73,7 +73,13 @@ class AIAO(EmbedConfig):
         """By `aiao_diffusers.embed` with these settings."""
         if self.marked:
             loaded = load_denoiser(scene.find(self.marked))
-            denoiser.load_state_dict(loaded.state_dict())
+            try:
+                denoiser.load_state_dict(loaded.state_dict())
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"the marked model '{self.marked}' is of another architecture than the model of this suite: leave out "
+                    "--model, or take a suite that embeds marks of its own."
+                ) from error
             WatermarkRecord.load(scene.find(self.marked)).save(folder)
             return
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(EmbedConfig)}
