@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 Assets = Annotated[Path, typer.Option(help="The example's folder.")]
 Folder = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Folder for the result as JSON, Markdown and picture.")
+    Path | None, typer.Option("-o", "--output", help="Folder for the result: JSON, Markdown, of nulls a picture.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -23,7 +23,7 @@ CARDS = {
         "apache-2.0",
         ("finetune", "base"),
         NOTO,
-        "`EmbedConfig()`: 600 steps of 8 latents in three copies, AdamW, peak lr 5e-4, .9 of the change kept.",
+        "The recipe before the present `EmbedConfig()`: 600 steps of 8 latents in three copies, response 1, AdamW, peak lr 5e-4, .9 of the change kept.",
         "python descend.py; python export.py",
     ),
     "finetuned": (

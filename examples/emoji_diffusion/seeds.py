@@ -1,6 +1,6 @@
 """Fresh keys, fresh embeddings, fresh descendants: the verdicts and their controls, one JSON line a seed.
 
-    python seeds.py --seeds 1 2 3 --out seeds.jsonl     # needs the shipped folders alone; some 25 minutes a seed
+    python seeds.py --seeds 1 2 3 --out seeds.jsonl     # needs the shipped folders alone; some 45 minutes a seed on one core
     python seeds.py --table --out seeds.jsonl           # the table, from what was measured
 
 A seed fixes the key (a child of the demo key), the batches and the noise. Seeds already in the file are not run again.
