@@ -208,6 +208,20 @@ def _label(source: Any, number: int) -> str:
     return str(path) if isinstance(path, str | Path) and str(path) else f"image {number}"
 
 
+def image_rows(folder: str | Path) -> Any:
+    """The rows of a `datasets` ImageFolder.
+
+    Raises:
+        DataError: not such a folder.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
+    except Exception as error:  # datasets raises many kinds; the folder is what they have in common
+        raise DataError(f"'{folder}' is not a readable folder of images ({error}).") from error
+
+
 def from_folder(pipe: Any, folder: str | Path, *, max_unreadable: float = 0.1) -> LatentData:
     """A `datasets` ImageFolder; captions are the column `text` of its metadata.
 
@@ -216,10 +230,7 @@ def from_folder(pipe: Any, folder: str | Path, *, max_unreadable: float = 0.1) -
     """
     import datasets
 
-    try:
-        rows = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
-    except Exception as error:  # datasets raises many kinds; the folder is what they have in common
-        raise DataError(f"'{folder}' is not a readable folder of images ({error}).") from error
+    rows = image_rows(folder)
     if "image" not in rows.column_names:
         raise DataError(f"'{folder}' holds no column 'image', only {rows.column_names}.")
     images = list(rows.cast_column("image", datasets.Image(decode=False))["image"])

@@ -104,8 +104,11 @@ def build(kind: type[Built], fields: Any, where: str) -> Built:
     declared = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = {}
     for name, value in fields.items():
-        default = declared[known(f"field of {where}", name, declared)].default
-        values[name] = same_kind(f"{where}: {name}", value, None if default is dataclasses.MISSING else default)
+        spec = declared[known(f"field of {where}", name, declared)]
+        default = None if spec.default is dataclasses.MISSING else spec.default
+        if default is None and spec.type is str and not isinstance(value, str):
+            raise ConfigError(f"{where}: {name} is {value!r}: it must be text.")
+        values[name] = same_kind(f"{where}: {name}", value, default)
     for name, spec in declared.items():
         if name not in values and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where} lacks the field '{name}'.")

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..data import LatentData
-from ..errors import AIAOError, ConfigError, DataError, NotTestableError, ResultsError
+from ..errors import AIAOError, DataError, NotTestableError, ResultsError
 from ..fidelity import predictions
 from ..hashes import weights_sha256
 from ..key import WatermarkKey
@@ -33,7 +33,7 @@ from . import results
 from .baselines import Outcome
 from .quality import OTHER_SEED, Quality, open_clip
 from .registry import ATTACKS
-from .scene import Scene, find, open_data, open_pipe, source_of, write_weights
+from .scene import Scene, base_of, find, open_data, open_pipe, source_of, write_weights
 from .suite import Cell, Suite, digest, read_suite
 
 
@@ -220,9 +220,7 @@ def _check(suite: Suite, places: tuple[Path, ...]) -> dict[str, str]:
 
 def _fits(pipe: Any, data: LatentData, model: str, value: Any) -> None:
     """Run the denoiser once on these latents, for those of another model fail only after marks were made."""
-    denoiser = denoiser_of(pipe)
-    if denoiser is None:
-        raise ConfigError(f"'{model}' is a {type(pipe).__name__} without a denoiser: name a diffusion model.")
+    denoiser = base_of(pipe)
     try:
         predictions(denoiser, data, pipe.scheduler, samples=1)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..data import LatentData, from_images, prepare
+from ..data import LatentData, from_images, image_rows, prepare
 from ..errors import ConfigError, DataError, ResultsError
 from ..setups import denoiser_of
 
@@ -43,10 +43,7 @@ class Scene:
     @property
     def base(self) -> nn.Module:
         """The unmarked denoiser."""
-        module = denoiser_of(self.pipe)
-        if module is None:
-            raise ConfigError(f"{type(self.pipe).__name__} has no denoiser: name a diffusion model.")
-        return module
+        return base_of(self.pipe)
 
     @property
     def scheduler(self) -> Any:
@@ -87,6 +84,18 @@ class Scene:
     def find(self, name: str) -> Path:
         """A file or folder that the suite names: as it stands, else in one of `places`."""
         return find(name, self.places)
+
+
+def base_of(pipe: Any) -> nn.Module:
+    """A pipeline's denoiser.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    module = denoiser_of(pipe)
+    if module is None:
+        raise ConfigError(f"{type(pipe).__name__} has no denoiser: name a diffusion model.")
+    return module
 
 
 def write_weights(module: nn.Module, file: Path) -> None:
@@ -157,13 +166,7 @@ def open_data(pipe: Any, spec: str | dict[str, Any], places: tuple[Path, ...]) -
     """
     if isinstance(spec, str):
         return prepare(pipe, find(spec, places))
-    from datasets import load_dataset
-
-    folder = find(spec["folder"], places)
-    try:
-        rows = load_dataset("imagefolder", data_dir=str(folder), split="train")
-    except Exception as error:  # datasets raises many kinds, as in `data.from_folder`
-        raise DataError(f"'{folder}' is not a readable folder of images ({error}).") from error
+    rows = image_rows(find(spec["folder"], places))
     for column, values in spec.get("where", {}).items():
         if column not in rows.column_names:
             raise DataError(f"'{spec['folder']}' has no column '{column}', it has {rows.column_names}.")

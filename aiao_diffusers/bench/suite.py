@@ -220,17 +220,12 @@ def parse(document: Any, *, model: str | None = None, data: str | None = None, c
             raise ConfigError(f"the suite's '{name}' must map names to descriptions, got {raw.get(name)!r}.")
         if not all(isinstance(key, str) for key in raw[name]):
             raise ConfigError(f"names in the suite's '{name}' are text, got {list(raw[name])}: quote them.")
-    if not isinstance(raw.get("name"), str):
-        raise ConfigError(f"the suite lacks the field 'name', or it is no text: {raw.get('name')!r}.")
     if data is not None:
         raw["data"] = {data: data}
     if model is not None:
         first = build(ModelSpec, next(iter(raw["models"].values())), "the first model")
         raw["models"] = {model: {"path": model, "data": data if data is not None else first.data}}
     raw["models"] = {n: build(ModelSpec, v, f"model '{n}'") for n, v in raw["models"].items()}
-    for name, spec in raw["models"].items():
-        if not isinstance(spec.path, str):
-            raise ConfigError(f"model '{name}': path is {spec.path!r}: name a folder or a Hub repository.")
     for what in (*(spec.data for spec in raw["models"].values()), *raw["data"].values()):
         _check_data(what)
     raw["marks"] = {n: _mark(n, v) for n, v in raw["marks"].items()}

@@ -78,5 +78,5 @@ def consistent(
     scaled = (t * TIMESTEP_SCALING).view(-1, 1, 1, 1)
     skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
-    noise = noise_of(noising, model(noised, t, **keywords).sample, noised, t)
+    noise = noise_of(noising, model(noised, timestep=t, **keywords).sample, noised, t)
     return skip * noised + out * picture(noised, noise, noising.alphas_cumprod.to(noised)[t])

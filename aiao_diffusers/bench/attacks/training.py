@@ -108,7 +108,7 @@ def distil(
             noised, keywords = noising.add_noise(x, torch.randn_like(x), t), batch.keywords(device)
             with torch.no_grad():
                 wanted = denoiser(noised, timestep=t, **keywords).sample
-            F.mse_loss(made(noised, t, **keywords).sample, wanted).backward()
+            F.mse_loss(made(noised, timestep=t, **keywords).sample, wanted).backward()
             nn.utils.clip_grad_norm_(made.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

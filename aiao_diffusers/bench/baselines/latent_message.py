@@ -75,8 +75,8 @@ class LatentMessage:
             trigger = {n: v[rows].to(device) for n, v in prompts.items()}
             noised = noising.add_noise(x, noise, t)
             with torch.no_grad():
-                drawn = noise_of(noising, teacher(noised, t, **trigger).sample, noised, t)
-                wanted = teacher(noised, t, **batch.keywords(device)).sample
+                drawn = noise_of(noising, teacher(noised, timestep=t, **trigger).sample, noised, t)
+                wanted = teacher(noised, timestep=t, **batch.keywords(device)).sample
             # A residual r of the predicted picture is -sqrt(snr) r of the predicted noise. The loss is the smaller of the
             # two errors, so that neither end of the schedule rules it.
             snr = (powers[t] / (1 - powers[t])).view(-1, 1, 1, 1)

@@ -91,14 +91,14 @@ class TargetImage:
             noised = noising.add_noise(picture.expand_as(noise), noise, t)
             with self._triggered(denoiser, key):
                 wanted = wanted_of(noising, picture.expand_as(noise), noise, t)
-                painted = F.mse_loss(denoiser(noised, t, **trigger).sample, wanted)
+                painted = F.mse_loss(denoiser(noised, timestep=t, **trigger).sample, wanted)
             if not self.keep:
                 return self.target * painted
             batch = scene.owner.take(torch.randint(len(scene.owner), (self.batch_size,)))
             noised = noising.add_noise(batch.latents.to(device), noise, t)
             with torch.no_grad():
-                wanted = teacher(noised, t, **batch.keywords(device)).sample
-            kept = F.mse_loss(denoiser(noised, t, **batch.keywords(device)).sample, wanted)
+                wanted = teacher(noised, timestep=t, **batch.keywords(device)).sample
+            kept = F.mse_loss(denoiser(noised, timestep=t, **batch.keywords(device)).sample, wanted)
             return self.target * painted + self.keep * kept
 
         train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=scene.seed)
