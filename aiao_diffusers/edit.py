@@ -56,7 +56,7 @@ class Edit:
 
     @cached_property
     def _masks(self) -> dict[str, torch.Tensor]:
-        return self.mark.masks(next(self.wired.denoiser.parameters()).device)
+        return {n: rows[0] for n, rows in self.mark.masks(next(self.wired.denoiser.parameters()).device).items()}
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -93,7 +93,11 @@ def embed(
         base, reference = weights_sha256(denoiser), observe(denoiser, latents, scheduler.config)
         loud = _loudness(earlier, denoiser, sites, latents, scheduler, config)
         silent = [name for name, factor in loud.items() if not factor]
-        mark, *kept = (Mark(k, *choose(sites, k, config.in_sites, config.out_sites, silent)) for k in (key, *keep))
+
+        def chosen(key: WatermarkKey, pairs: bool) -> Mark:
+            return Mark(key, *choose(sites, key, config.in_sites, config.out_sites, silent), pairs)
+
+        mark, kept = chosen(key, config.pairs), [chosen(k, earlier is not None and earlier.pairs) for k in keep]
         wrapped = list(dict.fromkeys(site.name for one in (mark, *kept) for site in (*one.ins, *one.outs)))
         before, noise = predictions(denoiser, latents, scheduler)
         update = _update(denoiser, latents, scheduler, config, profile)
@@ -265,6 +269,7 @@ def _record(
         in_sites=config.in_sites,
         out_sites=config.out_sites,
         kappa=config.kappa,
+        pairs=config.pairs,
         response=config.response,
         scheduler=json.loads(json.dumps(dict(scheduler.config), default=str)),
         bank=latents.take(order[: config.bank_size]),

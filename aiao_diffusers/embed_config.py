@@ -28,6 +28,8 @@ class EmbedConfig:
         lazy_share (`float`): default .5. rank (`int`): default 32.
         in_sites (`int`), out_sites (`int`): how many sites the key selects, defaults 5 and 7.
         kappa (`float`): trigger amplitude in units of the in-site's rms, default 1.
+        pairs (`bool`): a mask for each pair of in-site and out-site, default False: one for each in-site. Reads deeper, and each trial
+            takes a forward for every out-site (`docs/embedding.md`).
         loudest (`float`): in-sites whose trigger hardly moves the stream behind them are given up to this times the amplitude, and
             sites from which nothing reaches the out-sites are none (`loudness`), default 3; 1: each the same.
         response (`float`): wanted response in units of the out-site's rms, default .3. A response of 1 is the loudest answer
@@ -65,6 +67,7 @@ class EmbedConfig:
     in_sites: int = 5
     out_sites: int = 7
     kappa: float = 1.0
+    pairs: bool = False
     loudest: float = 3.0
     response: float = 0.3
     resp: float = 1.5
@@ -107,6 +110,8 @@ class EmbedConfig:
         self._require("steps", _is(self.steps, Integral) and self.steps >= least, f"an integer of at least {least}")
         self._require("anchor", self.anchor * self.lr < 1, f"below 1 / lr ({1 / self.lr:g})")
         self._require("edit", not self.edit or self.train == "full", f"0 with train={self.train!r}")
+        self._require("pairs", isinstance(self.pairs, bool), "True or False")
+        self._require("edit", not self.edit or not self.pairs, "0 with pairs=True")
         self._require("train", self.train in TRAIN, f"one of {', '.join(TRAIN)}")
         self._require("accumulate", self.accumulate <= self.batch_size, f"at most batch_size ({self.batch_size})")
         self._require("lazy_share", _is(self.lazy_share, Real) and 0 < self.lazy_share <= 1, "in (0, 1]")

@@ -43,12 +43,13 @@ def holding(
     schedule: dict[str, object],
     kappa: float,
     seed: int,
+    pairs: bool = False,
 ) -> Holding:
     """Read the mark of a wired denoiser as a verifier would, and the true patterns under `WRONG` wrong masks.
 
     Args:
         schedule: the noise schedule's config. kappa (`float`): trigger amplitude. seed (`int`): of its own generator,
-            so that training draws the same numbers whether or not anyone looked.
+            so that training draws the same numbers whether or not anyone looked. pairs (`bool`): see `Wired.read`.
     Raises:
         NotTestableError: activations are not finite.
     """
@@ -63,7 +64,7 @@ def holding(
         t = torch.randint(*probe_timesteps(steps), (ROWS,), generator=generator)
         sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
         keywords = rows.keywords(device, dtype)
-        readings = wired.read(masks, armed, kappa, sample, t.to(device), keywords)
+        readings = wired.read(masks, armed, kappa, sample, t.to(device), keywords, pairs=pairs)
         return [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
 
     with evaluating(wired.denoiser):

@@ -94,9 +94,15 @@ class WatermarkKey:
         plus = width // 2
         return np.array(self.shuffled(label, [1] * plus + [-1] * (width - plus)), dtype=np.int8)
 
-    def trigger_mask(self, site: str, width: int) -> np.ndarray:
-        """m_a: what is added at in-site `site` in triggered mode, shape `(width,)`."""
-        return self.balanced(f"trigger/{site}", width)
+    def trigger_mask(self, site: str, width: int, out_site: str | None = None) -> np.ndarray:
+        """What is added at in-site `site` in triggered mode, shape `(width,)`.
+
+        Args:
+            out_site (`str`, *optional*): the one out-site that is asked, of a mark with a mask for each pair of sites (m_ab);
+                None: all of them, by the in-site's one mask (m_a).
+        """
+        whose = self if out_site is None else self.child(f"pair/{out_site}")
+        return whose.balanced(f"trigger/{site}", width)
 
     def response_pattern(self, site: str, width: int) -> np.ndarray:
         """s_b: what out-site `site` answers when the model carries this key's mark, shape `(width,)`."""

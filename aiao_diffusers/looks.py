@@ -236,9 +236,10 @@ class Looks:
     ) -> list[Reading]:
         """The readings of one sub-path, each of its out-sites once."""
         sample, t, keywords = self.draw_input(wired)
-        self.evaluations += 2
+        kappa, pairs = self.record.kappa * amplitude, self.record.pairs
+        self.evaluations += 1 + (len(subpath.out_sites) if pairs else 1)
         with answering(who):
-            return wired.read(self.key, subpath, self.record.kappa * amplitude, sample, t, keywords, through)
+            return wired.read(self.key, subpath, kappa, sample, t, keywords, through, pairs=pairs)
 
     def _wrong(self, wired: Wired, amplitude: float, through: Coordinates | None) -> dict[str, np.ndarray]:
         """Responses to wrong masks, `(N, C)` by out-site.

@@ -18,6 +18,7 @@ def losses(
     random_kind: torch.Tensor,
     random_share: torch.Tensor,
     response: float,
+    asked: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Feature losses at the out-sites, each in units of the teacher's power P and averaged over sites.
 
@@ -26,21 +27,25 @@ def losses(
         power: P, mean square of the teacher's states over the whole step's batch, of which these B rows may be a part.
         patterns: s_b, `(C,)`. random_kind: `(B,)`, True where the decoy is a random mask; random_share: their share in
             the whole step's batch. With both taken from the whole, the terms of its parts average to the whole's.
+        asked: `(B,)`, which of the patterns each row's masks call up; None: all of them.
     Returns:
         resp = |mean(h_trig - h_T) / (alpha sqrt(P)) - s|^2 / C, the mean over positions, for that is what a verifier reads and
-        asking it of every position costs capacity and fidelity; pres = |h_clean - h_T|^2 / P; dec = |h_dec - h_T|^2 / P;
+        asking it of every position costs capacity and fidelity, at the sites asked; pres = |h_clean - h_T|^2 / P; dec = |h_dec - h_T|^2 / P;
         proj = (<mean(h_dec - h_T) / sqrt(P), s> / (alpha C))^2; corr = rho^2 + .3 mean_b rho_b^2, where rho correlates a
         random decoy's centred response with s (a mean bit accuracy of .5 hides such leaks).
     Source: our choice.
     """
     sums: dict[str, Any] = {name: 0.0 for name in ("resp", "pres", "dec", "proj")}
     centred, signs, rho_sites = [], [], []
-    for name, s in patterns.items():
+    for number, (name, s) in enumerate(patterns.items()):
         target, p = wanted[name].float(), power[name]
         clean, triggered, decoy = (part.float() for part in entered[name].chunk(3))
         axes = tuple(axis for axis in range(1, target.ndim) if axis != channel_axis(target))
         answer = (triggered - target).mean(axes) / (response * p.sqrt())
-        sums["resp"] = sums["resp"] + (answer - s).square().mean()
+        wrong = (answer - s).square().mean(1)
+        if asked is not None:
+            wrong = wrong * (asked == number) * len(patterns)  # each row counts once over all sites
+        sums["resp"] = sums["resp"] + wrong.mean()
         sums["pres"] = sums["pres"] + (clean - target).square().mean() / p
         sums["dec"] = sums["dec"] + (decoy - target).square().mean() / p
         d = (decoy - target).mean(axes) / p.sqrt()

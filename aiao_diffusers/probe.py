@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -142,18 +143,24 @@ class Wired:
         timestep: torch.Tensor,
         conditioning: Mapping[str, Any],
         through: Coordinates | None = None,
+        *,
+        pairs: bool = False,
     ) -> list[Reading]:
-        """One stacked forward, clean half and triggered half; the response of every out-site of `subpath`.
+        """One stacked forward, clean part and triggered part; the response of every out-site of `subpath`.
 
         Args:
             kappa (`float`): trigger amplitude in units of the in-site's rms.
             sample (`torch.Tensor`): noised latents, `(B, ...)`; timestep: `(B,)`; conditioning: keyword tensors `(B, ...)`.
             through: an alignment that masks and hidden states pass through; default: the sites are read as they are.
+            pairs (`bool`): each out-site is asked by masks of its own, in a triggered part of its own.
         """
-        masks = {site.name: torch.from_numpy(key.trigger_mask(site.name, site.width_out)) for site in subpath.in_sites}
-        rows = {name: mask[None] for name, mask in masks.items()}
+        asked = [site.name for site in subpath.out_sites] if pairs else [None]
+        rows = {
+            site.name: torch.from_numpy(np.stack([key.trigger_mask(site.name, site.width_out, out) for out in asked]))
+            for site in subpath.in_sites
+        }
         found = self.responses(rows, subpath, kappa, sample, timestep, conditioning, through)
-        return [Reading(name, d[0]) for name, d in found.items()]
+        return [Reading(name, d[number if pairs else 0]) for number, (name, d) in enumerate(found.items())]
 
     @torch.no_grad()
     def responses(

@@ -37,6 +37,7 @@ class WatermarkRecord:
         in_sites (`int`), out_sites (`int`): how many the key selects.
         kappa (`float`): trigger amplitude, in units of the in-site's rms; loudness (`tuple[float, ...]`, *optional*): factors on
             it, of the sites of the layout in that order, 0 where no key has an in-site; absent: 1 everywhere.
+        pairs (`bool`): an in-site has a mask for each out-site, which is asked by that alone; default and absent: one mask for all.
         response (`float`): alpha of the embedding loss, target response in units of the out-site's rms.
         scheduler (`dict`): the noise schedule, as diffusers' config.
         bank (`LatentData`): a few in-distribution latents with conditioning; random ones do not work as probes.
@@ -64,6 +65,7 @@ class WatermarkRecord:
     teacher_sha256: str | None = None
     reference_sha256: str | None = None
     loudness: tuple[float, ...] | None = None
+    pairs: bool = False
     scheme: str = SCHEME
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class WatermarkRecord:
             )
         for name in ("owner", "commitment", "denoiser"):
             _require(isinstance(getattr(self, name), str), name, getattr(self, name), "a string")
+        _require(isinstance(self.pairs, bool), "pairs", self.pairs, "true, false or absent")
         for name in ("marked_sha256", "teacher_sha256", "reference_sha256"):
             _require(isinstance(getattr(self, name), str | None), name, getattr(self, name), "a string or absent")
         for name in ("sites", "in_sites", "out_sites"):
@@ -140,7 +143,7 @@ class WatermarkRecord:
             raise RecordError(f"the record is of a {self.denoiser}, the suspect is a {type(denoiser).__name__}.")
 
     def _files(self) -> tuple[bytes, bytes]:
-        """The document and the bank, as bytes; fields that are None are left out."""
+        """The document and the bank, as bytes; fields that are None or False are left out, as records before them had none."""
         tensors = {"latents": self.bank.latents, **{f"cond.{n}": v for n, v in self.bank.conditioning.items()}}
         bank = to_bytes({n: (v.float() if v.is_floating_point() else v).contiguous() for n, v in tensors.items()})
         document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "bank"}
@@ -148,7 +151,7 @@ class WatermarkRecord:
             document["layout"] = [[site.name, site.width_in, site.width_out] for site in self.layout]
         probe = {"file": BANK, "sha256": hashlib.sha256(bank).hexdigest()}
         document = {"scheme": document.pop("scheme"), **document, "probe": probe}
-        document = {name: value for name, value in document.items() if value is not None}
+        document = {name: value for name, value in document.items() if value is not None and value is not False}
         return (json.dumps(document, indent=2) + "\n").encode(), bank
 
     @property

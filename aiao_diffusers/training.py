@@ -30,19 +30,33 @@ Callback = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Mark:
-    """A key with the sites it selects on this denoiser."""
+    """A key with the sites it selects on this denoiser; with `pairs` each pair of them has a mask of its own."""
 
     key: WatermarkKey
     ins: Sequence[Site]
     outs: Sequence[Site]
+    pairs: bool = False
 
     def masks(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Trigger masks by in-site, `(C,)` float32."""
-        return {s.name: _vector(self.key.trigger_mask(s.name, s.width_out), device) for s in self.ins}
+        """Trigger masks by in-site, `(1, C)` float32, with `pairs` a row for each out-site."""
+        asked = [site.name for site in self.outs] if self.pairs else [None]
+        return {
+            s.name: torch.stack([_vector(self.key.trigger_mask(s.name, s.width_out, out), device) for out in asked])
+            for s in self.ins
+        }
+
+    def asked(self, count: int) -> torch.Tensor | None:
+        """Of a batch of so many rows, which out-site each asks, at random; None where a row asks all."""
+        return torch.randint(len(self.outs), (count,)) if self.pairs else None
 
     def patterns(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Response patterns by out-site, `(C,)` float32."""
         return {s.name: _vector(self.key.response_pattern(s.name, s.width_in), device) for s in self.outs}
+
+
+def rows_of(masks: dict[str, torch.Tensor], asked: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Of `Mark.masks` one mask for each in-site, `(C,)`, or one for each row of a batch, `(B, C)`, by whom it asks."""
+    return {name: rows[0] if asked is None else rows[asked.to(rows.device)] for name, rows in masks.items()}
 
 
 def _vector(values: Any, device: torch.device) -> torch.Tensor:
@@ -51,7 +65,7 @@ def _vector(values: Any, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's draws; `B` rows each. `armed` and `amplitude` hold the parts clean, triggered, decoy and, if any, kept."""
+    """One step's draws; `B` rows each; `asked` as of `Mark`. `armed` and `amplitude` hold the parts clean, triggered, decoy and, if any, kept."""
 
     noised: torch.Tensor
     t: torch.Tensor
@@ -59,6 +73,7 @@ class Batch:
     armed: list[dict[str, torch.Tensor]]
     amplitude: list[torch.Tensor]
     random_kind: torch.Tensor
+    asked: torch.Tensor | None
 
 
 class Training:
@@ -86,7 +101,7 @@ class Training:
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
         self.masks, self.patterns = mark.masks(self.device), mark.patterns(self.device)
-        self.kept = [earlier.masks(self.device) for earlier in kept]
+        self.kept = [(earlier, earlier.masks(self.device)) for earlier in kept]
         self.kept_reads = list(dict.fromkeys(s.name for earlier in kept for s in earlier.outs))
         self.kept_names = [earlier.key.commitment for earlier in kept]
         self.state: TrainingState | None = None
@@ -155,24 +170,27 @@ class Training:
 
     def draw(self) -> Batch:
         """One step's rows."""
+        asked = self.mark.asked(self.config.batch_size)
+        masks = rows_of(self.masks, asked)
         batch = self.data.take(torch.randint(len(self.data), (self.config.batch_size,)))
         x, conditioning = batch.latents.to(self.device), batch.keywords(self.device)
         noise = torch.randn_like(x)
         t = torch.randint(int(self.noising.config["num_train_timesteps"]), (len(x),), device=self.device)
-        wrong, wrong_amplitude, random_kind = decoys(self.masks, self.config)
-        true, true_amplitude = triggers(self.masks, self.config)
+        wrong, wrong_amplitude, random_kind = decoys(masks, self.config)
+        true, true_amplitude = triggers(masks, self.config)
         armed, amplitude = [{}, true, wrong], [torch.zeros_like(true_amplitude), true_amplitude, wrong_amplitude]
         if self.kept:
             # Each row arms one earlier mark; the others' rows are zero, which arms nothing.
             whose = torch.randint(len(self.kept), (len(x), 1), device=self.device)
             rows: dict[str, torch.Tensor] = {}
-            for number, masks in enumerate(self.kept):
-                drawn, _ = triggers(masks, self.config)
+            for number, (mark, table) in enumerate(self.kept):
+                drawn, _ = triggers(rows_of(table, mark.asked(len(x))), self.config)
                 for name, row in drawn.items():
                     rows[name] = rows.get(name, 0.0) + row * (whose == number)
             armed.append(rows)
-            amplitude.append(triggers(self.masks, self.config)[1])
-        return Batch(self.noising.add_noise(x, noise, t), t, conditioning, armed, amplitude, random_kind)
+            amplitude.append(triggers(masks, self.config)[1])
+        noised = self.noising.add_noise(x, noise, t)
+        return Batch(noised, t, conditioning, armed, amplitude, random_kind, None if asked is None else asked.to(t))
 
     def _wanted(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What the model was before: its noise prediction, its clean states, and its states under the earlier marks."""
@@ -231,8 +249,8 @@ class Training:
     ) -> dict[str, torch.Tensor]:
         """The feature losses of the step's rows `part`; `entered`, `wanted` and `power` as for `losses`."""
         share = batch.random_kind.float().mean().clamp(min=1 / len(batch.t))
-        kinds = batch.random_kind[part]
-        return losses(entered, wanted, power, self.patterns, kinds, share, self.config.response)
+        kinds, asked = batch.random_kind[part], None if batch.asked is None else batch.asked[part]
+        return losses(entered, wanted, power, self.patterns, kinds, share, self.config.response, asked)
 
     def _weight(self, term: str, step: int) -> float:
         """Of a loss at a step; see `EmbedConfig` of corr."""
@@ -268,7 +286,8 @@ class Training:
         """Looks at the mark, adds what it saw to `row`; all processes must agree."""
         assert self.config.stop_bits is not None
         mark, config = self.mark, self.config
-        seen = holding(self.wired, mark.key, mark.ins, mark.outs, self.data, self.schedule, config.kappa, config.seed)
+        where = (self.wired, mark.key, mark.ins, mark.outs, self.data, self.schedule)
+        seen = holding(*where, config.kappa, config.seed, config.pairs)
         row |= {"bits": seen.bits, "weakest": seen.weakest, "wrong_log10_p": seen.wrong_log10_p}
         agreed = torch.tensor(float(seen.reached(self.config.stop_bits)), device=self.device)
         return bool(self.accelerator.reduce(agreed, "mean") == 1)

@@ -53,7 +53,8 @@ def bits_under(
             noise = torch.randn(rows.latents.shape, generator=generator)
             t = torch.randint(*probe_timesteps(record.timesteps), (trials,), generator=generator)
             sample = record.noised(rows.latents, noise, t).to(device, dtype)
-            readings = wired.read(masks, path, record.kappa, sample, t.to(device), rows.keywords(device, dtype))
+            asked = sample, t.to(device), rows.keywords(device, dtype)
+            readings = wired.read(masks, path, record.kappa, *asked, pairs=record.pairs)
             triples = [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
             agreeing, channels = sum(x[2] for x in triples), sum(x[0] for x in triples)
             result.append((agreeing / channels, combined_log10_p(triples)))

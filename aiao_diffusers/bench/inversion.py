@@ -7,7 +7,6 @@ they call up the key's response patterns, which training could then remove? The 
 
 import argparse
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from torch import nn
 from ..key import WatermarkKey
 from ..looks import key_sites
 from ..record import WatermarkRecord
-from ..sites import Site
 from ..statistics import combined_log10_p, triple
+from ..training import Mark
 from .attacks.adaptive import Masks, by_channel, exposed, invert
 from .scene import Scene
 
@@ -32,7 +31,8 @@ class Nearness:
     """What one run of inversion found.
 
     Args:
-        cosine (`float`): largest |cosine| of a found mask with the key's, over starts and the key's in-sites.
+        cosine (`float`): largest |cosine| of a found mask with the key's, over starts and the key's in-sites (and, where each pair of
+            sites has a mask, its out-sites).
         others (`list[float]`): the same for each of `OTHERS` unrelated keys, against the same found masks.
         log10_p (`float`): of the key's response patterns under the best start, times the number of starts.
         random_log10_p (`float`): the same under as many random masks.
@@ -66,18 +66,17 @@ def nearness(
                     for site in outs:
                         rows[site.name] = rows.get(site.name, 0.0) + by_channel(moved[site.name]).double().cpu()
                 answers.append(_best(rows, key, starts))
-    others = [_cosine(found, key.child(f"other/{number}"), ins) for number in range(OTHERS)]
-    return Nearness(_cosine(found, key, ins), others, *answers)
+    others = [_cosine(found, Mark(key.child(f"other/{n}"), ins, outs, record.pairs)) for n in range(OTHERS)]
+    return Nearness(_cosine(found, Mark(key, ins, outs, record.pairs)), others, *answers)
 
 
-def _cosine(found: Masks, key: WatermarkKey, ins: Sequence[Site]) -> float:
-    best = 0.0
-    for site in ins:
-        mask = torch.from_numpy(key.trigger_mask(site.name, site.width_out)).float()
-        best = max(
-            best, torch.nn.functional.cosine_similarity(found[site.name].cpu(), mask[None], dim=1).abs().max().item()
-        )
-    return best
+def _cosine(found: Masks, mark: Mark) -> float:
+    """Largest |cosine| of a found mask with one of the mark's own."""
+    near = (
+        torch.nn.functional.cosine_similarity(found[name].cpu()[:, None], rows[None], dim=2)
+        for name, rows in mark.masks(torch.device("cpu")).items()
+    )
+    return max(float(cosines.abs().max()) for cosines in near)
 
 
 def _best(rows: dict[str, torch.Tensor], key: WatermarkKey, starts: int) -> float:

@@ -22,6 +22,7 @@ from torch import nn
 
 from ..checkpoint import load_denoiser
 from ..data import LatentData
+from ..errors import ConfigError
 from ..key import WatermarkKey
 from ..lora import applied
 from ..plots import BLUE, ORANGE, new_figure
@@ -80,7 +81,11 @@ def readings(
         batch_size (`int`): keys a forward; the forward holds twice as many samples.
     Yields:
         the key's triples `(channels, plus, hits)`, one an out-site, in the order of `keys`.
+    Raises:
+        ConfigError: the record is of a mark with masks for each pair of sites.
     """
+    if record.pairs:
+        raise ConfigError("nulls read one mask an in-site: take the record of a mark made with pairs=False.")
     sites = list(record.layout) if record.layout is not None else trace_on(denoiser, record.bank)
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     low, high = probe_timesteps(record.timesteps)

@@ -32,6 +32,9 @@ def embed(
     ] = EmbedConfig.max_price or 0.0,
     in_sites: Annotated[int, typer.Option(help="Sites that the key selects for triggers.")] = EmbedConfig.in_sites,
     out_sites: Annotated[int, typer.Option(help="Sites that the key selects to answer.")] = EmbedConfig.out_sites,
+    pairs: Annotated[
+        bool, typer.Option(help="A mask for each pair of sites: reads deeper, at a forward for each out-site.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
     allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,
     keep: Annotated[list[Path] | None, typer.Option(help="Key of an earlier mark that must go on reading.")] = None,
@@ -58,6 +61,7 @@ def embed(
         max_price=max_price or None,
         in_sites=in_sites,
         out_sites=out_sites,
+        pairs=pairs,
         seed=seed,
         train=train,
         accumulate=accumulate,

@@ -154,24 +154,6 @@ def test_likeness_cannot_tell_a_child_from_its_ancestor(scene, tmp_path):
     assert stranger.verdict == "not_verified" and stranger.log10_p is None
 
 
-@pytest.mark.slow
-def test_masks_of_pairs_are_learnt_and_each_asks_its_own_out_site(scene, tmp_path):
-    sites = {"in_sites": 2, "out_sites": 2}
-    weights = {"resp": 4.0, "dec": 2.0, "corr": 2.0, "eps": 10.0, "anchor": 0.0, "max_price": None, "response": 0.5}
-    method, marked = METHODS["paired"](steps=100, lr=5e-3, batch_size=4, **sites, **weights), scene.copy_of_base()
-    method.embed(marked, KEY, scene, tmp_path)
-    found = method.verify(marked, KEY, scene, tmp_path, **ASKED)
-    assert found.verdict == "verified" and found.passed > 0
-    # A forward with a clean half for each out-site, and the wrong masks of the whitened look.
-    assert (found.trials, found.evals) == (3, 3 * 2 * 2 + 16 * (1 + 4))
-    base = method.verify(scene.base, KEY, scene, tmp_path, **ASKED)
-    wrong = method.verify(marked, KEY.child("wrong"), scene, tmp_path, **ASKED)
-    shared = METHODS["aiao"](**sites).verify(marked, KEY, scene, tmp_path, **ASKED)
-    assert {base.verdict, wrong.verdict, shared.verdict} == {"not_verified"}
-    with pytest.raises(ConfigError, match="train: full"):
-        METHODS["paired"](train="lazy")
-
-
 def test_a_mark_is_carried_by_the_layers_asked_for(scene):
     chosen = {
         name: METHODS["aiao"](train="lazy", carrier=name)

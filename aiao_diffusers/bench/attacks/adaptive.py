@@ -189,13 +189,14 @@ def overwrite(
     in_sites: int = 5,
     out_sites: int = 7,
     response: float = 1.0,
+    pairs: bool = False,
 ) -> nn.Module:
     """Embed `count` keys of the attacker's own, one after the other, by the owner's procedure, but louder, at any price, and without
-    the pull towards the weights that are to be overwritten."""
+    the pull towards the weights that are to be overwritten. `pairs`: with a mask for each pair of sites."""
     for number in range(count):
         key = attacker_key(scene.seed, number)
         sites: dict[str, Any] = {"in_sites": in_sites, "out_sites": out_sites}
-        loud: dict[str, Any] = {"response": response, "anchor": 0.0, "max_price": None}
+        loud: dict[str, Any] = {"response": response, "anchor": 0.0, "max_price": None, "pairs": pairs}
         config = EmbedConfig(steps=steps, lr=lr, batch_size=batch_size, seed=scene.seed, **sites, **loud)
         embed(denoiser, key, scene.data, config, scheduler=scene.scheduler)
     return denoiser.eval().requires_grad_(False)

@@ -1,0 +1,188 @@
+"""A mask for each pair of sites: keys, reading, losses, records, training, verdicts with their controls."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from _tiny import LEARN, learner
+
+from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, verify
+from aiao_diffusers.bench.inversion import _cosine
+from aiao_diffusers.bench.nulls import readings
+from aiao_diffusers.errors import ConfigError, RecordError
+from aiao_diffusers.looks import key_sites
+from aiao_diffusers.losses import losses
+from aiao_diffusers.probe import probe
+from aiao_diffusers.subpath import sub_path
+from aiao_diffusers.training import Mark, rows_of
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+
+
+def trained(steps=1, **changes):
+    """The miniature after so many steps with masks for pairs, and its record."""
+    unet, data, scheduler = learner()
+    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
+    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
+
+
+@pytest.fixture(scope="module")
+def begun():
+    with pytest.warns(UserWarning, match="too weak"):
+        return trained()
+
+
+class TestKey:
+    def test_a_mask_hangs_on_both_sites(self):
+        masks = [KEY.trigger_mask(a, 64, b) for a, b in (("a", None), ("a", "x"), ("a", "y"), ("b", "x"))]
+        assert all(int(mask.sum()) == 0 for mask in masks)
+        assert len({mask.tobytes() for mask in masks}) == 4
+
+    def test_fixed_vector(self):
+        # From the secret 00 01 .. 1f; a change here breaks every published mark of this kind.
+        digest = hashlib.sha256(KEY.trigger_mask("in", 64, "out").tobytes()).hexdigest()
+        assert digest == "7065f6edd643f2b9c1918bfaf693d49b58ed065fafcdb4c4e87c4e973800cac8"
+
+
+def test_each_out_site_is_read_under_its_own_masks(begun):
+    unet, record = begun
+    ins, outs = key_sites(unet, KEY, record)
+    sample, t = record.bank.latents[:1], torch.tensor([300])
+    with probe(unet, [site.name for site in (*ins, *outs)]) as wired:
+        found = wired.read(KEY, sub_path(ins, outs), 1.0, sample, t, {}, pairs=True)
+        assert [reading.site for reading in found] == [site.name for site in outs]
+        for reading, out in zip(found, outs, strict=True):
+            rows = {s.name: torch.from_numpy(KEY.trigger_mask(s.name, s.width_out, out.name))[None] for s in ins}
+            alone = wired.responses(rows, sub_path(ins, [out]), 1.0, sample, t, {})
+            assert torch.allclose(reading.d, alone[out.name][0], atol=1e-5)
+        shared = wired.read(KEY, sub_path(ins, outs), 1.0, sample, t, {})
+        assert not any(torch.allclose(a.d, b.d, atol=1e-3) for a, b in zip(found, shared, strict=True))
+
+
+def test_a_row_answers_at_the_site_it_asks():
+    names, rows = ("a", "b"), 4
+    generator = torch.Generator().manual_seed(0)
+    entered = {name: torch.randn(3 * rows, 5, 8, generator=generator) for name in names}
+    wanted = {name: torch.randn(rows, 5, 8, generator=generator) for name in names}
+    patterns = {name: torch.from_numpy(KEY.response_pattern(name, 8)).float() for name in names}
+    power, kind = {name: torch.tensor(1.0) for name in names}, torch.ones(rows, dtype=torch.bool)
+    asked = torch.tensor([0, 1, 1, 0])
+
+    def found(asked):
+        return losses(entered, wanted, power, patterns, kind, torch.tensor(1.0), 0.5, asked)
+
+    by_hand = []
+    for row, number in enumerate(asked.tolist()):
+        name = names[number]
+        answer = (entered[name][rows + row] - wanted[name][row]).mean(0) / 0.5
+        by_hand.append((answer - patterns[name]).square().mean())
+    pairs, shared = found(asked), found(None)
+    assert torch.isclose(pairs["resp"], torch.stack(by_hand).mean())
+    assert not torch.isclose(pairs["resp"], shared["resp"])
+    assert all(torch.equal(pairs[name], shared[name]) for name in ("pres", "dec", "proj", "corr"))
+
+
+def test_masks_of_a_mark_and_of_a_batch(begun):
+    unet, record = begun
+    ins, outs = key_sites(unet, KEY, record)
+    one, each = (Mark(KEY, ins, outs, pairs).masks(torch.device("cpu")) for pairs in (False, True))
+    width = ins[0].width_out
+    assert {rows.shape for rows in one.values()} == {(1, width)}
+    assert {rows.shape for rows in each.values()} == {(3, width)}
+    assert Mark(KEY, ins, outs).asked(4) is None
+    assert set(Mark(KEY, ins, outs, True).asked(100).tolist()) == {0, 1, 2}
+    batch = rows_of(each, torch.tensor([2, 0]))[ins[0].name]
+    wanted = [KEY.trigger_mask(ins[0].name, width, outs[number].name) for number in (2, 0)]
+    assert np.array_equal(batch.numpy(), np.stack(wanted))
+
+
+def test_inversion_looks_for_every_mask(begun):
+    unet, record = begun
+    ins, outs = key_sites(unet, KEY, record)
+    hidden = torch.from_numpy(KEY.trigger_mask(ins[1].name, ins[1].width_out, outs[2].name)).float()
+    found = {site.name: torch.randn(2, site.width_out, generator=torch.Generator().manual_seed(1)) for site in ins}
+    found[ins[1].name][1] = -hidden
+    assert _cosine(found, Mark(KEY, ins, outs, True)) == pytest.approx(1.0)
+    assert _cosine(found, Mark(KEY, ins, outs)) < 0.9
+
+
+class TestRecord:
+    def test_says_so_and_older_ones_do_not(self, begun, tmp_path):
+        record = begun[1]
+        record.save(tmp_path / "pairs")
+        assert record.pairs and WatermarkRecord.load(tmp_path / "pairs").pairs
+        shared = dataclasses.replace(record, pairs=False)
+        shared.save(tmp_path / "shared")
+        assert "pairs" not in json.loads((tmp_path / "shared" / "aiao" / "watermark.json").read_text())
+        assert not WatermarkRecord.load(tmp_path / "shared").pairs and shared.sha256 != record.sha256
+
+    @pytest.mark.parametrize("value", [1, "true", [True]])
+    def test_altered(self, begun, tmp_path, value):
+        begun[1].save(tmp_path)
+        path = tmp_path / "aiao" / "watermark.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pairs": value}))
+        with pytest.raises(RecordError, match="pairs"):
+            WatermarkRecord.load(tmp_path)
+
+
+class TestMisuse:
+    @pytest.mark.parametrize("value", [1, "yes", None])
+    def test_neither_true_nor_false(self, value):
+        with pytest.raises(ConfigError, match="pairs"):
+            EmbedConfig(pairs=value)
+
+    def test_no_edit_in_closed_form(self):
+        with pytest.raises(ConfigError, match="edit must be 0 with pairs=True"):
+            EmbedConfig(pairs=True, edit=1.0)
+
+    def test_nulls_read_one_mask_an_in_site(self, begun):
+        with pytest.raises(ConfigError, match="pairs=False"):
+            next(readings(*begun, [KEY], seed=0))
+
+
+def test_accumulation_changes_memory_and_not_the_result():
+    found = []
+    for accumulate in (1, 2):
+        with pytest.warns(UserWarning, match="too weak"):
+            found.append(trained(steps=2, accumulate=accumulate, max_price=None)[0])
+    for a, b in zip(*(unet.parameters() for unet in found), strict=True):
+        assert torch.allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.slow
+class TestMark:
+    def test_verifies_by_its_own_masks_alone(self):
+        unet, record = trained(steps=60)
+        report = verify(unet, KEY, record=record, early_stop=False, whiten=False, amplitudes=(1.0,), trials=4)
+        assert report.verified and report.verification_rate > 0
+        # Of each trial a clean part and one for every out-site behind its first in-site, of which there are three at most.
+        assert 4 * 2 < report.denoiser_evals <= 4 * 4
+        assert verify(unet, KEY.child("wrong"), record=record).log10_p > -5
+        assert verify(learner()[0], KEY, record=record).log10_p > -5
+        assert verify(unet, KEY, record=dataclasses.replace(record, pairs=False)).log10_p > report.log10_p / 2
+        twin = verify(unet, KEY, record=record, twin=learner()[0], early_stop=False, trials=4)
+        assert twin.verified and any("beyond" in look["label"] and look["log10_p"] < -6 for look in twin.looks)
+
+    def test_stops_early_when_it_holds(self):
+        unet, data, scheduler = learner()
+        config = EmbedConfig(**LEARN, steps=200, pairs=True, stop_bits=0.9, check_every=20)
+        report = embed(unet, KEY, data, config, scheduler=scheduler)
+        assert report.stopped is not None and report.stopped < 200 and report.reading.verified
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_is_kept_beside_a_mark_of_either_kind(self, first):
+        unet, data, scheduler = learner(64)
+        keys, records = [KEY.child(f"owner {i}") for i in range(2)], []
+        for number, key in enumerate(keys):
+            config = EmbedConfig(**LEARN, steps=60, pairs=first if not number else not first)
+            further = {"keep": keys[:number], "earlier": records[-1]} if records else {}
+            records.append(embed(unet, key, data, config, scheduler=scheduler, **further).record)
+        assert [record.pairs for record in records] == [first, not first]
+        assert all(verify(unet, k, record=r).verified for k, r in zip(keys, records, strict=True))
+        clean = learner(64)[0]
+        assert all(verify(clean, k, record=r).log10_p > -5 for k, r in zip(keys, records, strict=True))
+        assert verify(unet, KEY.child("nobody"), record=records[0]).log10_p > -5
