@@ -291,8 +291,10 @@ class TestCommandLine:
         WatermarkKey.generate("Acme").save(key)
         data = ("--data", ASSETS / "latents" / "noto.safetensors")
         fields = ("--steps", 1, "--in-sites", 2, "--out-sites", 4)
-        done = self.aiao("embed", ASSETS / "unconditional", "--key", key, "-o", marked, *data, *fields, "--json")
+        pairs = (*fields, "--pairs", "--json")
+        done = self.aiao("embed", ASSETS / "unconditional", "--key", key, "-o", marked, *data, *pairs)
         assert done.returncode == 0, done.stderr
+        assert json.loads((marked / "aiao" / "watermark.json").read_text())["pairs"] is True
         assert json.loads((marked / "model_index.json").read_text())["_class_name"] == "LDMPipeline"
         assert WatermarkRecord.load(marked).commitment == WatermarkKey.load(key).commitment
         again = self.aiao("embed", marked, "--key", key, "-o", tmp_path / "twice", *data, *fields)

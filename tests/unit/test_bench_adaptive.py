@@ -75,8 +75,9 @@ def test_inversion_climbs_and_leaves_the_weights(scene):
         assert torch.allclose(rows.square().mean(1)[: SIZE // 2], torch.ones(SIZE // 2), atol=1e-4)
 
 
-def test_overwriting_leaves_a_mark_of_the_attackers_own(scene):
-    options = {"steps": 2, "batch_size": 2, "in_sites": 2, "out_sites": 2}
+@pytest.mark.parametrize("pairs", [False, True])
+def test_overwriting_leaves_a_mark_of_the_attackers_own(scene, pairs):
+    options = {"steps": 2, "batch_size": 2, "in_sites": 2, "out_sites": 2, "pairs": pairs}
     one, two = (ATTACKS["overwrite"].run(tiny_unet(1), scene, count=count, **options) for count in (1, 2))
     config = EmbedConfig(seed=0, response=1.0, anchor=0.0, max_price=None, **options)
     mine = tiny_unet(1)

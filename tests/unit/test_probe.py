@@ -140,7 +140,7 @@ class TestFirstTrial:
         ins, outs = tuple(sites[:1]), tuple(sites[-3:])
         bank = LatentData(x, keywords)
         record = SimpleNamespace(
-            bank=bank, kappa=1.0, factors={}, timesteps=1000, noised=lambda x, noise, t: x + noise
+            bank=bank, kappa=1.0, pairs=False, factors={}, timesteps=1000, noised=lambda x, noise, t: x + noise
         )
         taken = looks.Looks(KEY, record, ins, outs, 1e-6, 2, 0, amplitudes=(1.0,))
         add = looks.Evidence.add
