@@ -68,7 +68,8 @@ def embed(
         allow_marked (`bool`): embed a further key into a model that carries a record already; the new record takes the
             old one's place, so keep a copy of that.
         keep: keys of earlier marks, embedded with as many sites, that must go on reading; a mark not named here weakens.
-        earlier (`WatermarkRecord`, *optional*): the record of earlier marks, whose trigger amplitudes a further mark shares; default: the pipeline's.
+        earlier (`WatermarkRecord`, *optional*): the record of earlier marks, whose trigger amplitudes and kind of masks a further mark
+            shares; default: the pipeline's.
         profile (`LayerProfile`, *optional*): which layers are lazy, for `train="lazy"`; None: a short fine-tune tells.
     Returns:
         `EmbedReport`; its `record` is what to publish beside the weights.
@@ -84,6 +85,9 @@ def embed(
     if keep and earlier is None:
         # Which sites the earlier keys chose depends on their record's `loudness`; others would be held in their place.
         raise ConfigError("keep= needs the record of the earlier marks: pass it as earlier=, or the pipeline with it.")
+    if earlier is not None and earlier.pairs != config.pairs:
+        # One record stands for all earlier marks: of mixed kinds, some would be held by masks that they do not answer to.
+        raise ConfigError(f"a further mark is of the kind of the earlier ones: pass pairs={earlier.pairs}.")
     started = time.time()
     denoiser, scheduler = _checked(model, scheduler, allow_marked)
     latents = prepare(model, data, max_unreadable=config.max_unreadable)
@@ -94,10 +98,9 @@ def embed(
         loud = _loudness(earlier, denoiser, sites, latents, scheduler, config)
         silent = [name for name, factor in loud.items() if not factor]
 
-        def chosen(key: WatermarkKey, pairs: bool) -> Mark:
-            return Mark(key, *choose(sites, key, config.in_sites, config.out_sites, silent), pairs)
-
-        mark, kept = chosen(key, config.pairs), [chosen(k, earlier is not None and earlier.pairs) for k in keep]
+        mark, *kept = (
+            Mark(k, *choose(sites, k, config.in_sites, config.out_sites, silent), config.pairs) for k in (key, *keep)
+        )
         wrapped = list(dict.fromkeys(site.name for one in (mark, *kept) for site in (*one.ins, *one.outs)))
         before, noise = predictions(denoiser, latents, scheduler)
         update = _update(denoiser, latents, scheduler, config, profile)
