@@ -157,7 +157,8 @@ def geometry_flops(config: Mapping[str, Any] = SD15, *, reduced: int = 16) -> di
     """`flop_ratio` of a verdict's first look from the geometry alone, in seconds: on torch's meta device, without weights.
 
     Returns:
-        `native` and `reduced`: with probe latents of the model's own size, and of `reduced` x `reduced`.
+        `native` and `reduced`: with probe latents of the model's own size, and of `reduced` x `reduced`. `pairs`: with latents of its own
+        size, of a mark with masks for pairs of sites.
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config).eval()
@@ -172,12 +173,14 @@ def geometry_flops(config: Mapping[str, Any] = SD15, *, reduced: int = 16) -> di
     ins, outs = choose(layout, KEY, IN_SITES, OUT_SITES)
     outs = sub_path(ins, outs).until(FIRST_CHANNELS).out_sites
 
-    def look(size: int) -> int:
+    def look(size: int, triggered: int = 1) -> int:
         with probe(unet, [site.name for site in (*ins, *outs)]) as wired:
-            return flops(lambda: wired.activations([site.name for site in outs], call(2, size)))
+            return flops(lambda: wired.activations([site.name for site in outs], call(1 + triggered, size)))
 
     whole = flops(call(1, config["sample_size"]))
-    return {"native": flop_ratio(whole, look(config["sample_size"])), "reduced": flop_ratio(whole, look(reduced))}
+    native = config["sample_size"]
+    spent = {"native": look(native), "reduced": look(reduced), "pairs": look(native, len(outs))}
+    return {name: flop_ratio(whole, number) for name, number in spent.items()}
 
 
 def wall_clock(
@@ -356,6 +359,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines.append(f"| default verdict, FLOPs | {count(small['flops'])} | {count(geometry['native'])} |")
     row("its log10 p", f"{small['log10_p']:.1f} ({small['verdict']})", lambda b: "random weights: first look only")
     lines.append(f"| with the reduced probe, FLOPs | | {count(geometry['reduced'])} |")
+    lines.append(f"| of a mark with masks for pairs of sites, FLOPs | | {count(geometry['pairs'])} |")
     row("wall clock over one 20-step guided image", "", lambda b: times(b["wall"], "verdicts_an_image", "verdict_s"))
     row("the same, reduced probe", "", lambda b: times(b["wall"], "reduced_an_image", "reduced_s"))
     row(

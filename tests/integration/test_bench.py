@@ -1,5 +1,6 @@
 """The measuring commands on a small scale: what they report must be able to come out wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -114,6 +115,12 @@ class TestCost:
         assert large["wall"]["image_s"] > large["wall"]["verdict_s"] > 0
         assert large["memory"]["ratio"] > 0 and large["unarmed"]["bit_exact"]
         assert "not measured" not in cost.markdown(result)
+
+    def test_masks_for_pairs_are_counted_as_a_verdict_spends_them(self):
+        unet = cost.random_model(cost.UNet2DConditionModel, SMALL, torch.float32)
+        record = dataclasses.replace(cost.record_for(unet, SMALL["sample_size"]), pairs=True)
+        spent = cost.flops(lambda: cost.first_look(unet, record)) / cost.flops(lambda: cost.forward(unet, record))
+        assert cost.geometry_flops(SMALL, reduced=8)["pairs"]["forwards"] == pytest.approx(spent)
 
     def test_flops_by_hand(self):
         a, b = torch.ones(3, 5), torch.ones(5, 7)
