@@ -68,8 +68,8 @@ def embed(
         allow_marked (`bool`): embed a further key into a model that carries a record already; the new record takes the
             old one's place, so keep a copy of that.
         keep: keys of earlier marks, embedded with as many sites, that must go on reading; a mark not named here weakens.
-        earlier (`WatermarkRecord`, *optional*): the record of earlier marks, whose trigger amplitudes and kind of masks a further mark
-            shares; default: the pipeline's.
+        earlier (`WatermarkRecord`, *optional*): the record of earlier marks, whose trigger amplitudes and kind of masks
+            (`EmbedConfig.pairs`, else ConfigError) a further mark shares; default: the pipeline's.
         profile (`LayerProfile`, *optional*): which layers are lazy, for `train="lazy"`; None: a short fine-tune tells.
     Returns:
         `EmbedReport`; its `record` is what to publish beside the weights.
@@ -85,11 +85,12 @@ def embed(
     if keep and earlier is None:
         # Which sites the earlier keys chose depends on their record's `loudness`; others would be held in their place.
         raise ConfigError("keep= needs the record of the earlier marks: pass it as earlier=, or the pipeline with it.")
-    if earlier is not None and earlier.pairs != config.pairs:
-        # One record stands for all earlier marks: of mixed kinds, some would be held by masks that they do not answer to.
-        raise ConfigError(f"a further mark is of the kind of the earlier ones: pass pairs={earlier.pairs}.")
     started = time.time()
     denoiser, scheduler = _checked(model, scheduler, allow_marked)
+    if earlier is not None and earlier.pairs != config.pairs:
+        # One record stands for all earlier marks: of mixed kinds, some would be held by masks they do not answer to.
+        option = "with --pairs" if earlier.pairs else "without --pairs"
+        raise ConfigError(f"a further mark is of the earlier ones' kind: pass pairs={earlier.pairs} ({option}).")
     latents = prepare(model, data, max_unreadable=config.max_unreadable)
     sites = _sites(denoiser, latents)
     with _borrowed(denoiser, config.seed):

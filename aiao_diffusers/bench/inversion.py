@@ -31,10 +31,11 @@ class Nearness:
     """What one run of inversion found.
 
     Args:
-        cosine (`float`): largest |cosine| of a found mask with the key's, over starts and the key's in-sites (and, where each pair of
-            sites has a mask, its out-sites).
+        cosine (`float`): largest |cosine| of a found mask with the key's, over starts and the key's in-sites (and, with a
+            mask for each pair of sites, its out-sites).
         others (`list[float]`): the same for each of `OTHERS` unrelated keys, against the same found masks.
-        log10_p (`float`): of the key's response patterns under the best start, times the number of starts.
+        log10_p (`float`): of the key's response patterns under the best start, times the number of starts (and, with a mask
+            for each pair of sites, of out-sites, each by itself).
         random_log10_p (`float`): the same under as many random masks.
     """
 
@@ -65,13 +66,13 @@ def nearness(
                     _, moved = target.forward(target.draw(starts), masks, torch.ones(starts, device=target.device))
                     for site in outs:
                         rows[site.name] = rows.get(site.name, 0.0) + by_channel(moved[site.name]).double().cpu()
-                answers.append(_best(rows, key, starts))
+                answers.append(_best(rows, key, starts, record.pairs))
     others = [_cosine(found, Mark(key.child(f"other/{n}"), ins, outs, record.pairs)) for n in range(OTHERS)]
     return Nearness(_cosine(found, Mark(key, ins, outs, record.pairs)), others, *answers)
 
 
 def _cosine(found: Masks, mark: Mark) -> float:
-    """Largest |cosine| of a found mask with one of the mark's own."""
+    """Largest |cosine| of a found mask, `(starts, C)` by in-site, with one of the mark's own."""
     near = (
         torch.nn.functional.cosine_similarity(found[name].cpu()[:, None], rows[None], dim=2)
         for name, rows in mark.masks(torch.device("cpu")).items()
@@ -79,11 +80,16 @@ def _cosine(found: Masks, mark: Mark) -> float:
     return max(float(cosines.abs().max()) for cosines in near)
 
 
-def _best(rows: dict[str, torch.Tensor], key: WatermarkKey, starts: int) -> float:
-    """The smallest p over starts, times their number."""
+def _best(rows: dict[str, torch.Tensor], key: WatermarkKey, starts: int, pairs: bool) -> float:
+    """The smallest p over starts, times their number; with `pairs` over out-sites too, for a mask calls up one of them."""
+    sites = [[name] for name in rows] if pairs else [list(rows)]
     patterns = {name: key.response_pattern(name, d.shape[1]) for name, d in rows.items()}
-    values = [combined_log10_p([triple(d[i].numpy(), patterns[n]) for n, d in rows.items()]) for i in range(starts)]
-    return min(0.0, min(values) + math.log10(starts))
+    values = [
+        combined_log10_p([triple(rows[name][start].numpy(), patterns[name]) for name in names])
+        for start in range(starts)
+        for names in sites
+    ]
+    return min(0.0, min(values) + math.log10(len(values)))
 
 
 def main(words: list[str] | None = None, prog: str | None = None) -> None:

@@ -22,11 +22,10 @@ from torch import nn
 
 from ..checkpoint import load_denoiser
 from ..data import LatentData
-from ..errors import ConfigError
 from ..key import WatermarkKey
 from ..lora import applied
 from ..plots import BLUE, ORANGE, new_figure
-from ..probe import probe, repeat
+from ..probe import probe
 from ..record import WatermarkRecord, probe_timesteps
 from ..sites import choose, trace_on
 from ..statistics import Site as Triple
@@ -78,14 +77,11 @@ def readings(
 
     Args:
         seed (`int`): of sub-paths, timesteps, probe inputs and noise; each key draws its own.
-        batch_size (`int`): keys a forward; the forward holds twice as many samples.
+        batch_size (`int`): keys a forward; the forward holds a clean sample and a triggered one of each, or with masks for pairs
+            as many triggered ones as the key has out-sites.
     Yields:
         the key's triples `(channels, plus, hits)`, one an out-site, in the order of `keys`.
-    Raises:
-        ConfigError: the record is of a mark with masks for each pair of sites.
     """
-    if record.pairs:
-        raise ConfigError("nulls read one mask an in-site: take the record of a mark made with pairs=False.")
     sites = list(record.layout) if record.layout is not None else trace_on(denoiser, record.bank)
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     low, high = probe_timesteps(record.timesteps)
@@ -96,27 +92,36 @@ def readings(
             paths = [
                 draw(*choose(sites, key, record.in_sites, record.out_sites, record.silent), random) for key in chunk
             ]
+            # Of each triggered sample the key that it is of, and the out-site that it asks; None: all.
+            asked = [
+                (row, out)
+                for row, path in enumerate(paths)
+                for out in ([site.name for site in path.out_sites] if record.pairs else [None])
+            ]
             masks: dict[str, torch.Tensor] = {}
-            for row, (key, path) in enumerate(zip(chunk, paths, strict=True)):
-                for site in path.in_sites:
-                    rows = masks.setdefault(site.name, torch.zeros(2 * size, site.width_out))
-                    rows[size + row] = torch.from_numpy(key.trigger_mask(site.name, site.width_out)).float()
+            for number, (row, out) in enumerate(asked, size):
+                for site in paths[row].in_sites:
+                    rows = masks.setdefault(site.name, torch.zeros(size + len(asked), site.width_out))
+                    mask = chunk[row].trigger_mask(site.name, site.width_out, out)
+                    rows[number] = torch.from_numpy(mask).float()
             bank = record.bank.take(torch.randint(len(record.bank), (size,), generator=generator))
             noise = torch.randn(bank.latents.shape, generator=generator)
             t = torch.randint(low, high, (size,), generator=generator)
             sample = record.noised(bank.latents, noise, t)
             names = list(dict.fromkeys(site.name for path in paths for site in path.out_sites))
-            keywords = repeat(bank.keywords(), 2)
+            order = torch.tensor([*range(size), *(row for row, _ in asked)])
+            keywords = bank.take(order).keywords()
 
-            def forward(x: torch.Tensor = sample, t: torch.Tensor = t, keywords: Any = keywords) -> None:
-                denoiser(torch.cat([x, x]), timestep=torch.cat([t, t]), **keywords)
+            def forward(x: torch.Tensor = sample[order], t: torch.Tensor = t[order], keywords: Any = keywords) -> None:
+                denoiser(x, timestep=t, **keywords)
 
             with wired.armed(masks, record.kappa * amplitude):
                 entered = wired.activations(names, forward)
             for row, (key, path) in enumerate(zip(chunk, paths, strict=True)):
                 result = []
                 for site in path.out_sites:
-                    triggered, clean = (entered[site.name][i : i + 1] for i in (size + row, row))
+                    number = size + asked.index((row, site.name if record.pairs else None))
+                    triggered, clean = (entered[site.name][i : i + 1] for i in (number, row))
                     d = difference(triggered, clean).double().numpy()
                     result.append(triple(d, key.response_pattern(site.name, len(d))))
                 yield result

@@ -36,11 +36,15 @@ def load(files: str | Path | Sequence[str | Path], *, any_version: bool = False)
     paths = [files] if isinstance(files, str | Path) else list(files)
     if not paths:
         raise ResultsError("no results file was named: pass at least one.")
-    names, last = ("kind", "suite", "alpha", "model", "data", "mark", "attack", "hyper", "seed"), {}
+    names, last = ("kind", "suite", "alpha", "model", "data", "mark", "attack", "seed"), {}
     for path in paths:
         for row in results.read(path, any_version=any_version):
             # A reference hangs on what is measured too: one without pictures does not take the place of one with them.
-            last[json.dumps([_pictured(row), *(row.get(name) for name in names)], sort_keys=True)] = row
+            spec = ATTACKS.get(row.get("attack", ""))
+            # With the defaults of today: an attack that has got a further choice since is still the same one.
+            hyper = {**spec.hyper, **row["hyper"]} if spec is not None else row.get("hyper")
+            cell = [_pictured(row), hyper, *(row.get(name) for name in names)]
+            last[json.dumps(cell, sort_keys=True)] = row
     if not last:
         raise ResultsError(f"no results in {[str(path) for path in paths]}: run a suite first.")
     return list(last.values())

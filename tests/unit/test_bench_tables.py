@@ -60,6 +60,15 @@ def test_verdicts_count_and_bound(folder):
     assert "structured" not in text  # defaults are not repeated
 
 
+def test_a_cell_from_before_its_attack_had_a_further_choice_is_the_same_cell(folder):
+    # The fixture's rows name both choices of `prune`; these one, and no other.
+    for hyper, p in (({"amount": 0.7}, -3.0), ({"amount": 0.7, "structured": True}, -4.0)):
+        results.append(folder / results.FILE, row("prune", hyper, 0, p))
+    lines = table(folder, sections=["verdicts"]).splitlines()
+    found = [line.split("|")[1:3] for line in lines if line.startswith("| prune (amount 0.7")]
+    assert found == [[" prune (amount 0.7) ", " 0/3 "], [" prune (amount 0.7, structured True) ", " 0/1 "]]
+
+
 def test_suites_and_significances_are_not_pooled(folder):
     for changes in ({"suite": "other"}, {"alpha": 0.5}):
         results.append(folder / results.FILE, row("none", {}, 7, -1.0, passed=0, **changes))

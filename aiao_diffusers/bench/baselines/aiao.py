@@ -59,7 +59,9 @@ class AIAO(EmbedConfig):
     @property
     def settings(self) -> dict[str, Any] | None:
         """Every setting of a mark that is made here, so that results end with the defaults they were measured under."""
-        return None if self.marked else dataclasses.asdict(self)
+        # Not `pairs` where it is off: such marks were made, and results kept, before there was a choice.
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name != "pairs" or value}
+        return None if self.marked else found
 
     def own_key(self, key: WatermarkKey, scene: Scene) -> WatermarkKey:
         """The key of a shipped model, else the benchmark's."""
