@@ -59,9 +59,10 @@ def verify(
         amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
             fixed beforehand, for a list chosen by an earlier outcome makes p too small.
         whiten (`bool`, defaults to True): look at whitened responses too (`whiten`), only where the plain looks before do not
-            verify; False saves 80 of the 128 forwards that an unmarked model costs.
+            verify; False saves 80 of the 128 forwards that an unmarked model costs (272 with masks for pairs, seven out-sites).
         twin: the clean twin (a denoiser, a pipeline, a folder, a repository id): looks at what the suspect answers beyond it,
-            which bring merges with the twin back. Costs `4 * trials` forwards, only where the looks before did not verify.
+            which bring merges with the twin back. Costs `4 * trials` forwards, only where the looks before did not verify
+            (with masks for pairs `2 * (1 + out-sites) * trials`).
         reference: clean activations for reading through function-preserving disguises, see `align`: the file that
             embedding wrote, or the clean twin (a denoiser, a pipeline, a folder, a repository id). Costs 32 forwards and
             the looks, only where the plain looks did not verify.
