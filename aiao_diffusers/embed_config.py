@@ -28,8 +28,8 @@ class EmbedConfig:
         lazy_share (`float`): default .5. rank (`int`): default 32.
         in_sites (`int`), out_sites (`int`): how many sites the key selects, defaults 5 and 7.
         kappa (`float`): trigger amplitude in units of the in-site's rms, default 1.
-        pairs (`bool`): a mask for each pair of in-site and out-site, default False: one for each in-site. Reads deeper, and each trial
-            takes a forward for every out-site (`docs/embedding.md`).
+        pairs (`bool`): a mask for each pair of in-site and out-site, default False: one for each in-site. Reads deeper, and a trial
+            takes an evaluation for every out-site and a clean one (`docs/embedding.md`).
         loudest (`float`): in-sites whose trigger hardly moves the stream behind them are given up to this times the amplitude, and
             sites from which nothing reaches the out-sites are none (`loudness`), default 3; 1: each the same.
         response (`float`): wanted response in units of the out-site's rms, default .3. A response of 1 is the loudest answer
