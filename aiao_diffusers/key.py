@@ -104,6 +104,11 @@ class WatermarkKey:
         whose = self if out_site is None else self.child(f"pair/{out_site}")
         return whose.balanced(f"trigger/{site}", width)
 
+    def trigger_masks(self, site: str, width: int, out_sites: Sequence[str] | None = None) -> np.ndarray:
+        """`trigger_mask` for each of these out-sites, in their order, or the one that asks all: `(N, width)` or `(1, width)`."""
+        asked: Sequence[str | None] = [None] if out_sites is None else out_sites
+        return np.stack([self.trigger_mask(site, width, out_site) for out_site in asked])
+
     def response_pattern(self, site: str, width: int) -> np.ndarray:
         """s_b: what out-site `site` answers when the model carries this key's mark, shape `(width,)`."""
         return self.balanced(f"response/{site}", width)

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -154,9 +153,9 @@ class Wired:
             through: an alignment that masks and hidden states pass through; default: the sites are read as they are.
             pairs (`bool`): each out-site is asked by masks of its own, in a triggered part of its own.
         """
-        asked = [site.name for site in subpath.out_sites] if pairs else [None]
+        asked = [site.name for site in subpath.out_sites] if pairs else None
         rows = {
-            site.name: torch.from_numpy(np.stack([key.trigger_mask(site.name, site.width_out, out) for out in asked]))
+            site.name: torch.from_numpy(key.trigger_masks(site.name, site.width_out, asked))
             for site in subpath.in_sites
         }
         found = self.responses(rows, subpath, kappa, sample, timestep, conditioning, through)

@@ -39,11 +39,8 @@ class Mark:
 
     def masks(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Trigger masks by in-site, `(1, C)` float32, with `pairs` a row for each out-site."""
-        asked = [site.name for site in self.outs] if self.pairs else [None]
-        return {
-            s.name: torch.stack([_vector(self.key.trigger_mask(s.name, s.width_out, out), device) for out in asked])
-            for s in self.ins
-        }
+        asked = [site.name for site in self.outs] if self.pairs else None
+        return {s.name: _vector(self.key.trigger_masks(s.name, s.width_out, asked), device) for s in self.ins}
 
     def asked(self, count: int) -> torch.Tensor | None:
         """Of a batch of so many rows, which out-site each asks, at random; None where a row asks all."""
@@ -65,7 +62,10 @@ def _vector(values: Any, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's draws; `B` rows each; `asked` as of `Mark`. `armed` and `amplitude` hold the parts clean, triggered, decoy and, if any, kept."""
+    """One step's draws; `B` rows each; `asked` as of `Mark`.
+
+    `armed` and `amplitude` hold the parts clean, triggered, decoy and, if any, kept.
+    """
 
     noised: torch.Tensor
     t: torch.Tensor

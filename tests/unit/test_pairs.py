@@ -200,7 +200,7 @@ def test_p_values_of_unmarked_models_are_uniform(begun):
     assert stats.kstest(values, "uniform").pvalue > 1e-3
 
 
-def test_what_a_row_is_armed_with_is_what_it_asks(begun, monkeypatch):
+def test_what_a_row_is_armed_with_is_what_it_asks(begun):
     unet, record = begun
     data, scheduler = learner()[1:]
     ins, outs = key_sites(unet, KEY, record)
