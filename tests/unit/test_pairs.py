@@ -1,5 +1,6 @@
 """A mask for each pair of sites: keys, reading, losses, records, training, verdicts with their controls."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 from _tiny import LEARN, learner
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from scipy import stats
 
 from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, verify
 from aiao_diffusers.bench import nulls
+from aiao_diffusers.bench.attacks.finetune import ATTENTION
 from aiao_diffusers.bench.inversion import _best, _cosine
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, RecordError
+from aiao_diffusers.finetune import finetune
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.losses import losses
 from aiao_diffusers.probe import probe
@@ -234,10 +239,48 @@ def test_accumulation_changes_memory_and_not_the_result():
         assert torch.allclose(a, b, atol=2e-4)
 
 
+def lora_deltas(unet):
+    """Weight -> what a LoRA trained on a copy of `unet`, by peft, adds to it."""
+    data, scheduler = learner()[1:]
+    config = LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=ATTENTION)
+    adapted = inject_adapter_in_model(config, copy.deepcopy(unet).requires_grad_(False))
+    finetune(adapted, data, scheduler, steps=60, lr=1e-3, batch_size=4)
+    layers = {name: module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
+    return {f"{name}.weight": module.get_delta_weight("default").detach() for name, module in layers.items()}
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return trained(steps=60)
+
+
 @pytest.mark.slow
 class TestMark:
-    def test_verifies_by_its_own_masks_alone(self):
-        unet, record = trained(steps=60)
+    def test_outlives_a_lora_and_the_same_lora_on_the_clean_base_reads_nothing(self, learned):
+        marked, record = learned
+        deltas = lora_deltas(marked)
+        with_lora, same_lora = copy.deepcopy(marked), learner()[0]
+        for unet in (with_lora, same_lora):
+            weights = dict(unet.named_parameters())
+            for name, delta in deltas.items():
+                weights[name].data += delta
+        assert max(delta.abs().max() for delta in deltas.values()) > 1e-3
+        assert verify(with_lora, KEY, record=record).verified
+        assert verify(same_lora, KEY, record=record, trials=4).log10_p > -5
+        assert verify(with_lora, KEY.child("wrong"), record=record, trials=4).log10_p > -5
+
+    def test_outlives_fine_tuning(self, learned):
+        record, (clean, data, scheduler) = learned[1], learner()
+        tuned, control = (
+            finetune(copy.deepcopy(unet).requires_grad_(True), data, scheduler, steps=60, lr=1e-3, batch_size=4)
+            for unet in (learned[0], clean)
+        )
+        assert verify(tuned, KEY, record=record).verified
+        assert verify(control, KEY, record=record, trials=4).log10_p > -5
+        assert verify(tuned, KEY.child("wrong"), record=record, trials=4).log10_p > -5
+
+    def test_verifies_by_its_own_masks_alone(self, learned):
+        unet, record = learned
         report = verify(unet, KEY, record=record, early_stop=False, whiten=False, amplitudes=(1.0,), trials=4)
         assert report.verified and report.verification_rate > 0
         assert report.denoiser_evals == 4 * (1 + 3)  # of each trial a clean part and one for every out-site
