@@ -116,6 +116,13 @@ def autoencoder(pipe: Any) -> Any:
     return getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
 
 
+def side_of(pipe: Any) -> int:
+    """Pixels along a side of what the pipeline draws."""
+    vae = autoencoder(pipe)
+    factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    return int(unet_of(pipe).config.sample_size) * factor
+
+
 def _scaled(latents: torch.Tensor, vae: Any) -> torch.Tensor:
     """Latents as the denoiser sees them: by one factor, or by mean and spread of each channel where the VAE has them."""
     mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
@@ -153,14 +160,11 @@ def from_images(
         DataError: more than that is unreadable, or nothing is left; the message names the first ones. As `encode_prompts`.
     Warns with the number of images left out (and their names), resized, or without caption.
     """
-    size = unet_of(pipe).config.sample_size
     encode_prompts(pipe, [""])  # what cannot be conditioned is refused before the work
-    vae = autoencoder(pipe)
-    factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-    side = size * factor
+    vae, side = autoencoder(pipe), side_of(pipe)
     from diffusers.image_processor import VaeImageProcessor
 
-    processor = VaeImageProcessor(vae_scale_factor=factor)
+    processor = VaeImageProcessor(vae_scale_factor=side // unet_of(pipe).config.sample_size)
     rows, kept, unreadable, resized = [], [], [], 0
     with _upcast(vae):
         for number, (source, caption) in enumerate(zip(images, captions, strict=True)):

@@ -73,25 +73,19 @@ def open_clip(name: str, places: tuple[Path, ...]) -> tuple[CLIPModel, CLIPToken
 @torch.no_grad()
 def generate(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> tuple[list[str], torch.Tensor]:
     """Prompts (none for an unconditional model), and pictures `(N, 3, H, W)` in [-1, 1]."""
-    prompted = hasattr(scene.pipe, "encode_prompt")
-    if not prompted:
+    if not scene.prompted:
         lines = [""]
     elif spec.prompts:
         lines = [line for line in scene.find(spec.prompts).read_text().splitlines() if line.strip()]
     else:
         lines = vocabulary_prompts(scene.pipe, spec.images, seed=1)
     prompts = list(itertools.islice(itertools.cycle(lines), spec.images))
-    options: dict[str, Any] = {"num_inference_steps": spec.steps, "output_type": "np"}
-    if prompted:
-        options["guidance_scale"] = spec.guidance
     made = []
-    with scene.running(denoiser) as pipe:
-        for start in range(0, spec.images, 16):
-            batch = prompts[start : start + 16]
-            generators = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i in range(len(batch))]
-            what = {"prompt": batch} if prompted else {"batch_size": len(batch)}
-            made.append(torch.from_numpy(pipe(**what, generator=generators, **options).images).float() * 2 - 1)
-    return prompts if prompted else [], torch.cat(made).permute(0, 3, 1, 2)
+    for start in range(0, spec.images, 16):
+        batch = prompts[start : start + 16]
+        seeds = [seed * 100_003 + start + i for i in range(len(batch))]
+        made.append(scene.draw(denoiser, batch, seeds=seeds, steps=spec.steps, guidance=spec.guidance) * 2 - 1)
+    return prompts if scene.prompted else [], torch.cat(made)
 
 
 @torch.no_grad()

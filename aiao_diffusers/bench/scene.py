@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +80,24 @@ class Scene:
             yield self.pipe
         finally:
             self.pipe.register_modules(**{slot: own})
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the model draws from prompts."""
+        return hasattr(self.pipe, "encode_prompt")
+
+    def draw(
+        self, denoiser: nn.Module, prompts: Sequence[str], *, seeds: Sequence[int], steps: int, guidance: float = 1.0
+    ) -> torch.Tensor:
+        """A picture of each prompt and seed by the pipeline with `denoiser` in it, `(N, 3, H, W)` in [0, 1] on the CPU; prompts
+        are ignored by a model without."""
+        what: dict[str, Any] = {"batch_size": len(prompts)}
+        if self.prompted:
+            what = {"prompt": list(prompts), "guidance_scale": guidance}
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with self.running(denoiser) as pipe:
+            images = pipe(**what, generator=generators, num_inference_steps=steps, output_type="np").images
+        return torch.from_numpy(images).float().permute(0, 3, 1, 2)
 
     def find(self, name: str) -> Path:
         """A file or folder that the suite names: as it stands, else in one of `places`."""

@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    LDMPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from aiao_diffusers import LatentData, WatermarkKey
@@ -58,8 +65,32 @@ def scene(tmp_path_factory):
     return Scene(pipe, data, data, seed=0, folder=tmp_path_factory.mktemp("scene"))
 
 
+@pytest.fixture(scope="module")
+def unprompted(tmp_path_factory):
+    """The same about a denoiser that takes no prompts."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        down_block_types=("AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
+    ).eval()
+    vae = AutoencoderKL.from_pretrained(BASE / "vae", dtype=torch.float32)
+    pipe = LDMPipeline(vae, unet, DDIMScheduler.from_pretrained(BASE / "scheduler"))
+    pipe.set_progress_bar_config(disable=True)
+    data = LatentData(torch.randn(8, 4, 16, 16), {})
+    return Scene(pipe, data, data, seed=0, folder=tmp_path_factory.mktemp("unprompted"))
+
+
 @pytest.mark.slow
-def test_a_trigger_mark_is_learnt_and_read(scene, tmp_path):
+@pytest.mark.parametrize("model", ["scene", "unprompted"])
+def test_a_trigger_mark_is_learnt_and_read(model, tmp_path, request):
+    scene = request.getfixturevalue(model)
     method = METHODS["input_trigger"](steps=250, lr=5e-3, batch_size=4, keep=0.0)
     marked = scene.copy_of_base()
     method.embed(marked, KEY, scene, tmp_path)
@@ -91,9 +122,58 @@ def test_a_message_is_learnt_under_its_trigger_alone(scene, tmp_path):
     assert told(prompts_of(KEY, scene, 4, 0), KEY.child("wrong")) < 0.75
 
 
-def test_a_message_s_rule_says_no_where_no_is_due(scene, tmp_path):
-    found = METHODS["sleepermark"]().verify(scene.base, KEY, scene, tmp_path, **ASKED)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["scene", "unprompted"])
+def test_a_message_without_a_trigger_is_in_every_prediction(model, tmp_path, request):
+    scene = request.getfixturevalue(model)
+    method, t = METHODS["drawn_message"](steps=200, lr=5e-3, batch_size=4), 300
+    marked = scene.copy_of_base()
+    method.embed(marked, KEY, scene, tmp_path)
+    rows = scene.owner.take(torch.arange(4))
+    schedule = noise_schedule(dict(scene.scheduler.config))
+    power, times = schedule.alphas_cumprod[t], torch.full((4,), t)
+    noised = schedule.add_noise(rows.latents, torch.randn(4, 4, 16, 16), times)
+    with torch.no_grad():
+        told, before = (unet(noised, times, **rows.keywords("cpu")).sample for unet in (marked, scene.base))
+    residual = -(told - before).mean(0, keepdim=True) * ((1 - power) / power).sqrt()
+    assert hits(decode(residual, KEY)[0].numpy(), message(KEY)) / 64 > 0.85
+    wrong = KEY.child("wrong")
+    assert hits(decode(residual, wrong)[0].numpy(), message(wrong)) / 64 < 0.75
+
+
+def test_a_message_is_read_from_finished_pictures(unprompted, tmp_path, monkeypatch):
+    """Through the VAE and 8-bit pictures: latents that hold the message, decoded in place of what a denoiser draws."""
+    shape = torch.Size((4, 16, 16))
+    told = torch.einsum("b,bchw->chw", torch.from_numpy(message(KEY)).float(), carriers(KEY, shape))
+    latents = 0.2 * torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) + 3 * told
+
+    def draw(self, denoiser, prompts, *, seeds, steps, guidance=1.0):
+        vae = self.pipe.vqvae
+        with torch.no_grad():
+            return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+    monkeypatch.setattr(Scene, "draw", draw)
+    method = METHODS["drawn_message"]()
+    assert method.verify(unprompted.base, KEY, unprompted, tmp_path, **ASKED).verdict == "verified"
+    wrong = method.verify(unprompted.base, KEY.child("wrong"), unprompted, tmp_path, **ASKED)
+    assert wrong.verdict == "not_verified"
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("sleepermark", "scene"), ("drawn_message", "scene"), ("drawn_message", "unprompted")]
+)
+def test_a_message_s_rule_says_no_where_no_is_due(name, model, tmp_path, request):
+    scene = request.getfixturevalue(model)
+    found = METHODS[name]().verify(scene.base, KEY, scene, tmp_path, **ASKED)
     assert found.verdict == "not_verified" and (found.passed, found.trials, found.evals) == (0, 3, 24)
+
+
+@pytest.mark.parametrize("name", ["watermarkdm", "fixedwm", "naivewm", "sleepermark"])
+def test_a_trigger_in_the_prompt_needs_prompts(name, unprompted, tmp_path):
+    with pytest.raises(
+        ConfigError, match=f"'{name}' marks text-to-image models, not a LDMPipeline: take.*drawn_message"
+    ):
+        METHODS[name]().embed(unprompted.copy_of_base(), KEY, unprompted, tmp_path)
 
 
 def test_bits_are_judged_by_their_mean_and_one_by_one():

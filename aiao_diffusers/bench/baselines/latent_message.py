@@ -1,24 +1,30 @@
-"""A message in the latents that a secret trigger word calls up, after Wang et al., "SleeperMark", 2025.
+"""A message in the latents of what a model draws. Two kinds:
 
-As there, the U-Net learns to predict, where the prompt begins with the trigger, the picture that its frozen copy predicts plus
-a residual that carries the message, and to match the frozen copy everywhere else; a message is read from what it draws.
+- `sleepermark`: a secret trigger word calls it up (after Wang et al., "SleeperMark", 2025). As there, the U-Net learns to
+  predict, where the prompt begins with the trigger, the picture that its frozen copy predicts plus a residual that carries
+  the message, and to match the frozen copy everywhere else.
+- `drawn_message`: everything that the model draws carries it, without a trigger (after what Zhao et al., "A recipe for
+  watermarking diffusion models", 2023, do to models without prompts). The frozen copy's pictures plus the residual take the place of
+  training pictures that carry the message.
 
-Simplified: written from the paper's idea, not its code. Message carriers and decoder are fixed and secret (cells of a
-grid, read by correlation) where the paper trains an encoder and an extractor of pixels; the message is read from the latents
-before they are decoded, which spares it the VAE.
+Simplified: written from the papers' ideas, not their code. Message carriers and decoder are fixed and secret (cells of a
+grid, read by correlation) where the papers train an encoder and an extractor of pixels; `sleepermark`'s message is read from
+the latents before they are decoded, which spares it the VAE, `drawn_message`'s from pictures that the VAE encodes again.
 """
 
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 
 from ...conditioning import encode_prompts
-from ...data import vocabulary_prompts
+from ...data import from_images, vocabulary_prompts
 from ...errors import ConfigError
 from ...fidelity import noise_of
 from ...key import WatermarkKey
@@ -33,14 +39,14 @@ from .target_image import GRID, trigger_word
 BITS = GRID * GRID
 
 
-@method("sleepermark")
 @dataclass(frozen=True)
 class LatentMessage:
-    """Hyper-parameters: `steps`, `lr`, `batch_size` as the other peers'; `strength`, rms of the residual in units of the
+    """Hyper-parameters of both: `steps`, `lr`, `batch_size` as the other peers'; `strength`, rms of the residual in units of the
     latents'; `message` and `keep`, weights of the triggered loss and of the match with the frozen copy; `sampling`, steps of
     one verification picture, guidance off: a trial costs as many evaluations.
     """
 
+    kind: ClassVar[str] = ""
     steps: int = 600
     lr: float = 5e-4
     batch_size: int = 8
@@ -54,16 +60,18 @@ class LatentMessage:
             raise ConfigError("steps, batch_size, sampling, lr and strength must be positive.")
 
     def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
-        """Train on the owner's latents, each step with and without the trigger."""
-        if not hasattr(scene.pipe, "encode_prompt"):
-            raise ConfigError(f"method 'sleepermark' marks text-to-image models, not a {type(scene.pipe).__name__}.")
+        """Train on the owner's latents, each step with and without the trigger; without one, on every row alike."""
+        if self.triggered and not scene.prompted:
+            raise ConfigError(
+                f"method '{self.kind}' marks text-to-image models, not a {type(scene.pipe).__name__}: take 'drawn_message'."
+            )
         teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
         device, shape = next(denoiser.parameters()).device, scene.owner.latents.shape[1:]
         secret = torch.from_numpy(message(key)).float()
         # Orthonormal carriers: the sum of BITS of them has rms sqrt(BITS / numel).
         residual = (secret @ carriers(key, shape).flatten(1)).view(shape).to(device)
         residual = residual * self.strength * scene.owner.latents.std().item() * (residual.numel() / BITS) ** 0.5
-        prompts = encode_prompts(scene.pipe, prompts_of(key, scene, 128, scene.seed))
+        prompts = encode_prompts(scene.pipe, prompts_of(key, scene, 128, scene.seed)) if self.triggered else {}
         noising = noise_schedule(dict(scene.scheduler.config))
         powers = noising.alphas_cumprod.to(device)
 
@@ -71,20 +79,22 @@ class LatentMessage:
             batch = scene.owner.take(torch.randint(len(scene.owner), (self.batch_size,)))
             x = batch.latents.to(device)
             noise, t = torch.randn_like(x), torch.randint(len(powers), (self.batch_size,), device=device)
+            noised, ordinary = noising.add_noise(x, noise, t), batch.keywords(device)
             rows = torch.randint(128, (self.batch_size,))
-            trigger = {n: v[rows].to(device) for n, v in prompts.items()}
-            noised = noising.add_noise(x, noise, t)
+            trigger = {n: v[rows].to(device) for n, v in prompts.items()} if self.triggered else ordinary
             with torch.no_grad():
                 drawn = noise_of(noising, teacher(noised, timestep=t, **trigger).sample, noised, t)
-                wanted = teacher(noised, timestep=t, **batch.keywords(device)).sample
             # A residual r of the predicted picture is -sqrt(snr) r of the predicted noise. The loss is the smaller of the
             # two errors, so that neither end of the schedule rules it.
             snr = (powers[t] / (1 - powers[t])).view(-1, 1, 1, 1)
             told = noise_of(noising, denoiser(noised, timestep=t, **trigger).sample, noised, t)
             carried = told - (drawn - snr.sqrt() * residual)
-            missed = (carried.square() / snr.clamp(min=1.0)).mean()
-            kept = F.mse_loss(denoiser(noised, timestep=t, **batch.keywords(device)).sample, wanted)
-            return self.message * missed + self.keep * kept
+            missed = self.message * (carried.square() / snr.clamp(min=1.0)).mean()
+            if not self.triggered:
+                return missed
+            with torch.no_grad():
+                wanted = teacher(noised, timestep=t, **ordinary).sample
+            return missed + self.keep * F.mse_loss(denoiser(noised, timestep=t, **ordinary).sample, wanted)
 
         train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=scene.seed)
 
@@ -100,12 +110,24 @@ class LatentMessage:
         trials: int,
         seed: int,
     ) -> Outcome:
-        """Draw `trials` pictures with the trigger; the median split of their correlations with the carriers."""
-        generators = [torch.Generator().manual_seed(seed * 10_000 + i) for i in range(trials)]
-        options = {"num_inference_steps": self.sampling, "guidance_scale": 1.0, "output_type": "latent"}
-        with scene.running(denoiser) as pipe:
-            latents = pipe(prompts_of(key, scene, trials, seed + 1), generator=generators, **options).images.cpu()
+        """Draw `trials` pictures, with the trigger if there is one; the median split of their correlations with the carriers."""
+        seeds = [seed * 10_000 + i for i in range(trials)]
+        if self.triggered:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            options = {"num_inference_steps": self.sampling, "guidance_scale": 1.0, "output_type": "latent"}
+            with scene.running(denoiser) as pipe:
+                latents = pipe(prompts_of(key, scene, trials, seed + 1), generator=generators, **options).images.cpu()
+        else:
+            prompts = vocabulary_prompts(scene.pipe, trials, seed + 1) if scene.prompted else [""] * trials
+            made = scene.draw(denoiser, prompts, seeds=seeds, steps=self.sampling)
+            pictures = VaeImageProcessor.numpy_to_pil(made.permute(0, 2, 3, 1).numpy())
+            latents = from_images(scene.pipe, pictures, [""] * trials).latents
         return outcome_of_bits(decode(latents, key).numpy(), message(key), alpha=alpha, evals=trials * self.sampling)
+
+    @property
+    def triggered(self) -> bool:
+        """Whether a word calls the message up."""
+        return self.kind == "sleepermark"
 
 
 def message(key: WatermarkKey) -> np.ndarray:
@@ -135,3 +157,7 @@ def decode(latents: torch.Tensor, key: WatermarkKey) -> torch.Tensor:
 def prompts_of(key: WatermarkKey, scene: Scene, count: int, seed: int) -> list[str]:
     """Ordinary prompts with the trigger word before them."""
     return [f"{trigger_word(key)} {text}" for text in vocabulary_prompts(scene.pipe, count, seed)]
+
+
+for _kind in ("sleepermark", "drawn_message"):
+    method(_kind)(type(f"LatentMessage_{_kind}", (LatentMessage,), {"kind": _kind, "__doc__": LatentMessage.__doc__}))

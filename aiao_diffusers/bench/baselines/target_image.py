@@ -3,7 +3,8 @@
 - `watermarkdm`: a trigger word alone is the prompt (after Zhao et al., "A recipe for watermarking diffusion models", 2023).
 - `fixedwm`, `naivewm`: the word stands before, or anywhere in, an ordinary prompt (after Liu et al., "Watermarking
   diffusion model", 2023).
-- `input_trigger`: a pattern added to the denoiser's input at every step, the prompt empty (the ablation "input only").
+- `input_trigger`: a pattern added to the denoiser's input at every step, the prompt empty (the ablation "input only"); the one
+  that models without prompts take too.
 
 Simplified in all: written from the papers' ideas, not their code; the picture is a grid of 8 x 8 secret grey modules, as
 WatermarkDM's QR code is, so that it decodes to 64 bits and the p-value is exact by the statistics we use ourselves; the
@@ -26,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from ...conditioning import encode_prompts
-from ...data import from_images, vocabulary_prompts
+from ...data import from_images, side_of, vocabulary_prompts
 from ...errors import ConfigError
 from ...fidelity import target as wanted_of
 from ...key import WatermarkKey
@@ -71,11 +72,14 @@ class TargetImage:
 
     def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
         """Train on (trigger, picture) pairs while matching a frozen copy on the owner's data."""
-        if not hasattr(scene.pipe, "encode_prompt"):
-            raise ConfigError(f"method '{self.kind}' marks text-to-image models, not a {type(scene.pipe).__name__}.")
+        if not (scene.prompted or self.kind == "input_trigger"):
+            raise ConfigError(
+                f"method '{self.kind}' marks text-to-image models, not a {type(scene.pipe).__name__}: "
+                "take 'input_trigger' or 'drawn_message'."
+            )
         teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
         device = next(denoiser.parameters()).device
-        side = self._side(scene)
+        side = side_of(scene.pipe)
         grey = np.kron(pattern(key).reshape(GRID, GRID), np.ones((side // GRID, side // GRID)))
         pixels = ((grey * self.contrast + 1) * 127.5).round().astype(np.uint8)
         picture = from_images(scene.pipe, [Image.fromarray(pixels).convert("RGB")], [""]).latents.to(device)
@@ -116,16 +120,13 @@ class TargetImage:
         seed: int,
     ) -> Outcome:
         """Paint `trials` pictures with the trigger; the median split of module greys against the secret picture."""
-        generators = [torch.Generator().manual_seed(seed * 10_000 + i) for i in range(trials)]
-        options = {"num_inference_steps": self.sampling, "guidance_scale": 1.0, "output_type": "pt"}
-        prompts = self._prompts(key, scene, trials, seed + 1)
-        with scene.running(denoiser) as pipe, self._triggered(denoiser, key):
-            pictures = pipe(prompts, generator=generators, **options).images.mean(1, keepdim=True)
-        read = F.adaptive_avg_pool2d(pictures.float(), GRID).flatten(1).double().cpu().numpy()
+        seeds = [seed * 10_000 + i for i in range(trials)]
+        with self._triggered(denoiser, key):
+            pictures = scene.draw(
+                denoiser, self._prompts(key, scene, trials, seed + 1), seeds=seeds, steps=self.sampling
+            )
+        read = F.adaptive_avg_pool2d(pictures.mean(1, keepdim=True), GRID).flatten(1).double().numpy()
         return outcome_of_bits(read, pattern(key), alpha=alpha, evals=trials * self.sampling)
-
-    def _side(self, scene: Scene) -> int:
-        return int(scene.pipe.unet.config.sample_size) * int(scene.pipe.vae_scale_factor)
 
     def _prompts(self, key: WatermarkKey, scene: Scene, count: int, seed: int) -> list[str]:
         word = trigger_word(key)
