@@ -164,7 +164,7 @@ def from_images(
     vae, side = autoencoder(pipe), side_of(pipe)
     from diffusers.image_processor import VaeImageProcessor
 
-    processor = VaeImageProcessor(vae_scale_factor=side // unet_of(pipe).config.sample_size)
+    processor = VaeImageProcessor(vae_scale_factor=1)  # images are of the model's size by then
     rows, kept, unreadable, resized = [], [], [], 0
     with _upcast(vae):
         for number, (source, caption) in enumerate(zip(images, captions, strict=True)):

@@ -87,16 +87,26 @@ class Scene:
         return hasattr(self.pipe, "encode_prompt")
 
     def draw(
-        self, denoiser: nn.Module, prompts: Sequence[str], *, seeds: Sequence[int], steps: int, guidance: float = 1.0
+        self,
+        denoiser: nn.Module,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float = 1.0,
+        decoded: bool = True,
     ) -> torch.Tensor:
         """A picture of each prompt and seed by the pipeline with `denoiser` in it, `(N, 3, H, W)` in [0, 1] on the CPU; prompts
-        are ignored by a model without."""
+        are ignored by a model without. Not `decoded`: its latents, where the pipeline gives them."""
         what: dict[str, Any] = {"batch_size": len(prompts)}
         if self.prompted:
             what = {"prompt": list(prompts), "guidance_scale": guidance}
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with self.running(denoiser) as pipe:
-            images = pipe(**what, generator=generators, num_inference_steps=steps, output_type="np").images
+            kind = "np" if decoded else "latent"
+            images = pipe(**what, generator=generators, num_inference_steps=steps, output_type=kind).images
+        if not decoded:
+            return images.cpu()
         return torch.from_numpy(images).float().permute(0, 3, 1, 2)
 
     def find(self, name: str) -> Path:

@@ -32,16 +32,21 @@ KEY = WatermarkKey(bytes(range(32)), "Test")
 ASKED = {"alpha": 1e-6, "trials": 3, "seed": 0}
 
 
+# Three levels, so that the deepest sees the whole picture: a picture's place cannot be learnt from less.
+SMALL = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32, 32),
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+
+
 def small_unet(seed=0):
-    """Three levels, so that the deepest sees the whole picture: a picture's place cannot be learnt from less."""
     torch.manual_seed(seed)
     return UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=1,
+        **SMALL,
         cross_attention_dim=128,
-        attention_head_dim=4,
-        norm_num_groups=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
     ).eval()
@@ -70,13 +75,9 @@ def unprompted(tmp_path_factory):
     """The same about a denoiser that takes no prompts."""
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=16,
+        **SMALL,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=1,
-        attention_head_dim=4,
-        norm_num_groups=4,
         down_block_types=("AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
     ).eval()

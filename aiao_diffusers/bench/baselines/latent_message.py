@@ -33,7 +33,7 @@ from ..registry import method
 from ..scene import Scene
 from ..trainer import train
 from .outcome import Outcome, outcome_of_bits
-from .target_image import GRID, trigger_word
+from .target_image import GRID, needs_prompts, trigger_word
 
 
 BITS = GRID * GRID
@@ -42,8 +42,8 @@ BITS = GRID * GRID
 @dataclass(frozen=True)
 class LatentMessage:
     """Hyper-parameters of both: `steps`, `lr`, `batch_size` as the other peers'; `strength`, rms of the residual in units of the
-    latents'; `message` and `keep`, weights of the triggered loss and of the match with the frozen copy; `sampling`, steps of
-    one verification picture, guidance off: a trial costs as many evaluations.
+    latents'; `message`, weight of the message's loss; `keep`, where a word calls it up, of the match with the frozen copy
+    elsewhere; `sampling`, steps of one verification picture, guidance off: a trial costs as many evaluations.
     """
 
     kind: ClassVar[str] = ""
@@ -61,10 +61,8 @@ class LatentMessage:
 
     def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
         """Train on the owner's latents, each step with and without the trigger; without one, on every row alike."""
-        if self.triggered and not scene.prompted:
-            raise ConfigError(
-                f"method '{self.kind}' marks text-to-image models, not a {type(scene.pipe).__name__}: take 'drawn_message'."
-            )
+        if self.triggered:
+            needs_prompts(self.kind, scene)
         teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
         device, shape = next(denoiser.parameters()).device, scene.owner.latents.shape[1:]
         secret = torch.from_numpy(message(key)).float()
@@ -113,10 +111,8 @@ class LatentMessage:
         """Draw `trials` pictures, with the trigger if there is one; the median split of their correlations with the carriers."""
         seeds = [seed * 10_000 + i for i in range(trials)]
         if self.triggered:
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            options = {"num_inference_steps": self.sampling, "guidance_scale": 1.0, "output_type": "latent"}
-            with scene.running(denoiser) as pipe:
-                latents = pipe(prompts_of(key, scene, trials, seed + 1), generator=generators, **options).images.cpu()
+            prompts = prompts_of(key, scene, trials, seed + 1)
+            latents = scene.draw(denoiser, prompts, seeds=seeds, steps=self.sampling, decoded=False)
         else:
             prompts = vocabulary_prompts(scene.pipe, trials, seed + 1) if scene.prompted else [""] * trials
             made = scene.draw(denoiser, prompts, seeds=seeds, steps=self.sampling)

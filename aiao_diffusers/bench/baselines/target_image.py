@@ -72,11 +72,8 @@ class TargetImage:
 
     def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
         """Train on (trigger, picture) pairs while matching a frozen copy on the owner's data."""
-        if not (scene.prompted or self.kind == "input_trigger"):
-            raise ConfigError(
-                f"method '{self.kind}' marks text-to-image models, not a {type(scene.pipe).__name__}: "
-                "take 'input_trigger' or 'drawn_message'."
-            )
+        if self.kind != "input_trigger":
+            needs_prompts(self.kind, scene)
         teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
         device = next(denoiser.parameters()).device
         side = side_of(scene.pipe)
@@ -155,6 +152,19 @@ class TargetImage:
             yield
         finally:
             handle.remove()
+
+
+def needs_prompts(kind: str, scene: Scene) -> None:
+    """Refuse a model without prompts for a method whose trigger stands in one.
+
+    Raises:
+        ConfigError: the model takes none.
+    """
+    if not scene.prompted:
+        raise ConfigError(
+            f"method '{kind}' marks text-to-image models, not a {type(scene.pipe).__name__}: "
+            "take 'input_trigger' or 'drawn_message'."
+        )
 
 
 def pattern(key: WatermarkKey) -> np.ndarray:
