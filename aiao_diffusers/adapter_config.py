@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import NotTestableError, SuspectError
+from .files.strict_json import parse_json
+from .files.text import short
 from .lora_formats import Scaling
-from .safefile import parse_json, short
 
 
 _METADATA_KEY = "lora_adapter_metadata"

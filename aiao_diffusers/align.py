@@ -37,10 +37,10 @@ from torch import nn
 
 from .data import LatentData
 from .errors import NotTestableError, RecordError
+from .files.safetensors_header import load_tensors
 from .hashes import tensor_sha256, weights_sha256
 from .maps import TINY, SiteMap, fit, fit_stream
 from .record import WatermarkRecord, noise_schedule
-from .safefile import load_tensors
 from .setups import evaluating, placement
 from .sites import IN_SPAN, OUT_SPAN, Site, attention_modules, first_tensor, span, trace_on, unwrap
 from .suspect import opened

@@ -43,22 +43,20 @@ from .detect import (
 )
 from .errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
 from .families import QUANTO_DATA, SCALE_NOTES, mismatch, packed, scales
-from .hashes import tensor_sha256
-from .model_folder import check_config, modern_attention, weight_files
-from .safefile import (
+from .files.paths import inside, list_weight_files
+from .files.safetensors_header import (
     MAX_HEADER_BYTES,
     Header,
     TensorInfo,
     check_finite,
-    inside,
-    list_weight_files,
     load_tensors,
-    parse_json,
     read_header,
-    read_json,
-    short,
     stream,
 )
+from .files.strict_json import parse_json, read_json
+from .files.text import short
+from .hashes import tensor_sha256
+from .model_folder import check_config, modern_attention, weight_files
 
 
 __all__ = [

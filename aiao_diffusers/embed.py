@@ -23,13 +23,13 @@ from .embed_config import EmbedConfig
 from .embed_report import EmbedReport
 from .errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
 from .fidelity import fidelity, predictions, price
+from .files.safetensors_header import check_finite
 from .hashes import weights_sha256
 from .key import WatermarkKey
 from .lazy import LayerProfile, self_profile
 from .loudness import loudness
 from .probe import probe
 from .record import WatermarkRecord
-from .safefile import check_finite
 from .setups import denoiser_of, evaluating, placement
 from .sites import Site, choose, trace_on, unwrap
 from .training import Callback, Mark, Training

@@ -6,7 +6,7 @@ Judgements for error messages and refusals, never for a verdict; nothing here lo
 import re
 from collections.abc import Mapping
 
-from .safefile import Header
+from .files.safetensors_header import Header
 
 
 _TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from .errors import NotTestableError
-from .safefile import PIECE, short
+from .files.safetensors_header import PIECE
+from .files.text import short
 from .setups import Values
 
 

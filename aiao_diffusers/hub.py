@@ -26,10 +26,12 @@ from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model
 from .checkpoint import load_denoiser
 from .detect import DENOISER_FOLDERS, EMA_PREFIX, kind_of_keys
 from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
+from .files.paths import PICKLE_STARTS, PICKLE_SUFFIXES
+from .files.safetensors_header import load_tensors, read_header
+from .files.strict_json import read_json
 from .hashes import weights_sha256
 from .key import WatermarkKey
 from .record import DOCUMENT, FOLDER, WatermarkRecord, has_record
-from .safefile import PICKLE_STARTS, PICKLE_SUFFIXES, load_tensors, read_header, read_json
 from .setups import denoiser_of
 from .suspect import find_record, label_of, local_path
 from .verify import verify

@@ -23,19 +23,13 @@ from .adapter_config import config_in_metadata, scaling_from
 from .detect import DENOISER_FOLDERS, detect
 from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
 from .families import differ, mismatch, packed
+from .files.paths import below, inside, list_weight_files
+from .files.safetensors_header import check_finite, load_tensors, read_header
+from .files.strict_json import read_json
+from .files.text import short
 from .hashes import tensor_sha256
 from .lora_formats import Group, Parsed, Scaling, new_weight, parse, scaling_of
 from .lora_names import EXPECTED_PREFIXES, Part
-from .safefile import (
-    below,
-    check_finite,
-    inside,
-    list_weight_files,
-    load_tensors,
-    read_header,
-    read_json,
-    short,
-)
 
 
 __all__ = ["LoadedLora", "applied"]

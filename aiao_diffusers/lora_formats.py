@@ -15,8 +15,8 @@ from torch import nn
 
 from .checkpoint import TEXT_ENCODER_KEY
 from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
+from .files.text import short
 from .lora_names import Part, locate, module_index, named_in
-from .safefile import short
 
 
 _ROLE = re.compile(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .errors import SuspectError
-from .safefile import short
+from .files.text import short
 
 
 EXPECTED_PREFIXES = ("unet.", "transformer.", "base_model.model.", "lora_unet_", "lycoris_", "diffusion_model.")

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SuspectError, UnsafeFileError
-from .safefile import inside, read_header, read_json, refuse_pickle, short
+from .files.paths import inside, refuse_pickle
+from .files.safetensors_header import read_header
+from .files.strict_json import read_json
+from .files.text import short
 
 
 WEIGHTS = re.compile(

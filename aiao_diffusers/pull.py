@@ -11,10 +11,12 @@ from huggingface_hub import HfApi
 
 from .detect import DENOISER_FOLDERS, kind_of_keys
 from .errors import NotTestableError, SuspectError, UnsafeFileError
+from .files.paths import PICKLE_SUFFIXES
+from .files.safetensors_header import MAX_TENSOR_BYTES, Header
+from .files.text import short
 from .model_folder import WEIGHTS, weights_order
 from .record import BANK, DOCUMENT, FOLDER
 from .remote import REPO_ID, Remote, fetch, look_up, read_remote_header, read_remote_json
-from .safefile import MAX_TENSOR_BYTES, PICKLE_SUFFIXES, Header, short
 
 
 MAX_CANDIDATES = 8

@@ -15,8 +15,9 @@ from torch import nn
 
 from .data import LatentData
 from .errors import DataError, RecordError, SuspectError, UnsafeFileError
+from .files.strict_json import read_json
+from .files.text import short
 from .key import SCHEME, WatermarkKey
-from .safefile import read_json, short
 from .sites import IN_SPAN, Site, span
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, OutputExistsError
-from .safefile import short
+from .files.text import short
 from .statistics import holm
 
 

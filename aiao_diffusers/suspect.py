@@ -13,11 +13,11 @@ from torch import nn
 from .checkpoint import load_denoiser
 from .detect import detect
 from .errors import NotTestableError, RecordError, SuspectError
+from .files.text import short
 from .hashes import weights_sha256
 from .lora import applied
 from .pull import Pulled, pull, pull_record
 from .record import WatermarkRecord, has_record
-from .safefile import short
 from .setups import denoiser_of
 from .sites import unwrap
 

@@ -14,8 +14,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from .errors import ConfigError, HubError
+from .files.text import short
 from .remote import REPO_ID, TIMEOUT, retried
-from .safefile import short
 
 
 RELATIONS = ("adapter", "finetune", "merge", "quantized")

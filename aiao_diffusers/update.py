@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .errors import ConfigError, TrainingError
-from .safefile import read_header, stream
+from .files.safetensors_header import read_header, stream
 
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)

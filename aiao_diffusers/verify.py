@@ -12,13 +12,13 @@ from torch import nn
 from .align import Reference, align, clean_twin, reference_for
 from .data import LatentData, fitting, prepare
 from .errors import ConfigError, KeyMismatchError, NotTestableError, RecordError, SiteError
+from .files.safetensors_header import check_finite
 from .hashes import weights_sha256
 from .healing import BATCH, STEPS, healed
 from .key import WatermarkKey
 from .looks import AMPLITUDES, Looks, key_sites, wrong_responses
 from .record import WatermarkRecord
 from .report import VerificationReport
-from .safefile import check_finite
 from .setups import Values, bare, denoiser_of
 from .sites import unwrap
 from .statistics import clopper_pearson, floor_log10_p

@@ -25,11 +25,12 @@ from torch import nn
 from ..checkpoint import load_denoiser
 from ..detect import detect
 from ..errors import AIAOError
+from ..files.safetensors_header import load_tensors
+from ..files.text import short
 from ..key import WatermarkKey
 from ..lora import applied
 from ..lora_formats import parse, scaling_of
 from ..record import WatermarkRecord
-from ..safefile import load_tensors, short
 from ..verify import verify
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole_models
 

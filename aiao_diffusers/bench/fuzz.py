@@ -28,9 +28,9 @@ from torch import nn
 from ..checkpoint import load_denoiser
 from ..detect import detect
 from ..errors import AIAOError
+from ..files.safetensors_header import check_finite
 from ..hashes import tensor_sha256
 from ..lora import applied
-from ..safefile import check_finite
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, whole_models
 from .formats import Peak
 

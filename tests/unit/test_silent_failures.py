@@ -23,8 +23,8 @@ from aiao_diffusers.errors import (
     WrongBaseError,
 )
 from aiao_diffusers.families import likely_base
+from aiao_diffusers.files.safetensors_header import read_header, stream
 from aiao_diffusers.lora import applied
-from aiao_diffusers.safefile import read_header, stream
 
 
 QUERY = f"{ATTENTION}.attn1.to_q"

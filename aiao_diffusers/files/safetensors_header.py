@@ -3,22 +3,22 @@
 Nothing is ever unpickled. A file that fails a step is not read further, so a hostile one costs at most its header.
 """
 
-import json
 import math
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .errors import NotTestableError, SuspectError, UnsafeFileError
+from ..errors import NotTestableError, SuspectError, UnsafeFileError
+from .paths import PICKLE_STARTS, refuse_pickle
+from .strict_json import parse_json
+from .text import short
 
 
 MAX_HEADER_BYTES = 32 * 2**20
 """A 12B model's header is about .2 MiB; kohya adds a few MiB of training tags."""
-MAX_JSON_BYTES = 16 * 2**20
 MAX_TENSOR_BYTES = 128 * 2**30
 MAX_TENSORS = 100_000
 MAX_RANK = 8
@@ -46,9 +46,6 @@ TORCH_DTYPES = {
     "C64": torch.complex64,
 }
 ITEM_BYTES = {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()}
-PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""First bytes of what torch.save writes, a zip since 1.6, and of bare pickles."""
 
 
 @dataclass(frozen=True)
@@ -69,55 +66,6 @@ class Header:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     file_bytes: int
-
-
-def short(value: object, limit: int = 120) -> str:
-    """`repr` cut to `limit` characters: a hostile key of a megabyte must not become the error message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raise UnsafeFileError where the suffix is that of a pickle; loading one runs whatever code it holds."""
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise UnsafeFileError(
-            f"{path.name!r} is a pickle: reading it would run code that its author chose. Ask for the same weights as "
-            f".safetensors (the author: safetensors.torch.save_file, or the Space safetensors/convert on the Hub)."
-        )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise UnsafeFileError(f"duplicate key {short(next(n for n in names if names.count(n) > 1))} in JSON")
-    return result
-
-
-def _reject_constant(name: str) -> Any:
-    raise UnsafeFileError(f"{name} is not a JSON number")
-
-
-def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """JSON object from bytes; duplicate keys, NaN, bad UTF-8 and deep nesting raise UnsafeFileError."""
-    try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_reject_constant)
-    except UnsafeFileError as error:
-        raise UnsafeFileError(f"{where}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UnsafeFileError(f"{where} is not valid JSON: {short(str(error))}") from None
-    if not isinstance(value, dict):
-        raise UnsafeFileError(f"{where} holds a JSON {type(value).__name__}, expected an object")
-    return value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of at most `MAX_JSON_BYTES`; SuspectError if absent, UnsafeFileError if hostile."""
-    if not path.is_file():
-        raise SuspectError(f"{path} does not exist")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise UnsafeFileError(f"{path.name!r} has {path.stat().st_size} bytes; a config has at most {MAX_JSON_BYTES}")
-    return parse_json(path.read_bytes(), path.name)
 
 
 def _entry(name: str, entry: object, where: str) -> TensorInfo:
@@ -272,64 +220,3 @@ def check_finite(tensors: Mapping[str, torch.Tensor], what: str = "the weights")
 def _finite(values: torch.Tensor) -> bool:
     # A sum is eight times faster than looking at each value, and NaN or Inf never leaves it; finite values may overflow it.
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`, refused where it leads out of it.
-
-    A plain file name is required. Links may point within the folder, or, in a Hub cache
-    (`models--x--y/snapshots/<commit>/…`), to the `blobs` of the same repository, where the Hub client keeps the bytes.
-
-    Raises:
-        UnsafeFileError: a path trick. SuspectError: the file is missing.
-    """
-    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name or Path(name).is_absolute():
-        raise UnsafeFileError(f"{short(name)} is not a plain file name; it could lead out of {folder.name!r}")
-    path = folder / name
-    if not path.is_file():
-        raise SuspectError(f"{folder} names the file {short(name)}, which is missing")
-    roots = [folder.resolve()]
-    for parent in (folder.absolute(), *folder.absolute().parents):
-        if parent.parent.name == "snapshots" and parent.parent.parent.name.startswith("models--"):
-            roots.append((parent.parent.parent / "blobs").resolve())
-    if not any(path.resolve().is_relative_to(root) for root in roots):
-        raise UnsafeFileError(f"{short(name)} in {folder.name!r} is a link out of its folder")
-    return path
-
-
-def below(folder: Path, name: str) -> Path:
-    """`inside`, for a name that a caller typed: it may lie in subfolders of `folder`, as `first/adapter.safetensors`.
-
-    Raises:
-        UnsafeFileError: a path trick. SuspectError: the file or a folder on its way is missing.
-    """
-    *parents, last = name.split("/")
-    for part in parents:
-        if part in {"", ".", ".."} or "\\" in part or "\0" in part:
-            raise UnsafeFileError(f"{short(name)} could lead out of {folder.name!r}")
-        if not (folder / part).is_dir():
-            raise SuspectError(f"{folder} holds no folder {short(part)}")
-        if not (folder / part).resolve().is_relative_to(folder.resolve()):
-            raise UnsafeFileError(f"{short(part)} in {folder.name!r} is a link out of its folder")
-        folder = folder / part
-    return inside(folder, last)
-
-
-def list_weight_files(folder: str | Path) -> tuple[Path, ...]:
-    """The `.safetensors` files directly in a folder, sorted by name; links out of the folder raise UnsafeFileError.
-
-    Raises:
-        UnsafeFileError: the folder holds pickles only. SuspectError: it holds no weights at all.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise SuspectError(f"{folder} is not a folder")
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() or p.is_symlink())
-    files = tuple(inside(folder, n) for n in names if n.lower().endswith(".safetensors"))
-    if not files:
-        for name in names:
-            refuse_pickle(Path(name))
-        deeper = sorted(p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.safetensors")))
-        hint = f"; its folders {', '.join(deeper[:5])} do: name one of them" if deeper else ""
-        raise SuspectError(f"{folder} holds no .safetensors file{hint}")
-    return files

@@ -1,0 +1,45 @@
+"""JSON that may be hostile: bounded in size, no duplicate names, no NaN."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import SuspectError, UnsafeFileError
+from .text import short
+
+
+MAX_JSON_BYTES = 16 * 2**20
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise UnsafeFileError(f"duplicate key {short(next(n for n in names if names.count(n) > 1))} in JSON")
+    return result
+
+
+def _reject_constant(name: str) -> Any:
+    raise UnsafeFileError(f"{name} is not a JSON number")
+
+
+def parse_json(raw: bytes, where: str) -> dict[str, Any]:
+    """JSON object from bytes; duplicate keys, NaN, bad UTF-8 and deep nesting raise UnsafeFileError."""
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_reject_constant)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UnsafeFileError(f"{where} is not valid JSON: {short(str(error))}") from None
+    if not isinstance(value, dict):
+        raise UnsafeFileError(f"{where} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of at most `MAX_JSON_BYTES`; SuspectError if absent, UnsafeFileError if hostile."""
+    if not path.is_file():
+        raise SuspectError(f"{path} does not exist")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise UnsafeFileError(f"{path.name!r} has {path.stat().st_size} bytes; a config has at most {MAX_JSON_BYTES}")
+    return parse_json(path.read_bytes(), path.name)
