@@ -11,7 +11,7 @@ from .probe import Wired
 from .record import noise_schedule, probe_timesteps
 from .setups import evaluating, placement
 from .sites import Site
-from .statistics import combined_log10_p, triple
+from .stats.hits import combined_log10_p, triple
 from .subpath import SubPath, sub_path
 
 

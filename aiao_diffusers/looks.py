@@ -21,13 +21,14 @@ from torch import nn
 from .errors import AIAOError, NotTestableError, ShapeError
 from .key import WatermarkKey
 from .probe import Coordinates, Reading, Wired, probe
-from .ranks import rank_log10_p, rank_site
 from .record import WatermarkRecord, probe_timesteps
 from .setups import evaluating, placement
 from .sites import Site, attention_modules, choose, trace_on
-from .statistics import SequentialTest, SiteTest, combined_log10_p, site_log10_p, triple
+from .stats.hits import SiteTest, combined_log10_p, site_log10_p, triple
+from .stats.natural_response import beyond, whitened
+from .stats.ranks import rank_log10_p, rank_site
+from .stats.sequential import SequentialTest
 from .subpath import SubPath, draw
-from .whiten import beyond, whitened
 
 
 MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .statistics import SiteTest
+from .stats.hits import SiteTest
 
 
 UNPROVEN = {

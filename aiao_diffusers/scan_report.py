@@ -20,7 +20,7 @@ from typing import Any
 
 from .errors import ConfigError, OutputExistsError
 from .files.text import short
-from .statistics import holm
+from .stats.multiple import holm
 
 
 COLUMNS = (

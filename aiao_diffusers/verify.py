@@ -21,7 +21,8 @@ from .record import WatermarkRecord
 from .report import VerificationReport
 from .setups import Values, bare, denoiser_of
 from .sites import unwrap
-from .statistics import clopper_pearson, floor_log10_p
+from .stats.hits import floor_log10_p
+from .stats.multiple import clopper_pearson
 from .suspect import Opened, label_of, opened, require_record
 
 

@@ -22,7 +22,8 @@ from ..key import WatermarkKey
 from ..looks import key_sites
 from ..maps import PARSIMONY
 from ..record import WatermarkRecord
-from ..statistics import clopper_pearson, triple
+from ..stats.hits import triple
+from ..stats.multiple import clopper_pearson
 from ..verify import verify
 from .attacks.disguise import disguise
 from .attacks.finetune import full

@@ -24,7 +24,8 @@ from ..looks import key_sites
 from ..probe import probe
 from ..record import WatermarkRecord, probe_timesteps
 from ..setups import placement
-from ..statistics import clopper_pearson, combined_log10_p, triple
+from ..stats.hits import combined_log10_p, triple
+from ..stats.multiple import clopper_pearson
 from ..subpath import SubPath, sub_path
 from ..verify import verify
 from .inversion import nearness

@@ -16,7 +16,7 @@ from torch import nn
 from ..key import WatermarkKey
 from ..looks import key_sites
 from ..record import WatermarkRecord
-from ..statistics import combined_log10_p, triple
+from ..stats.hits import combined_log10_p, triple
 from ..training import Mark
 from .attacks.adaptive import Masks, by_channel, exposed, invert
 from .scene import Scene

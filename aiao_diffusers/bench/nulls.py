@@ -28,8 +28,9 @@ from ..plots import BLUE, ORANGE, new_figure
 from ..probe import probe
 from ..record import WatermarkRecord, probe_timesteps
 from ..sites import choose, trace_on
-from ..statistics import Site as Triple
-from ..statistics import clopper_pearson, combined_log10_p, randomised_p, triple
+from ..stats.hits import Site as Triple
+from ..stats.hits import combined_log10_p, randomised_p, triple
+from ..stats.multiple import clopper_pearson
 from ..subpath import draw
 from ..trigger import difference
 from .attacks.finetune import full, lora

@@ -20,7 +20,7 @@ from ..data import LatentData
 from ..key import WatermarkKey
 from ..looks import Evidence, Looks, key_sites
 from ..record import WatermarkRecord
-from ..statistics import clopper_pearson
+from ..stats.multiple import clopper_pearson
 from . import attacks as _attacks  # noqa: F401 (fills the registry)
 from .registry import ATTACKS
 from .scene import Scene, open_pipe

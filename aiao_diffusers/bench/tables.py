@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, ResultsError
-from ..statistics import clopper_pearson
+from ..stats.multiple import clopper_pearson
 from . import attacks as _attacks  # noqa: F401 (fills the registry, which labels come from)
 from . import results
 from .registry import ATTACKS, known

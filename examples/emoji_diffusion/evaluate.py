@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from aiao_diffusers import LatentData, WatermarkKey, verify
 from aiao_diffusers.embed import fidelity
-from aiao_diffusers.statistics import clopper_pearson
+from aiao_diffusers.stats.multiple import clopper_pearson
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from aiao_diffusers.bench.scene import Scene, open_data, open_pipe
 from aiao_diffusers.conditioning import encode_prompts
 from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.record import noise_schedule
-from aiao_diffusers.statistics import hits
+from aiao_diffusers.stats.hits import hits
 
 
 BASE = Path(__file__).parents[2] / "examples" / "emoji_diffusion" / "base"

@@ -11,7 +11,7 @@ from aiao_diffusers.bench.curves import curves
 from aiao_diffusers.bench.run import unexpected
 from aiao_diffusers.bench.tables import load, table, update
 from aiao_diffusers.errors import ConfigError, ResultsError
-from aiao_diffusers.statistics import clopper_pearson
+from aiao_diffusers.stats.multiple import clopper_pearson
 
 
 ROOT = Path(__file__).parents[2]

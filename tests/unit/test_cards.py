@@ -13,7 +13,7 @@ from aiao_diffusers.cards import BEGIN, END, Card, CardFields
 from aiao_diffusers.data import LatentData
 from aiao_diffusers.errors import CardError, ConfigError
 from aiao_diffusers.report import VerificationReport
-from aiao_diffusers.statistics import SiteTest
+from aiao_diffusers.stats.hits import SiteTest
 
 
 KEY = WatermarkKey(bytes(range(32)), "Acme Labs")

@@ -23,7 +23,7 @@ from aiao_diffusers.finetune import finetune
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.losses import losses
 from aiao_diffusers.probe import probe
-from aiao_diffusers.statistics import randomised_p, triple
+from aiao_diffusers.stats.hits import randomised_p, triple
 from aiao_diffusers.subpath import sub_path
 from aiao_diffusers.training import Mark, Training, rows_of
 from aiao_diffusers.update import StoredWeights

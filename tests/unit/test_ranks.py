@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from aiao_diffusers.errors import ConfigError, NotTestableError, ShapeError
-from aiao_diffusers.ranks import rank_log10_p, rank_site, scores
-from aiao_diffusers.statistics import combined_log10_p, triple
+from aiao_diffusers.stats.hits import combined_log10_p, triple
+from aiao_diffusers.stats.ranks import rank_log10_p, rank_site, scores
 
 
 def arrangements(channels, plus):

@@ -16,7 +16,7 @@ from rich.console import Console
 from aiao_diffusers.cli.scan import _Live
 from aiao_diffusers.errors import ConfigError, OutputExistsError
 from aiao_diffusers.scan_report import COLUMNS, ScanLog, ScanReport, ScanRow
-from aiao_diffusers.statistics import holm
+from aiao_diffusers.stats.multiple import holm
 
 
 HOSTILE = '=cmd|"/C calc"!A1 <script>alert(1)</script> | x `y` [z](http://evil)'

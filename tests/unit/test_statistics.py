@@ -11,17 +11,9 @@ import pytest
 from scipy import stats
 
 from aiao_diffusers.errors import ConfigError, NotTestableError, ShapeError
-from aiao_diffusers.statistics import (
-    Look,
-    SequentialTest,
-    SiteTest,
-    clopper_pearson,
-    combined_log10_p,
-    floor_log10_p,
-    hits,
-    randomised_p,
-    site_log10_p,
-)
+from aiao_diffusers.stats.hits import SiteTest, combined_log10_p, floor_log10_p, hits, randomised_p, site_log10_p
+from aiao_diffusers.stats.multiple import clopper_pearson
+from aiao_diffusers.stats.sequential import Look, SequentialTest
 
 
 def balanced_patterns(channels, plus):

@@ -15,7 +15,7 @@ from aiao_diffusers.healing import healed
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.record import DOCUMENT, FOLDER
 from aiao_diffusers.sites import choose, trace_on
-from aiao_diffusers.statistics import combined_log10_p
+from aiao_diffusers.stats.hits import combined_log10_p
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

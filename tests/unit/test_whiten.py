@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from aiao_diffusers.errors import ShapeError
-from aiao_diffusers.ranks import rank_log10_p, rank_site
-from aiao_diffusers.whiten import beyond, whitened
+from aiao_diffusers.stats.natural_response import beyond, whitened
+from aiao_diffusers.stats.ranks import rank_log10_p, rank_site
 
 
 WIDTH = 64

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...statistics import combined_log10_p, hits
+from ...stats.hits import combined_log10_p, hits
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, optimize, special, stats
 
-from .errors import NotTestableError
-from .statistics import hits
+from ..errors import NotTestableError
+from .hits import hits
 
 
 RankSite = tuple[int, int, int]

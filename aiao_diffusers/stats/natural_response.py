@@ -18,7 +18,7 @@ Source: our choice.
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ShapeError
+from ..errors import ShapeError
 
 
 MIN_ROWS = 2  # of wrong masks; fewer tell nothing of a covariance

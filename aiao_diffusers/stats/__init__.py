@@ -1,0 +1,1 @@
+"""Exact p-values. Knows nothing of models: numbers in, numbers out."""
