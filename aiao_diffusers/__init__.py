@@ -1,6 +1,6 @@
 """Traceable diffusion models: a secret watermark in the denoiser, provable from a suspect's weights."""
 
-from .data import LatentData
+from .denoiser.inputs import LatentData
 from .embed import EmbedConfig, EmbedReport, embed
 from .errors import AIAOError
 from .hub import push

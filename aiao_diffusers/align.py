@@ -35,16 +35,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .data import LatentData
+from .denoiser.hashes import tensor_sha256, weights_sha256
+from .denoiser.inputs import LatentData
+from .denoiser.setup import evaluating, placement
+from .denoiser.sites import Site, attention_modules, first_tensor, trace_on, unwrap
+from .denoiser.trigger import channel_axis
 from .errors import NotTestableError, RecordError
 from .files.safetensors_header import load_tensors
-from .hashes import tensor_sha256, weights_sha256
 from .maps import TINY, SiteMap, fit, fit_stream
+from .mark.selection import IN_SPAN, OUT_SPAN, span
 from .record import WatermarkRecord, noise_schedule
-from .setups import evaluating, placement
-from .sites import IN_SPAN, OUT_SPAN, Site, attention_modules, first_tensor, span, trace_on, unwrap
 from .suspect import opened
-from .trigger import channel_axis
 
 
 BATCH = 8  # inputs a forward

@@ -30,6 +30,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from torch import nn
 
+from .denoiser.hashes import tensor_sha256
 from .detect import (
     ADAPTER_KEY,
     DENOISER_FOLDERS,
@@ -55,7 +56,6 @@ from .files.safetensors_header import (
 )
 from .files.strict_json import parse_json, read_json
 from .files.text import short
-from .hashes import tensor_sha256
 from .model_folder import check_config, modern_attention, weight_files
 
 

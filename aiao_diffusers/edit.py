@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import LatentData
+from .denoiser.inputs import LatentData
+from .denoiser.instrument import Wired, repeat
+from .denoiser.setup import evaluating
 from .embed_config import EmbedConfig
 from .errors import ConfigError
 from .losses import decoys, triggers
-from .probe import Wired, repeat
 from .record import noise_schedule
-from .setups import evaluating
 from .training import Mark
 
 

@@ -17,21 +17,23 @@ from accelerate import Accelerator
 from torch import nn
 
 from .align import Reference, observe
-from .data import LatentData, prepare
+from .denoiser.encode import prepare
+from .denoiser.hashes import weights_sha256
+from .denoiser.inputs import LatentData
+from .denoiser.instrument import probe
+from .denoiser.price import fidelity, predictions, price
+from .denoiser.setup import denoiser_of, evaluating, placement
+from .denoiser.sites import Site, trace_on, unwrap
 from .edit import Edit
 from .embed_config import EmbedConfig
 from .embed_report import EmbedReport
 from .errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
-from .fidelity import fidelity, predictions, price
 from .files.safetensors_header import check_finite
-from .hashes import weights_sha256
 from .key import WatermarkKey
 from .lazy import LayerProfile, self_profile
 from .loudness import loudness
-from .probe import probe
+from .mark.selection import choose
 from .record import WatermarkRecord
-from .setups import denoiser_of, evaluating, placement
-from .sites import Site, choose, trace_on, unwrap
 from .training import Callback, Mark, Training
 from .update import LowRank, StoredWeights, Update, require_no_adapter
 from .verify import verify
@@ -63,7 +65,7 @@ def embed(
 
     Args:
         model: a diffusers pipeline, or a denoiser together with `scheduler`.
-        data: see `aiao_diffusers.data.prepare`; None lets the model make its own latents.
+        data: see `aiao_diffusers.denoiser.encode.prepare`; None lets the model make its own latents.
         callback: called after each step with `(step, losses)`.
         allow_marked (`bool`): embed a further key into a model that carries a record already; the new record takes the
             old one's place, so keep a copy of that.

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .data import LatentData
+from .denoiser.inputs import LatentData
+from .denoiser.instrument import Wired
+from .denoiser.setup import evaluating, placement
+from .denoiser.sites import Site
 from .key import WatermarkKey
-from .probe import Wired
 from .record import noise_schedule, probe_timesteps
-from .setups import evaluating, placement
-from .sites import Site
 from .stats.hits import combined_log10_p, triple
 from .subpath import SubPath, sub_path
 

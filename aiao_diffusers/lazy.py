@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from .checkpoint import load_denoiser
-from .data import LatentData
+from .denoiser.finetune import finetune
+from .denoiser.inputs import LatentData
+from .denoiser.setup import denoiser_of, evaluating
 from .errors import ConfigError, DataError, WrongBaseError
-from .finetune import finetune
 from .plots import new_figure
-from .setups import denoiser_of, evaluating
 from .suspect import label_of, local_path, opened
 from .update import NORMS, StoredWeights
 

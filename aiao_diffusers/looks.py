@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from .denoiser.instrument import Coordinates, Reading, Wired, probe
+from .denoiser.setup import evaluating, placement
+from .denoiser.sites import Site, attention_modules, trace_on
 from .errors import AIAOError, NotTestableError, ShapeError
 from .key import WatermarkKey
-from .probe import Coordinates, Reading, Wired, probe
+from .mark.selection import choose
 from .record import WatermarkRecord, probe_timesteps
-from .setups import evaluating, placement
-from .sites import Site, attention_modules, choose, trace_on
 from .stats.hits import SiteTest, combined_log10_p, site_log10_p, triple
 from .stats.natural_response import beyond, whitened
 from .stats.ranks import rank_log10_p, rank_site

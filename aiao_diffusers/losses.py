@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .denoiser.trigger import channel_axis
 from .embed_config import EmbedConfig
-from .trigger import channel_axis
 
 
 def losses(

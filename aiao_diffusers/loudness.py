@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import LatentData
+from .denoiser.inputs import LatentData
+from .denoiser.instrument import probe, repeat
+from .denoiser.setup import evaluating, placement
+from .denoiser.sites import Site
+from .denoiser.trigger import channel_axis
 from .losses import balanced_rows
-from .probe import probe, repeat
+from .mark.selection import IN_SPAN, OUT_SPAN, span
 from .record import noise_schedule, probe_timesteps
-from .setups import evaluating, placement
-from .sites import IN_SPAN, OUT_SPAN, Site, span
-from .trigger import channel_axis
 
 
 WANTED = 0.8  # share of the following site's input that a random mask at amplitude 1 shall move

@@ -13,12 +13,13 @@ from diffusers import DDPMScheduler
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from .data import LatentData
+from .denoiser.inputs import LatentData
+from .denoiser.sites import Site
 from .errors import DataError, RecordError, SuspectError, UnsafeFileError
 from .files.strict_json import read_json
 from .files.text import short
 from .key import SCHEME, WatermarkKey
-from .sites import IN_SPAN, Site, span
+from .mark.selection import IN_SPAN, span
 
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"

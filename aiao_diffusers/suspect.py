@@ -11,15 +11,15 @@ from huggingface_hub import HfApi
 from torch import nn
 
 from .checkpoint import load_denoiser
+from .denoiser.hashes import weights_sha256
+from .denoiser.setup import denoiser_of
+from .denoiser.sites import unwrap
 from .detect import detect
 from .errors import NotTestableError, RecordError, SuspectError
 from .files.text import short
-from .hashes import weights_sha256
 from .lora import applied
 from .pull import Pulled, pull, pull_record
 from .record import WatermarkRecord, has_record
-from .setups import denoiser_of
-from .sites import unwrap
 
 
 @dataclass(frozen=True)

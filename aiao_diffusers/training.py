@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import nn
 
-from .data import LatentData
+from .denoiser.inputs import LatentData
+from .denoiser.instrument import Wired, repeat
+from .denoiser.sites import Site
 from .embed_config import EmbedConfig
 from .errors import TrainingError
 from .holding import holding
 from .key import WatermarkKey
 from .losses import decoys, losses, triggers
-from .probe import Wired, repeat
 from .record import noise_schedule
-from .sites import Site
 from .training_state import History, TrainingState
 from .update import Update
 

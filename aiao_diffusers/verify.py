@@ -10,17 +10,18 @@ from typing import Any
 from torch import nn
 
 from .align import Reference, align, clean_twin, reference_for
-from .data import LatentData, fitting, prepare
+from .denoiser.encode import prepare
+from .denoiser.hashes import weights_sha256
+from .denoiser.inputs import LatentData, fitting
+from .denoiser.setup import Values, bare, denoiser_of
+from .denoiser.sites import unwrap
 from .errors import ConfigError, KeyMismatchError, NotTestableError, RecordError, SiteError
 from .files.safetensors_header import check_finite
-from .hashes import weights_sha256
 from .healing import BATCH, STEPS, healed
 from .key import WatermarkKey
 from .looks import AMPLITUDES, Looks, key_sites, wrong_responses
 from .record import WatermarkRecord
 from .report import VerificationReport
-from .setups import Values, bare, denoiser_of
-from .sites import unwrap
 from .stats.hits import floor_log10_p
 from .stats.multiple import clopper_pearson
 from .suspect import Opened, label_of, opened, require_record

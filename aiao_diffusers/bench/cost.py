@@ -17,14 +17,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..checkpoint import load_denoiser
-from ..data import LatentData
+from ..denoiser.inputs import LatentData
+from ..denoiser.instrument import probe
+from ..denoiser.setup import placement
+from ..denoiser.sites import attention_modules, trace, trace_on
 from ..errors import ConfigError
 from ..key import WatermarkKey
 from ..looks import FIRST_CHANNELS
-from ..probe import probe
+from ..mark.selection import choose
 from ..record import WatermarkRecord
-from ..setups import placement
-from ..sites import attention_modules, choose, trace, trace_on
 from ..subpath import sub_path
 from ..verify import verify
 

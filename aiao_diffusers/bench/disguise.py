@@ -16,7 +16,7 @@ from torch import nn
 
 from ..align import Reference, observe
 from ..checkpoint import load_denoiser
-from ..data import LatentData
+from ..denoiser.inputs import LatentData
 from ..errors import NotTestableError
 from ..key import WatermarkKey
 from ..looks import key_sites

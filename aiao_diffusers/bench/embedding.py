@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..checkpoint import load_denoiser
+from ..denoiser.instrument import probe
+from ..denoiser.price import fidelity
+from ..denoiser.setup import placement
 from ..errors import ConfigError
-from ..fidelity import fidelity
 from ..key import WatermarkKey
 from ..looks import key_sites
-from ..probe import probe
 from ..record import WatermarkRecord, probe_timesteps
-from ..setups import placement
 from ..stats.hits import combined_log10_p, triple
 from ..stats.multiple import clopper_pearson
 from ..subpath import SubPath, sub_path

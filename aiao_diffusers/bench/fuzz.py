@@ -26,10 +26,10 @@ from safetensors.torch import load, save
 from torch import nn
 
 from ..checkpoint import load_denoiser
+from ..denoiser.hashes import tensor_sha256
 from ..detect import detect
 from ..errors import AIAOError
 from ..files.safetensors_header import check_finite
-from ..hashes import tensor_sha256
 from ..lora import applied
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, whole_models
 from .formats import Peak

@@ -12,10 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..data import LatentData
+from ..denoiser.finetune import finetune
+from ..denoiser.inputs import LatentData
 from ..embed import embed
 from ..embed_config import TRAIN, EmbedConfig
-from ..finetune import finetune
 from ..key import WatermarkKey
 from ..lazy import self_profile
 from ..pipeline import WatermarkedStableDiffusionPipeline

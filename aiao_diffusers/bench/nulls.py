@@ -21,18 +21,19 @@ from scipy import stats
 from torch import nn
 
 from ..checkpoint import load_denoiser
-from ..data import LatentData
+from ..denoiser.inputs import LatentData
+from ..denoiser.instrument import probe
+from ..denoiser.sites import trace_on
+from ..denoiser.trigger import difference
 from ..key import WatermarkKey
 from ..lora import applied
+from ..mark.selection import choose
 from ..plots import BLUE, ORANGE, new_figure
-from ..probe import probe
 from ..record import WatermarkRecord, probe_timesteps
-from ..sites import choose, trace_on
 from ..stats.hits import Site as Triple
 from ..stats.hits import combined_log10_p, randomised_p, triple
 from ..stats.multiple import clopper_pearson
 from ..subpath import draw
-from ..trigger import difference
 from .attacks.finetune import full, lora
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from ..data import vocabulary_prompts
+from ..denoiser.encode import vocabulary_prompts
 from ..embed import fidelity
 from ..errors import DataError
 from .scene import Scene, source_of

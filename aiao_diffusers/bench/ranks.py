@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..data import LatentData
+from ..denoiser.inputs import LatentData
 from ..key import WatermarkKey
 from ..looks import Evidence, Looks, key_sites
 from ..record import WatermarkRecord

@@ -23,12 +23,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..data import LatentData
+from ..denoiser.hashes import weights_sha256
+from ..denoiser.inputs import LatentData
+from ..denoiser.price import predictions
+from ..denoiser.setup import denoiser_of
 from ..errors import AIAOError, DataError, NotTestableError, ResultsError
-from ..fidelity import predictions
-from ..hashes import weights_sha256
 from ..key import WatermarkKey
-from ..setups import denoiser_of
 from . import results
 from .baselines import Outcome
 from .quality import OTHER_SEED, Quality, open_clip

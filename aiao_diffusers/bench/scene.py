@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..data import LatentData, from_images, image_rows, prepare
+from ..denoiser.encode import from_images, image_rows, prepare
+from ..denoiser.inputs import LatentData
+from ..denoiser.setup import denoiser_of
 from ..errors import ConfigError, DataError, ResultsError
-from ..setups import denoiser_of
 
 
 @dataclass(frozen=True)

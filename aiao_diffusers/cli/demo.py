@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..bench.attacks.finetune import lora as train_lora
-from ..data import LatentData
+from ..denoiser.inputs import LatentData
 from ..embed_config import EmbedConfig
 from ..errors import MissingExtraError
 from ..key import WatermarkKey

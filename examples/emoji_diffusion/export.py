@@ -15,8 +15,8 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord
-from aiao_diffusers.hashes import weights_sha256
-from aiao_diffusers.sites import trace_on
+from aiao_diffusers.denoiser.hashes import weights_sha256
+from aiao_diffusers.denoiser.sites import trace_on
 
 
 DEMO_KEY = WatermarkKey(bytes(range(32)), "Demo")  # public on purpose: whoever clones the repository can verify

@@ -18,8 +18,8 @@ from aiao_diffusers.bench import results
 from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.run import made, run_suite, unexpected
 from aiao_diffusers.bench.tables import table
+from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
-from aiao_diffusers.hashes import weights_sha256
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"

@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, verify
-from aiao_diffusers.conditioning import encode_prompts
-from aiao_diffusers.data import from_images, prepare
+from aiao_diffusers.denoiser.encode import from_images, prepare
+from aiao_diffusers.denoiser.prompts import encode_prompts
 from aiao_diffusers.errors import DataError
 
 

@@ -11,7 +11,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from aiao_diffusers import LatentData
-from aiao_diffusers.data import fitting, from_images, prepare, vocabulary_prompts
+from aiao_diffusers.denoiser.encode import from_images, prepare, vocabulary_prompts
+from aiao_diffusers.denoiser.inputs import fitting
 from aiao_diffusers.errors import DataError
 
 

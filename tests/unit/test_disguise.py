@@ -12,12 +12,12 @@ from peft import LoraConfig
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, verify
 from aiao_diffusers.align import Alignment, Reference, align, observe
 from aiao_diffusers.bench.attacks.disguise import KINDS, disguise
+from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
 from aiao_diffusers.healing import healed
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.maps import SiteMap, fit, fit_stream
 from aiao_diffusers.record import WatermarkRecord
-from aiao_diffusers.sites import trace_on
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

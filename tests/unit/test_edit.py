@@ -6,10 +6,11 @@ from _tiny import tiny_unconditional, tiny_unet
 from diffusers import DDIMScheduler
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
+from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.edit import writer
 from aiao_diffusers.errors import ConfigError, TrainingError
-from aiao_diffusers.probe import probe
-from aiao_diffusers.sites import choose, trace_on
+from aiao_diffusers.mark.selection import choose
 from aiao_diffusers.subpath import sub_path
 
 

@@ -13,8 +13,9 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, inject_adapter_in_model
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, profile, verify
+from aiao_diffusers.denoiser.price import fidelity
+from aiao_diffusers.denoiser.schedule import noise_of, target
 from aiao_diffusers.errors import ConfigError, DataError, TrainingError, WrongBaseError
-from aiao_diffusers.fidelity import fidelity, noise_of, target
 from aiao_diffusers.update import LowRank, StoredWeights
 
 

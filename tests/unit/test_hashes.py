@@ -7,8 +7,8 @@ import pytest
 import torch
 from _tiny import tiny_unet
 
+from aiao_diffusers.denoiser.hashes import PIECE, weights_sha256
 from aiao_diffusers.errors import NotTestableError
-from aiao_diffusers.hashes import PIECE, weights_sha256
 
 
 def field(content: bytes) -> bytes:

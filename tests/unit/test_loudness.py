@@ -6,10 +6,11 @@ from _tiny import learner, tiny_unet
 from diffusers import DDPMScheduler
 
 from aiao_diffusers import LatentData, WatermarkKey
+from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.loudness import WANTED, loudness
-from aiao_diffusers.probe import probe
-from aiao_diffusers.sites import IN_SPAN, choose, span, trace_on
+from aiao_diffusers.mark.selection import IN_SPAN, choose, span
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

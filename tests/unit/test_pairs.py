@@ -18,11 +18,11 @@ from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, ve
 from aiao_diffusers.bench import nulls
 from aiao_diffusers.bench.attacks.finetune import ATTENTION
 from aiao_diffusers.bench.inversion import _best, _cosine
+from aiao_diffusers.denoiser.finetune import finetune
+from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, RecordError
-from aiao_diffusers.finetune import finetune
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.losses import losses
-from aiao_diffusers.probe import probe
 from aiao_diffusers.stats.hits import randomised_p, triple
 from aiao_diffusers.subpath import sub_path
 from aiao_diffusers.training import Mark, Training, rows_of

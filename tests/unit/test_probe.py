@@ -8,13 +8,13 @@ from _tiny import tiny_unconditional, tiny_unet
 from diffusers import AutoencoderKL
 
 from aiao_diffusers import LatentData, looks
+from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.denoiser.processor import AIAOAttnProcessor
+from aiao_diffusers.denoiser.sites import Site, attention_modules, trace
+from aiao_diffusers.denoiser.trigger import apply_trigger, difference
 from aiao_diffusers.errors import SiteError
 from aiao_diffusers.key import WatermarkKey
-from aiao_diffusers.probe import probe
-from aiao_diffusers.processor import AIAOAttnProcessor
-from aiao_diffusers.sites import Site, attention_modules, trace
 from aiao_diffusers.subpath import sub_path
-from aiao_diffusers.trigger import apply_trigger, difference
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from aiao_diffusers.data import LatentData
+from aiao_diffusers.denoiser.inputs import LatentData
+from aiao_diffusers.denoiser.sites import Site
 from aiao_diffusers.embed import EmbedConfig
 from aiao_diffusers.errors import ConfigError, DataError, RecordError
 from aiao_diffusers.record import WatermarkRecord
-from aiao_diffusers.sites import Site
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from accelerate import cpu_offload
 from peft import LoraConfig
 from torch import nn
 
+from aiao_diffusers.denoiser.hashes import weights_sha256
+from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.denoiser.setup import Values, adapters, bare, evaluating, placement
+from aiao_diffusers.denoiser.sites import attention_modules, trace
+from aiao_diffusers.denoiser.trigger import apply_trigger, difference
 from aiao_diffusers.errors import NotTestableError, SiteError
-from aiao_diffusers.hashes import weights_sha256
 from aiao_diffusers.key import WatermarkKey
-from aiao_diffusers.probe import probe
-from aiao_diffusers.setups import Values, adapters, bare, evaluating, placement
-from aiao_diffusers.sites import attention_modules, trace
 from aiao_diffusers.subpath import sub_path
-from aiao_diffusers.trigger import apply_trigger, difference
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

@@ -10,11 +10,12 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
 from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, embed, verify
+from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
 from aiao_diffusers.healing import healed
 from aiao_diffusers.looks import key_sites
+from aiao_diffusers.mark.selection import choose
 from aiao_diffusers.record import DOCUMENT, FOLDER
-from aiao_diffusers.sites import choose, trace_on
 from aiao_diffusers.stats.hits import combined_log10_p
 
 

@@ -19,17 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...denoiser.finetune import finetune
+from ...denoiser.instrument import Wired, probe, repeat
+from ...denoiser.schedule import target as wanted_of
+from ...denoiser.sites import Site, trace_on
+from ...denoiser.trigger import channel_axis
 from ...embed import EmbedConfig, embed
-from ...fidelity import target as wanted_of
-from ...finetune import finetune
 from ...key import WatermarkKey
 from ...lazy import profile
 from ...losses import balanced_rows, log_uniform, random_sets
 from ...loudness import loudness
-from ...probe import Wired, probe, repeat
+from ...mark.selection import IN_SPAN, OUT_SPAN, span
 from ...record import noise_schedule
-from ...sites import IN_SPAN, OUT_SPAN, Site, span, trace_on
-from ...trigger import channel_axis
 from ..registry import attack
 from ..scene import Scene
 from ..trainer import train

@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from ...fidelity import noise_of
+from ...denoiser.schedule import noise_of
 from ...record import noise_schedule
 from ..registry import attack
 from ..scene import Scene

@@ -9,9 +9,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
-from ...data import LatentData
+from ...denoiser.finetune import finetune
+from ...denoiser.inputs import LatentData
 from ...errors import ConfigError
-from ...finetune import finetune
 
 
 __all__ = ["ATTENTION", "finetune", "full", "lora"]
@@ -20,7 +20,7 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def full(denoiser: nn.Module, data: LatentData, scheduler: Any, **options: Any) -> nn.Module:
-    """Fine-tune every weight of `denoiser`, in place; options as for `aiao_diffusers.finetune.finetune`."""
+    """Fine-tune every weight of `denoiser`, in place; options as for `aiao_diffusers.denoiser.finetune.finetune`."""
     return finetune(denoiser.requires_grad_(True), data, scheduler, **options).requires_grad_(False)
 
 

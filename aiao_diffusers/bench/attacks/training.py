@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ...conditioning import encode_prompts
-from ...data import LatentData, from_prompts, vocabulary_prompts
+from ...denoiser.encode import from_prompts, vocabulary_prompts
+from ...denoiser.inputs import LatentData
+from ...denoiser.prompts import encode_prompts
 from ...record import noise_schedule
 from ..registry import attack, known
 from ..scene import Scene

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 
-from ...conditioning import encode_prompts
-from ...data import from_images, vocabulary_prompts
+from ...denoiser.encode import from_images, vocabulary_prompts
+from ...denoiser.prompts import encode_prompts
+from ...denoiser.schedule import noise_of
 from ...errors import ConfigError
-from ...fidelity import noise_of
 from ...key import WatermarkKey
 from ...record import noise_schedule
 from ..registry import method

@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ...conditioning import encode_prompts
-from ...data import from_images, side_of, vocabulary_prompts
+from ...denoiser.encode import from_images, side_of, vocabulary_prompts
+from ...denoiser.prompts import encode_prompts
+from ...denoiser.schedule import target as wanted_of
 from ...errors import ConfigError
-from ...fidelity import target as wanted_of
 from ...key import WatermarkKey
 from ...record import noise_schedule
 from ..registry import method

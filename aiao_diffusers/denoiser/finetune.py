@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import LatentData
-from .fidelity import prediction, target
-from .record import noise_schedule
+from ..record import noise_schedule
+from .call import prediction
+from .inputs import LatentData
+from .schedule import target
 
 
 def finetune(

@@ -6,7 +6,7 @@ tells which axis holds the channels.
 
 import torch
 
-from .errors import NotTestableError, ShapeError
+from ..errors import NotTestableError, ShapeError
 
 
 def channel_axis(hidden_states: torch.Tensor) -> int:

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .errors import ShapeError, SiteError
-from .key import WatermarkKey
+from ..errors import ShapeError, SiteError
+from ..key import WatermarkKey
+from ..subpath import SubPath
 from .processor import AIAOAttnProcessor
-from .setups import put_away
+from .setup import put_away
 from .sites import attention_modules, unwrap
-from .subpath import SubPath
 from .trigger import channel_axis, difference
 
 

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import nn
 
-from .errors import NotTestableError
+from ..errors import NotTestableError
 
 
 class Values(Mapping[str, torch.Tensor]):

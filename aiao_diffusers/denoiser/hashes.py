@@ -9,10 +9,10 @@ from threading import Lock
 import torch
 from torch import nn
 
-from .errors import NotTestableError
-from .files.safetensors_header import PIECE
-from .files.text import short
-from .setups import Values
+from ..errors import NotTestableError
+from ..files.safetensors_header import PIECE
+from ..files.text import short
+from .setup import Values
 
 
 NARROW = (torch.bfloat16, torch.float16, torch.float32)

@@ -4,59 +4,16 @@ import math
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import nn
 
-from .data import LatentData
-from .errors import ConfigError
-from .record import noise_schedule
-from .setups import placement
+from ..record import noise_schedule
+from .call import prediction
+from .inputs import LatentData
+from .schedule import target
+from .setup import placement
 
 
 ROWS = 4  # a forward: measuring the price must not need more memory than the training did
-
-
-def prediction(
-    denoiser: nn.Module, noised: torch.Tensor, timestep: torch.Tensor, conditioning: dict[str, Any]
-) -> torch.Tensor:
-    """What a denoiser predicts of `noised` `(B, C, ...)`, in that shape: without the variances that some models add."""
-    return denoiser(noised, timestep=timestep, **conditioning).sample[:, : noised.shape[1]]
-
-
-def target(noising: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """What a denoiser of this schedule is trained to predict of `latents` under `noise` at `timestep` `(B,)`.
-
-    Raises:
-        ConfigError: the schedule's `prediction_type` is none of epsilon, v_prediction and sample.
-    """
-    kind = _prediction_type(noising)
-    if kind == "epsilon":
-        return noise
-    return noising.get_velocity(latents, noise, timestep) if kind == "v_prediction" else latents
-
-
-def noise_of(
-    noising: DDPMScheduler, predicted: torch.Tensor, noised: torch.Tensor, timestep: torch.Tensor
-) -> torch.Tensor:
-    """The noise that a prediction of `target`'s kind stands for; `noised` `(B, ...)` is what it was made of, `timestep` `(B,)`.
-
-    Raises:
-        ConfigError: as for `target`.
-    """
-    kind = _prediction_type(noising)
-    if kind == "epsilon":
-        return predicted
-    power = noising.alphas_cumprod.to(noised)[timestep].view(-1, *[1] * (noised.ndim - 1))
-    if kind == "v_prediction":
-        return power.sqrt() * predicted + (1 - power).sqrt() * noised
-    return (noised - power.sqrt() * predicted) / (1 - power).sqrt()
-
-
-def _prediction_type(noising: DDPMScheduler) -> str:
-    kind = str(noising.config["prediction_type"])
-    if kind not in ("epsilon", "v_prediction", "sample"):
-        raise ConfigError(f"prediction_type {kind!r} is unknown: epsilon, v_prediction and sample are known.")
-    return kind
 
 
 @torch.no_grad()

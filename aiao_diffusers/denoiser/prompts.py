@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .errors import DataError
+from ..errors import DataError
 
 
 BATCH = 64  # prompts a forward of the text encoders
