@@ -4,10 +4,10 @@ from .denoiser.inputs import LatentData
 from .embed import EmbedConfig, EmbedReport, embed
 from .errors import AIAOError
 from .hub import push
-from .key import WatermarkKey
 from .lazy import LayerProfile, profile, self_profile
+from .mark.key import WatermarkKey
+from .mark.record import WatermarkRecord
 from .pipeline import WatermarkedStableDiffusionPipeline
-from .record import WatermarkRecord
 from .report import VerificationReport
 from .scan import scan
 from .scan_report import ScanReport

@@ -37,14 +37,15 @@ from torch import nn
 
 from .denoiser.hashes import tensor_sha256, weights_sha256
 from .denoiser.inputs import LatentData
+from .denoiser.schedule import noise_schedule
 from .denoiser.setup import evaluating, placement
 from .denoiser.sites import Site, attention_modules, first_tensor, trace_on, unwrap
 from .denoiser.trigger import channel_axis
 from .errors import NotTestableError, RecordError
 from .files.safetensors_header import load_tensors
 from .maps import TINY, SiteMap, fit, fit_stream
+from .mark.record import WatermarkRecord
 from .mark.selection import IN_SPAN, OUT_SPAN, span
-from .record import WatermarkRecord, noise_schedule
 from .suspect import opened
 
 

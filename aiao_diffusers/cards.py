@@ -24,8 +24,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from .errors import CardError, ConfigError
-from .key import SCHEME
-from .record import WatermarkRecord
+from .mark.key import SCHEME
+from .mark.record import WatermarkRecord
 from .report import PROVES, VerificationReport
 
 

@@ -21,12 +21,12 @@ from torch import nn
 
 from .denoiser.inputs import LatentData
 from .denoiser.instrument import Wired, repeat
+from .denoiser.schedule import noise_schedule
 from .denoiser.setup import evaluating
 from .embed_config import EmbedConfig
 from .errors import ConfigError
 from .losses import decoys, triggers
-from .record import noise_schedule
-from .training import Mark
+from .mark.mark import Mark
 
 
 SAMPLES = 128  # clean ones a site, as many triggered and as many under wrong masks

@@ -29,12 +29,13 @@ from .embed_config import EmbedConfig
 from .embed_report import EmbedReport
 from .errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
 from .files.safetensors_header import check_finite
-from .key import WatermarkKey
 from .lazy import LayerProfile, self_profile
 from .loudness import loudness
+from .mark.key import WatermarkKey
+from .mark.mark import Mark
+from .mark.record import WatermarkRecord
 from .mark.selection import choose
-from .record import WatermarkRecord
-from .training import Callback, Mark, Training
+from .training import Callback, Training
 from .update import LowRank, StoredWeights, Update, require_no_adapter
 from .verify import verify
 

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from .errors import ConfigError
-from .record import MAX_AMPLITUDE, MAX_LOUDNESS, MIN_AMPLITUDE
+from .mark.record import MAX_AMPLITUDE, MAX_LOUDNESS, MIN_AMPLITUDE
 
 
 TRAIN = ("full", "lazy", "lora")

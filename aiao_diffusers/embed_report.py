@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .align import Reference
+from .mark.record import WatermarkRecord
 from .plots import new_figure
-from .record import WatermarkRecord
 from .report import VerificationReport
 
 

@@ -7,12 +7,12 @@ import torch
 
 from .denoiser.inputs import LatentData
 from .denoiser.instrument import Wired
+from .denoiser.schedule import noise_schedule, probe_timesteps
 from .denoiser.setup import evaluating, placement
 from .denoiser.sites import Site
-from .key import WatermarkKey
-from .record import noise_schedule, probe_timesteps
+from .mark.key import WatermarkKey
+from .mark.subpath import SubPath, sub_path
 from .stats.hits import combined_log10_p, triple
-from .subpath import SubPath, sub_path
 
 
 ROWS = 4  # latents a reading is averaged over

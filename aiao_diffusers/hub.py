@@ -31,8 +31,8 @@ from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedErro
 from .files.paths import PICKLE_STARTS, PICKLE_SUFFIXES
 from .files.safetensors_header import load_tensors, read_header
 from .files.strict_json import read_json
-from .key import WatermarkKey
-from .record import DOCUMENT, FOLDER, WatermarkRecord, has_record
+from .mark.key import WatermarkKey
+from .mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
 from .suspect import find_record, label_of, local_path
 from .verify import verify
 

@@ -12,8 +12,8 @@ from huggingface_hub import CommitInfo, snapshot_download
 from .embed import EmbedConfig, EmbedReport, embed
 from .errors import ConfigError, OutputExistsError, SuspectError
 from .hub import push
-from .key import WatermarkKey
-from .record import FOLDER, WatermarkRecord, has_record
+from .mark.key import WatermarkKey
+from .mark.record import FOLDER, WatermarkRecord, has_record
 from .report import VerificationReport
 from .suspect import find_record
 from .verify import verify

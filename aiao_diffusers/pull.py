@@ -14,8 +14,8 @@ from .errors import NotTestableError, SuspectError, UnsafeFileError
 from .files.paths import PICKLE_SUFFIXES
 from .files.safetensors_header import MAX_TENSOR_BYTES, Header
 from .files.text import short
+from .mark.record import BANK, DOCUMENT, FOLDER
 from .model_folder import WEIGHTS, weights_order
-from .record import BANK, DOCUMENT, FOLDER
 from .remote import REPO_ID, Remote, fetch, look_up, read_remote_header, read_remote_json
 
 

@@ -30,9 +30,9 @@ from .errors import (
     UnsafeFileError,
     WrongBaseError,
 )
-from .key import WatermarkKey
+from .mark.key import WatermarkKey
+from .mark.record import WatermarkRecord
 from .pull import MAX_CANDIDATES, Candidate, candidates, declared_base, pull
-from .record import WatermarkRecord
 from .remote import Remote, fetch, folder_of, look_up
 from .scan_report import ScanLog, ScanReport, ScanRow
 from .suspect import find_record, require_record

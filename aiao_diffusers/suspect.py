@@ -18,8 +18,8 @@ from .detect import detect
 from .errors import NotTestableError, RecordError, SuspectError
 from .files.text import short
 from .lora import applied
+from .mark.record import WatermarkRecord, has_record
 from .pull import Pulled, pull, pull_record
-from .record import WatermarkRecord, has_record
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from .denoiser.sites import unwrap
 from .errors import ConfigError, KeyMismatchError, NotTestableError, RecordError, SiteError
 from .files.safetensors_header import check_finite
 from .healing import BATCH, STEPS, healed
-from .key import WatermarkKey
 from .looks import AMPLITUDES, Looks, key_sites, wrong_responses
-from .record import WatermarkRecord
+from .mark.key import WatermarkKey
+from .mark.record import WatermarkRecord
 from .report import VerificationReport
 from .stats.hits import floor_log10_p
 from .stats.multiple import clopper_pearson

@@ -22,11 +22,11 @@ from ..denoiser.instrument import probe
 from ..denoiser.setup import placement
 from ..denoiser.sites import attention_modules, trace, trace_on
 from ..errors import ConfigError
-from ..key import WatermarkKey
 from ..looks import FIRST_CHANNELS
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
 from ..mark.selection import choose
-from ..record import WatermarkRecord
-from ..subpath import sub_path
+from ..mark.subpath import sub_path
 from ..verify import verify
 
 

@@ -18,10 +18,10 @@ from ..align import Reference, observe
 from ..checkpoint import load_denoiser
 from ..denoiser.inputs import LatentData
 from ..errors import NotTestableError
-from ..key import WatermarkKey
 from ..looks import key_sites
 from ..maps import PARSIMONY
-from ..record import WatermarkRecord
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
 from ..stats.hits import triple
 from ..stats.multiple import clopper_pearson
 from ..verify import verify

@@ -19,14 +19,15 @@ from torch import nn
 from ..checkpoint import load_denoiser
 from ..denoiser.instrument import probe
 from ..denoiser.price import fidelity
+from ..denoiser.schedule import probe_timesteps
 from ..denoiser.setup import placement
 from ..errors import ConfigError
-from ..key import WatermarkKey
 from ..looks import key_sites
-from ..record import WatermarkRecord, probe_timesteps
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
+from ..mark.subpath import SubPath, sub_path
 from ..stats.hits import combined_log10_p, triple
 from ..stats.multiple import clopper_pearson
-from ..subpath import SubPath, sub_path
 from ..verify import verify
 from .inversion import nearness
 from .quality import clip_score, cmmd, embedded, generate

@@ -27,10 +27,10 @@ from ..detect import detect
 from ..errors import AIAOError
 from ..files.safetensors_header import load_tensors
 from ..files.text import short
-from ..key import WatermarkKey
 from ..lora import applied
 from ..lora_formats import parse, scaling_of
-from ..record import WatermarkRecord
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
 from ..verify import verify
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole_models
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..key import WatermarkKey
 from ..looks import key_sites
-from ..record import WatermarkRecord
+from ..mark.key import WatermarkKey
+from ..mark.mark import Mark
+from ..mark.record import WatermarkRecord
 from ..stats.hits import combined_log10_p, triple
-from ..training import Mark
 from .attacks.adaptive import Masks, by_channel, exposed, invert
 from .scene import Scene
 

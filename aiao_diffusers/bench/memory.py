@@ -16,8 +16,8 @@ from ..denoiser.finetune import finetune
 from ..denoiser.inputs import LatentData
 from ..embed import embed
 from ..embed_config import TRAIN, EmbedConfig
-from ..key import WatermarkKey
 from ..lazy import self_profile
+from ..mark.key import WatermarkKey
 from ..pipeline import WatermarkedStableDiffusionPipeline
 from ..update import LowRank, StoredWeights
 

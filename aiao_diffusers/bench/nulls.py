@@ -23,17 +23,18 @@ from torch import nn
 from ..checkpoint import load_denoiser
 from ..denoiser.inputs import LatentData
 from ..denoiser.instrument import probe
+from ..denoiser.schedule import probe_timesteps
 from ..denoiser.sites import trace_on
 from ..denoiser.trigger import difference
-from ..key import WatermarkKey
 from ..lora import applied
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
 from ..mark.selection import choose
+from ..mark.subpath import draw
 from ..plots import BLUE, ORANGE, new_figure
-from ..record import WatermarkRecord, probe_timesteps
 from ..stats.hits import Site as Triple
 from ..stats.hits import combined_log10_p, randomised_p, triple
 from ..stats.multiple import clopper_pearson
-from ..subpath import draw
 from .attacks.finetune import full, lora
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from torch import nn
 
 from ..denoiser.inputs import LatentData
-from ..key import WatermarkKey
 from ..looks import Evidence, Looks, key_sites
-from ..record import WatermarkRecord
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
 from ..stats.multiple import clopper_pearson
 from . import attacks as _attacks  # noqa: F401 (fills the registry)
 from .registry import ATTACKS

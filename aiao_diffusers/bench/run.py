@@ -28,7 +28,7 @@ from ..denoiser.inputs import LatentData
 from ..denoiser.price import predictions
 from ..denoiser.setup import denoiser_of
 from ..errors import AIAOError, DataError, NotTestableError, ResultsError
-from ..key import WatermarkKey
+from ..mark.key import WatermarkKey
 from . import results
 from .baselines import Outcome
 from .quality import OTHER_SEED, Quality, open_clip

@@ -16,9 +16,9 @@ from ..bench.attacks.finetune import lora as train_lora
 from ..denoiser.inputs import LatentData
 from ..embed_config import EmbedConfig
 from ..errors import MissingExtraError
-from ..key import WatermarkKey
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
 from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
-from ..record import WatermarkRecord
 from ..report import VerificationReport
 from ..report_html import HTML, document, section
 from ..verify import verify

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from ..embed import EmbedConfig
 from ..embed import embed as mark
 from ..errors import OutputExistsError
-from ..key import WatermarkKey
 from ..lazy import LayerProfile
+from ..mark.key import WatermarkKey
 from ..pipeline import open_pipeline, save_new
 from ._output import out
 

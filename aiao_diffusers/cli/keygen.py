@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..key import WatermarkKey
+from ..mark.key import WatermarkKey
 from ._output import out
 
 

@@ -7,7 +7,7 @@ import typer
 
 from ..cards import CardFields
 from ..hub import push as run
-from ..key import WatermarkKey
+from ..mark.key import WatermarkKey
 from ._output import out
 
 

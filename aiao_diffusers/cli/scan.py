@@ -9,7 +9,7 @@ from huggingface_hub.utils import disable_progress_bars, logging
 from rich.table import Table
 from rich.text import Text
 
-from ..key import WatermarkKey
+from ..mark.key import WatermarkKey
 from ..scan import scan as run
 from ..scan_report import ScanRow
 from ..tree import LIMIT, RELATIONS

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import OutputExistsError
-from ..key import WatermarkKey
+from ..mark.key import WatermarkKey
 from ..plots import new_figure
 from ..verify import verify as run
 from ._output import out, write_whole

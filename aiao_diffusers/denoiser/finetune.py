@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..record import noise_schedule
 from .call import prediction
 from .inputs import LatentData
-from .schedule import target
+from .schedule import noise_schedule, target
 
 
 def finetune(

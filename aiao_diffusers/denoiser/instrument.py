@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ..errors import ShapeError, SiteError
-from ..key import WatermarkKey
-from ..subpath import SubPath
+from ..mark.key import WatermarkKey
+from ..mark.subpath import SubPath
 from .processor import AIAOAttnProcessor
 from .setup import put_away
 from .sites import attention_modules, unwrap

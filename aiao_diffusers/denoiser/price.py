@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..record import noise_schedule
 from .call import prediction
 from .inputs import LatentData
-from .schedule import target
+from .schedule import noise_schedule, target
 from .setup import placement
 
 

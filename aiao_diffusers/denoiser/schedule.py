@@ -1,5 +1,7 @@
 """The forward process: what noise is added at which step, and what a denoiser is trained to predict there."""
 
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
 
@@ -40,3 +42,13 @@ def _prediction_type(noising: DDPMScheduler) -> str:
     if kind not in ("epsilon", "v_prediction", "sample"):
         raise ConfigError(f"prediction_type {kind!r} is unknown: epsilon, v_prediction and sample are known.")
     return kind
+
+
+def probe_timesteps(steps: int) -> tuple[int, int]:
+    """First and one past the last timestep of a trial, of a schedule of `steps`; its ends tell least: clean latents, pure noise."""
+    return round(0.1 * steps), round(0.9 * steps)
+
+
+def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:
+    """The forward process of a scheduler's config; only its betas count here."""
+    return DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from ..denoiser.sites import Site
 from ..errors import ConfigError
-from ..key import WatermarkKey
+from .key import WatermarkKey
 
 
 # In-sites come from the first, out-sites from the last part of the sites in order of execution (shares of their number).

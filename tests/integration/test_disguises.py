@@ -11,7 +11,7 @@ from aiao_diffusers.align import observe
 from aiao_diffusers.bench.attacks.disguise import disguise
 from aiao_diffusers.bench.attacks.finetune import full
 from aiao_diffusers.checkpoint import load_denoiser
-from aiao_diffusers.record import WatermarkRecord
+from aiao_diffusers.mark.record import WatermarkRecord
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"

@@ -17,7 +17,7 @@ from aiao_diffusers.bench.ranks import read
 from aiao_diffusers.checkpoint import load_denoiser
 from aiao_diffusers.cli.demo import _cells
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, KeyMismatchError, RecordError, SuspectError
-from aiao_diffusers.record import WatermarkRecord
+from aiao_diffusers.mark.record import WatermarkRecord
 from aiao_diffusers.suspect import opened
 
 

@@ -13,8 +13,8 @@ from aiao_diffusers.bench.attacks.weights import matrices
 from aiao_diffusers.bench.registry import ATTACKS
 from aiao_diffusers.bench.scene import Scene, open_data, open_pipe
 from aiao_diffusers.denoiser.price import fidelity
+from aiao_diffusers.denoiser.schedule import noise_schedule
 from aiao_diffusers.errors import ConfigError
-from aiao_diffusers.record import noise_schedule
 
 
 @pytest.fixture

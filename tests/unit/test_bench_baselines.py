@@ -22,8 +22,8 @@ from aiao_diffusers.bench.baselines.target_image import pattern, trigger_word
 from aiao_diffusers.bench.registry import METHODS
 from aiao_diffusers.bench.scene import Scene, open_data, open_pipe
 from aiao_diffusers.denoiser.prompts import encode_prompts
+from aiao_diffusers.denoiser.schedule import noise_schedule
 from aiao_diffusers.errors import ConfigError
-from aiao_diffusers.record import noise_schedule
 from aiao_diffusers.stats.hits import hits
 
 

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
 from aiao_diffusers.bench import embedding
 from aiao_diffusers.looks import key_sites
-from aiao_diffusers.subpath import sub_path
+from aiao_diffusers.mark.subpath import sub_path
 
 
 KEY = WatermarkKey(bytes(range(32)), "Test")

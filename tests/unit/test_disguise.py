@@ -17,7 +17,7 @@ from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
 from aiao_diffusers.healing import healed
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.maps import SiteMap, fit, fit_stream
-from aiao_diffusers.record import WatermarkRecord
+from aiao_diffusers.mark.record import WatermarkRecord
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

@@ -11,7 +11,7 @@ from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.edit import writer
 from aiao_diffusers.errors import ConfigError, TrainingError
 from aiao_diffusers.mark.selection import choose
-from aiao_diffusers.subpath import sub_path
+from aiao_diffusers.mark.subpath import sub_path
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

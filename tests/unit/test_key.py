@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aiao_diffusers.errors import KeyFileError
-from aiao_diffusers.key import WatermarkKey
+from aiao_diffusers.mark.key import WatermarkKey
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

@@ -23,9 +23,10 @@ from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, RecordError
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.losses import losses
+from aiao_diffusers.mark.mark import Mark, rows_of
+from aiao_diffusers.mark.subpath import sub_path
 from aiao_diffusers.stats.hits import randomised_p, triple
-from aiao_diffusers.subpath import sub_path
-from aiao_diffusers.training import Mark, Training, rows_of
+from aiao_diffusers.training import Training
 from aiao_diffusers.update import StoredWeights
 
 

@@ -13,8 +13,8 @@ from aiao_diffusers.denoiser.processor import AIAOAttnProcessor
 from aiao_diffusers.denoiser.sites import Site, attention_modules, trace
 from aiao_diffusers.denoiser.trigger import apply_trigger, difference
 from aiao_diffusers.errors import SiteError
-from aiao_diffusers.key import WatermarkKey
-from aiao_diffusers.subpath import sub_path
+from aiao_diffusers.mark.key import WatermarkKey
+from aiao_diffusers.mark.subpath import sub_path
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

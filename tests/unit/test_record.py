@@ -12,7 +12,7 @@ from aiao_diffusers.denoiser.inputs import LatentData
 from aiao_diffusers.denoiser.sites import Site
 from aiao_diffusers.embed import EmbedConfig
 from aiao_diffusers.errors import ConfigError, DataError, RecordError
-from aiao_diffusers.record import WatermarkRecord
+from aiao_diffusers.mark.record import WatermarkRecord
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
 from aiao_diffusers.healing import healed
 from aiao_diffusers.looks import key_sites
+from aiao_diffusers.mark.record import DOCUMENT, FOLDER
 from aiao_diffusers.mark.selection import choose
-from aiao_diffusers.record import DOCUMENT, FOLDER
 from aiao_diffusers.stats.hits import combined_log10_p
 
 

@@ -21,16 +21,16 @@ from torch import nn
 
 from ...denoiser.finetune import finetune
 from ...denoiser.instrument import Wired, probe, repeat
+from ...denoiser.schedule import noise_schedule
 from ...denoiser.schedule import target as wanted_of
 from ...denoiser.sites import Site, trace_on
 from ...denoiser.trigger import channel_axis
 from ...embed import EmbedConfig, embed
-from ...key import WatermarkKey
 from ...lazy import profile
 from ...losses import balanced_rows, log_uniform, random_sets
 from ...loudness import loudness
+from ...mark.key import WatermarkKey
 from ...mark.selection import IN_SPAN, OUT_SPAN, span
-from ...record import noise_schedule
 from ..registry import attack
 from ..scene import Scene
 from ..trainer import train

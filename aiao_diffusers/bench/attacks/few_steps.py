@@ -6,8 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from ...denoiser.schedule import noise_of
-from ...record import noise_schedule
+from ...denoiser.schedule import noise_of, noise_schedule
 from ..registry import attack
 from ..scene import Scene
 

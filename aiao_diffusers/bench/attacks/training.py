@@ -8,7 +8,7 @@ from torch import nn
 from ...denoiser.encode import from_prompts, vocabulary_prompts
 from ...denoiser.inputs import LatentData
 from ...denoiser.prompts import encode_prompts
-from ...record import noise_schedule
+from ...denoiser.schedule import noise_schedule
 from ..registry import attack, known
 from ..scene import Scene
 from . import finetune as trainers

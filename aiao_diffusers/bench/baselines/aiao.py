@@ -12,9 +12,9 @@ from torch import nn
 from ...checkpoint import load_denoiser
 from ...embed import EmbedConfig, embed
 from ...errors import ConfigError
-from ...key import WatermarkKey
 from ...lazy import LayerProfile, self_profile
-from ...record import WatermarkRecord
+from ...mark.key import WatermarkKey
+from ...mark.record import WatermarkRecord
 from ...verify import verify
 from ..registry import known, method
 from ..scene import Scene

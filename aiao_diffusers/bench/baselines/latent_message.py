@@ -25,10 +25,9 @@ from torch import nn
 
 from ...denoiser.encode import from_images, vocabulary_prompts
 from ...denoiser.prompts import encode_prompts
-from ...denoiser.schedule import noise_of
+from ...denoiser.schedule import noise_of, noise_schedule
 from ...errors import ConfigError
-from ...key import WatermarkKey
-from ...record import noise_schedule
+from ...mark.key import WatermarkKey
 from ..registry import method
 from ..scene import Scene
 from ..trainer import train

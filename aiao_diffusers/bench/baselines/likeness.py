@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ...key import WatermarkKey
+from ...mark.key import WatermarkKey
 from ..registry import method
 from ..scene import Scene, write_weights
 from .outcome import Outcome

@@ -28,10 +28,10 @@ from torch import nn
 
 from ...denoiser.encode import from_images, side_of, vocabulary_prompts
 from ...denoiser.prompts import encode_prompts
+from ...denoiser.schedule import noise_schedule
 from ...denoiser.schedule import target as wanted_of
 from ...errors import ConfigError
-from ...key import WatermarkKey
-from ...record import noise_schedule
+from ...mark.key import WatermarkKey
 from ..registry import method
 from ..scene import Scene
 from ..trainer import train

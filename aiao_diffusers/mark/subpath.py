@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .denoiser.sites import Site
-from .errors import ConfigError
+from ..denoiser.sites import Site
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .errors import KeyFileError
+from ..errors import KeyFileError
 
 
 SCHEME = "aiao-1"

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from .denoiser.inputs import LatentData
-from .denoiser.sites import Site
-from .errors import DataError, RecordError, SuspectError, UnsafeFileError
-from .files.strict_json import read_json
-from .files.text import short
+from ..denoiser.inputs import LatentData
+from ..denoiser.schedule import noise_schedule
+from ..denoiser.sites import Site
+from ..errors import DataError, RecordError, SuspectError, UnsafeFileError
+from ..files.strict_json import read_json
+from ..files.text import short
 from .key import SCHEME, WatermarkKey
-from .mark.selection import IN_SPAN, span
+from .selection import IN_SPAN, span
 
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
@@ -220,13 +220,3 @@ def _require(right: bool, name: str, value: object, wanted: str) -> None:
 def has_record(folder: str | Path) -> bool:
     """Whether a model folder carries a record."""
     return (Path(folder) / FOLDER / DOCUMENT).is_file()
-
-
-def probe_timesteps(steps: int) -> tuple[int, int]:
-    """First and one past the last timestep of a trial, of a schedule of `steps`; its ends tell least: clean latents, pure noise."""
-    return round(0.1 * steps), round(0.9 * steps)
-
-
-def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:
-    """The forward process of a scheduler's config; only its betas count here."""
-    return DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
