@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
+from .denoiser.call import CallInputs
 from .denoiser.inputs import LatentData
 from .denoiser.instrument import Wired
 from .denoiser.schedule import noise_schedule, probe_timesteps
 from .denoiser.setup import evaluating, placement
 from .denoiser.sites import Site
 from .mark.key import WatermarkKey
+from .mark.reading import read_subpath
 from .mark.subpath import SubPath, sub_path
 from .stats.hits import combined_log10_p, triple
 
@@ -49,7 +51,7 @@ def holding(
 
     Args:
         schedule: the noise schedule's config. kappa (`float`): trigger amplitude. seed (`int`): of its own generator,
-            so that training draws the same numbers whether or not anyone looked. pairs (`bool`): see `Wired.read`.
+            so that training draws the same numbers whether or not anyone looked. pairs (`bool`): see `read_subpath`.
     Raises:
         NotTestableError: activations are not finite.
     """
@@ -63,8 +65,8 @@ def holding(
         noise = torch.randn(rows.latents.shape, generator=generator)
         t = torch.randint(*probe_timesteps(steps), (ROWS,), generator=generator)
         sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
-        keywords = rows.keywords(device, dtype)
-        readings = wired.read(masks, armed, kappa, sample, t.to(device), keywords, pairs=pairs)
+        inputs = CallInputs(sample, t.to(device), rows.keywords(device, dtype))
+        readings = read_subpath(wired, masks, armed, kappa, inputs, pairs=pairs)
         return [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
 
     with evaluating(wired.denoiser):

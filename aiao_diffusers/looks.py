@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from .denoiser.instrument import Coordinates, Reading, Wired, probe
+from .denoiser.call import CallInputs
+from .denoiser.instrument import Coordinates, Wired, probe
 from .denoiser.schedule import probe_timesteps
 from .denoiser.setup import evaluating, placement
 from .denoiser.sites import Site, attention_modules, trace_on
 from .errors import AIAOError, NotTestableError, ShapeError
 from .mark.key import WatermarkKey
+from .mark.reading import Reading, read_subpath
 from .mark.record import WatermarkRecord
 from .mark.selection import choose
 from .mark.subpath import SubPath, draw
@@ -238,11 +240,11 @@ class Looks:
         who: str = "the suspect",
     ) -> list[Reading]:
         """The readings of one sub-path, each of its out-sites once."""
-        sample, t, keywords = self.draw_input(wired)
+        inputs = self.draw_input(wired)
         kappa, pairs = self.record.kappa * amplitude, self.record.pairs
         self.evaluations += 1 + (len(subpath.out_sites) if pairs else 1)
         with answering(who):
-            return wired.read(self.key, subpath, kappa, sample, t, keywords, through, pairs=pairs)
+            return read_subpath(wired, self.key, subpath, kappa, inputs, through, pairs=pairs)
 
     def _wrong(self, wired: Wired, amplitude: float, through: Coordinates | None) -> dict[str, np.ndarray]:
         """Responses to wrong masks, `(N, C)` by out-site.
@@ -252,7 +254,7 @@ class Looks:
         """
         found: dict[str, list[torch.Tensor]] = {}
         for number in range(WRONG_INPUTS):
-            subpath, (sample, t, keywords) = draw(self.ins, self.outs, self.random), self.draw_input(wired)
+            subpath, inputs = draw(self.ins, self.outs, self.random), self.draw_input(wired)
             children = [self.key.child(f"whiten/{number}/{row}") for row in range(WRONG_MASKS)]
             masks = {
                 site.name: torch.from_numpy(np.stack([c.trigger_mask(site.name, site.width_out) for c in children]))
@@ -260,19 +262,20 @@ class Looks:
             }
             self.evaluations += 1 + WRONG_MASKS
             with answering():
-                rows = wired.responses(masks, subpath, self.record.kappa * amplitude, sample, t, keywords, through)
+                rows = wired.responses(masks, subpath.out_sites, self.record.kappa * amplitude, inputs, through)
             for name, d in rows.items():
                 found.setdefault(name, []).append(d)
         return {name: torch.cat(rows).double().numpy() for name, rows in found.items()}
 
-    def draw_input(self, wired: Wired) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    def draw_input(self, wired: Wired) -> CallInputs:
         """A noised row of the bank, its timestep and its conditioning, where the denoiser is."""
         record, generator = self.record, self.generator
         row = record.bank.take(torch.randint(len(record.bank), (1,), generator=generator))
         noise = torch.randn(row.latents.shape, generator=generator)
         t = torch.randint(*probe_timesteps(record.timesteps), (1,), generator=generator)
         device, dtype = placement(wired.denoiser)
-        return record.noised(row.latents, noise, t).to(device, dtype), t.to(device), row.keywords(device, dtype)
+        sample = record.noised(row.latents, noise, t).to(device, dtype)
+        return CallInputs(sample, t.to(device), row.keywords(device, dtype))
 
     def to_dicts(self) -> tuple[dict[str, Any], ...]:
         """The looks for a report."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..checkpoint import load_denoiser
+from ..denoiser.call import CallInputs
 from ..denoiser.instrument import probe
 from ..denoiser.price import fidelity
 from ..denoiser.schedule import probe_timesteps
@@ -24,6 +25,7 @@ from ..denoiser.setup import placement
 from ..errors import ConfigError
 from ..looks import key_sites
 from ..mark.key import WatermarkKey
+from ..mark.reading import read_subpath
 from ..mark.record import WatermarkRecord
 from ..mark.subpath import SubPath, sub_path
 from ..stats.hits import combined_log10_p, triple
@@ -55,8 +57,8 @@ def bits_under(
             noise = torch.randn(rows.latents.shape, generator=generator)
             t = torch.randint(*probe_timesteps(record.timesteps), (trials,), generator=generator)
             sample = record.noised(rows.latents, noise, t).to(device, dtype)
-            asked = sample, t.to(device), rows.keywords(device, dtype)
-            readings = wired.read(masks, path, record.kappa, *asked, pairs=record.pairs)
+            inputs = CallInputs(sample, t.to(device), rows.keywords(device, dtype))
+            readings = read_subpath(wired, masks, path, record.kappa, inputs, pairs=record.pairs)
             triples = [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
             agreeing, channels = sum(x[2] for x in triples), sum(x[0] for x in triples)
             result.append((agreeing / channels, combined_log10_p(triples)))

@@ -1,6 +1,7 @@
 """How a denoiser is called."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,3 +12,17 @@ def prediction(
 ) -> torch.Tensor:
     """What a denoiser predicts of `noised` `(B, C, ...)`, in that shape: without the variances that some models add."""
     return denoiser(noised, timestep=timestep, **conditioning).sample[:, : noised.shape[1]]
+
+
+class CallInputs(NamedTuple):
+    """What a denoiser is called with, where it is and in its dtype.
+
+    Attributes:
+        sample (`torch.Tensor`): noised latents, `(B, C, ...)`.
+        timestep (`torch.Tensor`): `(B,)`.
+        conditioning (`Mapping[str, Any]`): keyword tensors, `(B, ...)` each; a dictionary nests one level.
+    """
+
+    sample: torch.Tensor
+    timestep: torch.Tensor
+    conditioning: Mapping[str, Any]

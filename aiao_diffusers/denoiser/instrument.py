@@ -2,32 +2,22 @@
 
 with probe(denoiser, names) as wired:        # AIAO processors installed, unarmed: output bit-identical
     with wired.armed(masks, amplitude): ...  # triggered mode
-    readings = wired.read(...)               # one stacked clean+triggered forward, stopped after the last out-site
+    wired.responses(masks, ...)              # one stacked clean+triggered forward, stopped after the last out-site
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..errors import ShapeError, SiteError
-from ..mark.key import WatermarkKey
-from ..mark.subpath import SubPath
+from .call import CallInputs
 from .processor import AIAOAttnProcessor
 from .setup import put_away
-from .sites import attention_modules, unwrap
+from .sites import Site, attention_modules, unwrap
 from .trigger import channel_axis, difference
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one out-site answered: `d` is the response, `(C,)`, float32, CPU."""
-
-    site: str
-    d: torch.Tensor
 
 
 class Coordinates(Protocol):
@@ -133,52 +123,30 @@ class Wired:
                 put_away(self.denoiser)
             return collect()
 
-    def read(
-        self,
-        key: WatermarkKey,
-        subpath: SubPath,
-        kappa: float,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: Mapping[str, Any],
-        through: Coordinates | None = None,
-        *,
-        pairs: bool = False,
-    ) -> list[Reading]:
-        """One stacked forward, clean part and triggered part; the response of every out-site of `subpath`.
-
-        Args:
-            kappa (`float`): trigger amplitude in units of the in-site's rms.
-            sample (`torch.Tensor`): noised latents, `(B, ...)`; timestep: `(B,)`; conditioning: keyword tensors `(B, ...)`.
-            through: an alignment that masks and hidden states pass through; default: the sites are read as they are.
-            pairs (`bool`): each out-site is asked by masks of its own, in a triggered part of its own.
-        """
-        asked = [site.name for site in subpath.out_sites] if pairs else None
-        rows = {
-            site.name: torch.from_numpy(key.trigger_masks(site.name, site.width_out, asked))
-            for site in subpath.in_sites
-        }
-        found = self.responses(rows, subpath, kappa, sample, timestep, conditioning, through)
-        return [Reading(name, d[number if pairs else 0]) for number, (name, d) in enumerate(found.items())]
-
     @torch.no_grad()
     def responses(
         self,
         masks: Mapping[str, torch.Tensor],
-        subpath: SubPath,
+        out_sites: Sequence[Site],
         kappa: float,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: Mapping[str, Any],
+        inputs: CallInputs,
         through: Coordinates | None = None,
     ) -> dict[str, torch.Tensor]:
-        """As `read`, of several masks beside one clean part.
+        """One stacked forward, a clean part and a triggered part for each row of the masks; the responses to each.
 
         Args:
-            masks: of every in-site of `subpath`, `(N, C)`; the n-th rows are armed together.
+            masks (`Mapping[str, torch.Tensor]`): of every armed in-site, `(N, C)`; the n-th rows are armed together.
+            out_sites (`Sequence[Site]`): where responses are read; the forward ends behind the last of them.
+            kappa (`float`): trigger amplitude in units of the in-site's rms.
+            inputs (`CallInputs`): of B rows.
+            through (`Coordinates`, *optional*): an alignment that masks and hidden states pass through; default: the sites
+                are read as they are.
         Returns:
-            of every out-site the responses, `(N, C)`.
+            `dict[str, torch.Tensor]`: of every out-site the responses, `(N, C)`, float32, CPU.
+        Raises:
+            SiteError: a site was not reached. ShapeError: an out-site has another width. NotTestableError: as `difference`.
         """
+        sample, timestep, conditioning = inputs
         batch, count = sample.shape[0], len(next(iter(masks.values())))
         amplitude = torch.full(((count + 1) * batch,), float(kappa))
         amplitude[:batch] = 0.0
@@ -189,12 +157,12 @@ class Wired:
             # The clean part needs a row too; its amplitude is zero.
             armed[name] = torch.cat([rows[:1], rows]).repeat_interleave(batch, 0).to(sample.device)
         stacked, times = (torch.cat([value] * (count + 1)) for value in (sample, timestep))
-        repeated, names = repeat(conditioning, count + 1), [site.name for site in subpath.out_sites]
+        repeated, names = repeat(conditioning, count + 1), [site.name for site in out_sites]
         with self.armed(armed, amplitude.to(sample.device)):
             entered = self.activations(names, lambda: self.denoiser(stacked, timestep=times, **repeated))
         if through is not None:
             entered = {name: through.hidden(name, states) for name, states in entered.items()}
-        for site in subpath.out_sites:
+        for site in out_sites:
             width = entered[site.name].shape[channel_axis(entered[site.name])]
             if width != site.width_in:
                 raise ShapeError(f"site {site.name!r} has {width} channels, expected {site.width_in}.")

@@ -6,10 +6,12 @@ from _tiny import tiny_unconditional, tiny_unet
 from diffusers import DDIMScheduler
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
+from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.edit import writer
 from aiao_diffusers.errors import ConfigError, TrainingError
+from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.selection import choose
 from aiao_diffusers.mark.subpath import sub_path
 
@@ -51,7 +53,7 @@ def test_the_response_follows_the_pattern_and_grows_with_the_strength():
         rows = data()
         with torch.no_grad(), probe(unet, [s.name for s in (*ins, *outs)]) as wired:
             t = torch.full((16,), 400)
-            read = wired.read(KEY, sub_path(ins, outs), 1.0, rows.latents, t, rows.keywords())
+            read = read_subpath(wired, KEY, sub_path(ins, outs), 1.0, CallInputs(rows.latents, t, rows.keywords()))
         return [float(r.d @ torch.from_numpy(KEY.response_pattern(r.site, len(r.d))).float()) / len(r.d) for r in read]
 
     # Where a site of a miniature cannot tell the trigger, its shift is next to nothing: the sites together decide.

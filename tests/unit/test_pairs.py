@@ -18,12 +18,14 @@ from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, ve
 from aiao_diffusers.bench import nulls
 from aiao_diffusers.bench.attacks.finetune import ATTENTION
 from aiao_diffusers.bench.inversion import _best, _cosine
+from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.finetune import finetune
 from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, RecordError
 from aiao_diffusers.looks import key_sites
 from aiao_diffusers.losses import losses
 from aiao_diffusers.mark.mark import Mark, rows_of
+from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.subpath import sub_path
 from aiao_diffusers.stats.hits import randomised_p, triple
 from aiao_diffusers.training import Training
@@ -63,13 +65,13 @@ def test_each_out_site_is_read_under_its_own_masks(begun):
     ins, outs = key_sites(unet, KEY, record)
     sample, t = record.bank.latents[:1], torch.tensor([300])
     with probe(unet, [site.name for site in (*ins, *outs)]) as wired:
-        found = wired.read(KEY, sub_path(ins, outs), 1.0, sample, t, {}, pairs=True)
+        found = read_subpath(wired, KEY, sub_path(ins, outs), 1.0, CallInputs(sample, t, {}), pairs=True)
         assert [reading.site for reading in found] == [site.name for site in outs]
         for reading, out in zip(found, outs, strict=True):
             rows = {s.name: torch.from_numpy(KEY.trigger_mask(s.name, s.width_out, out.name))[None] for s in ins}
-            alone = wired.responses(rows, sub_path(ins, [out]), 1.0, sample, t, {})
+            alone = wired.responses(rows, [out], 1.0, CallInputs(sample, t, {}))
             assert torch.allclose(reading.d, alone[out.name][0], atol=1e-5)
-        shared = wired.read(KEY, sub_path(ins, outs), 1.0, sample, t, {})
+        shared = read_subpath(wired, KEY, sub_path(ins, outs), 1.0, CallInputs(sample, t, {}))
         assert not any(torch.allclose(a.d, b.d, atol=1e-3) for a, b in zip(found, shared, strict=True))
 
 
@@ -192,7 +194,7 @@ def test_readings_of_many_keys_at_once_are_those_of_one(begun, monkeypatch, pair
         ins, outs = key_sites(unet, key, record)
         with probe(unet, [site.name for site in (*ins, *outs)], record.factors) as wired:
             asked = bank.latents, torch.tensor([300]), bank.keywords()
-            read = wired.read(key, sub_path(ins, outs), record.kappa, *asked, pairs=pairs)
+            read = read_subpath(wired, key, sub_path(ins, outs), record.kappa, CallInputs(*asked), pairs=pairs)
         wanted = [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in read]
         # Rounding differs with the size of the batch, and may carry a channel across the median.
         assert all(a[:2] == b[:2] and abs(a[2] - b[2]) <= 2 for a, b in zip(triples, wanted, strict=True))

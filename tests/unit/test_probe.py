@@ -8,12 +8,14 @@ from _tiny import tiny_unconditional, tiny_unet
 from diffusers import AutoencoderKL
 
 from aiao_diffusers import LatentData, looks
+from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.denoiser.processor import AIAOAttnProcessor
 from aiao_diffusers.denoiser.sites import Site, attention_modules, trace
 from aiao_diffusers.denoiser.trigger import apply_trigger, difference
 from aiao_diffusers.errors import SiteError
 from aiao_diffusers.mark.key import WatermarkKey
+from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.subpath import sub_path
 
 
@@ -99,8 +101,8 @@ class TestProbe:
         sites = trace(unet, lambda: run(unet, x, keywords))
         path = sub_path(sites[:1], sites[-2:])
         with probe(unet, [s.name for s in sites]) as wired:
-            readings = wired.read(KEY, path, 1.0, x, torch.tensor([5, 500]), keywords)
-            silent = wired.read(KEY, path, 0.0, x, torch.tensor([5, 500]), keywords)
+            readings = read_subpath(wired, KEY, path, 1.0, CallInputs(x, torch.tensor([5, 500]), keywords))
+            silent = read_subpath(wired, KEY, path, 0.0, CallInputs(x, torch.tensor([5, 500]), keywords))
         assert [r.site for r in readings] == [s.name for s in sites[-2:]]
         assert all(r.d.abs().max() > 1e-4 for r in readings)
         assert all(r.d.abs().max() < 1e-4 for r in silent)  # control: no trigger, no response

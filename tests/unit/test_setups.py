@@ -7,6 +7,7 @@ from accelerate import cpu_offload
 from peft import LoraConfig
 from torch import nn
 
+from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.denoiser.setup import Values, adapters, bare, evaluating, placement
@@ -14,6 +15,7 @@ from aiao_diffusers.denoiser.sites import attention_modules, trace
 from aiao_diffusers.denoiser.trigger import apply_trigger, difference
 from aiao_diffusers.errors import NotTestableError, SiteError
 from aiao_diffusers.mark.key import WatermarkKey
+from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.subpath import sub_path
 
 
@@ -36,7 +38,7 @@ def responses(unet, rows=slice(None)):
     with bare(unet), probe(unet, [s.name for s in SITES]) as wired:
         sample, text = SAMPLE[rows].to(device, dtype), TEXT[rows].to(device, dtype)
         keywords = {"encoder_hidden_states": text}
-        readings = wired.read(KEY, path, 1.0, sample, TIMES[rows].to(device), keywords)
+        readings = read_subpath(wired, KEY, path, 1.0, CallInputs(sample, TIMES[rows].to(device), keywords))
     return torch.stack([reading.d for reading in readings])
 
 
@@ -266,7 +268,10 @@ class TestReplacedProcessors:
         unet, path = tiny_unet(), sub_path(SITES[:2], SITES[-2:])
         keywords = {"encoder_hidden_states": TEXT}
         with probe(unet, [s.name for s in SITES]) as wired:
-            assert same(torch.stack([r.d for r in wired.read(KEY, path, 1.0, SAMPLE, TIMES, keywords)]), PLAIN)
+            assert same(
+                torch.stack([r.d for r in read_subpath(wired, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, keywords))]),
+                PLAIN,
+            )
             if change == "set_attention_slice":
                 unet.set_attention_slice("max")
             elif change == "fuse_qkv_projections":
@@ -275,7 +280,7 @@ class TestReplacedProcessors:
                 module = attention_modules(unet)[SITES[0].name]
                 module.set_processor(module.processor.inner)
             with pytest.raises(SiteError, match="replaced after wrapping"):
-                wired.read(KEY, path, 1.0, SAMPLE, TIMES, keywords)
+                read_subpath(wired, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, keywords))
         assert not any("AIAO" in type(p).__name__ for p in unet.attn_processors.values())
 
     def test_in_site_that_never_runs(self):
@@ -283,7 +288,7 @@ class TestReplacedProcessors:
         block = unet.get_submodule(SITES[0].name.rpartition(".")[0])
         block.forward = lambda hidden_states, *args, **kwargs: hidden_states
         with probe(unet, [s.name for s in SITES]) as wired, pytest.raises(SiteError, match="no forward reached"):
-            wired.read(KEY, path, 1.0, SAMPLE, TIMES, {"encoder_hidden_states": TEXT})
+            read_subpath(wired, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, {"encoder_hidden_states": TEXT}))
 
 
 def test_stops_after_the_last_out_site():
@@ -297,7 +302,7 @@ def test_stops_after_the_last_out_site():
     early = sub_path(SITES[:1], SITES[1:2])
     ran.clear()
     with probe(unet, [s.name for s in SITES]) as wired:
-        wired.read(KEY, early, 1.0, SAMPLE, TIMES, {"encoder_hidden_states": TEXT})
+        read_subpath(wired, KEY, early, 1.0, CallInputs(SAMPLE, TIMES, {"encoder_hidden_states": TEXT}))
     assert ran[-1] == SITES[1].name and not any(n.startswith("up_blocks") for n in ran)
 
 
