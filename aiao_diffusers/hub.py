@@ -23,14 +23,14 @@ from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 from torch import nn
 
 from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model, own_text, untouched
-from .checkpoint import load_denoiser
 from .denoiser.hashes import weights_sha256
 from .denoiser.setup import denoiser_of
-from .detect import DENOISER_FOLDERS, EMA_PREFIX, kind_of_keys
 from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
 from .files.paths import PICKLE_STARTS, PICKLE_SUFFIXES
 from .files.safetensors_header import load_tensors, read_header
 from .files.strict_json import read_json
+from .formats.checkpoint import load_denoiser
+from .formats.detect import DENOISER_FOLDERS, EMA_PREFIX, kind_of_keys
 from .mark.key import WatermarkKey
 from .mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
 from .suspect import find_record, label_of, local_path

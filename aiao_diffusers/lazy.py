@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import load_denoiser
 from .denoiser.finetune import finetune
 from .denoiser.inputs import LatentData
 from .denoiser.setup import denoiser_of, evaluating
 from .errors import ConfigError, DataError, WrongBaseError
+from .formats.checkpoint import load_denoiser
 from .plots import new_figure
 from .suspect import label_of, local_path, opened
 from .update import NORMS, StoredWeights

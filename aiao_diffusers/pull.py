@@ -9,13 +9,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from .detect import DENOISER_FOLDERS, kind_of_keys
 from .errors import NotTestableError, SuspectError, UnsafeFileError
 from .files.paths import PICKLE_SUFFIXES
 from .files.safetensors_header import MAX_TENSOR_BYTES, Header
 from .files.text import short
+from .formats.detect import DENOISER_FOLDERS, kind_of_keys
+from .formats.model_folder import WEIGHTS, weights_order
 from .mark.record import BANK, DOCUMENT, FOLDER
-from .model_folder import WEIGHTS, weights_order
 from .remote import REPO_ID, Remote, fetch, look_up, read_remote_header, read_remote_json
 
 

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import HfApi
 
-from .checkpoint import load_denoiser
 from .errors import (
     AIAOError,
     ConfigError,
@@ -30,6 +29,7 @@ from .errors import (
     UnsafeFileError,
     WrongBaseError,
 )
+from .formats.checkpoint import load_denoiser
 from .mark.key import WatermarkKey
 from .mark.record import WatermarkRecord
 from .pull import MAX_CANDIDATES, Candidate, candidates, declared_base, pull

@@ -10,14 +10,14 @@ import torch
 from huggingface_hub import HfApi
 from torch import nn
 
-from .checkpoint import load_denoiser
 from .denoiser.hashes import weights_sha256
 from .denoiser.setup import denoiser_of
 from .denoiser.sites import unwrap
-from .detect import detect
 from .errors import NotTestableError, RecordError, SuspectError
 from .files.text import short
-from .lora import applied
+from .formats.checkpoint import load_denoiser
+from .formats.detect import detect
+from .formats.lora import applied
 from .mark.record import WatermarkRecord, has_record
 from .pull import Pulled, pull, pull_record
 

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import compare_shapes, load_denoiser
 from .denoiser.hashes import tensor_sha256, weights_sha256
-from .detect import common_prefix
 from .errors import LoraNotLoadedError, NotTestableError, WrongBaseError
 from .files.safetensors_header import check_finite, load_tensors, read_header
 from .files.strict_json import read_json
 from .files.text import short
-from .lora import applied
-from .lora_formats import new_weight, parse
-from .model_folder import modern_attention
+from .formats.adapter_algebra import new_weight, parse
+from .formats.checkpoint import compare_shapes, load_denoiser
+from .formats.detect import common_prefix
+from .formats.lora import applied
+from .formats.model_folder import modern_attention
 from .pull import Candidate
 from .remote import Remote
 from .suspect import Opened

@@ -16,12 +16,12 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..checkpoint import load_denoiser
 from ..denoiser.inputs import LatentData
 from ..denoiser.instrument import probe
 from ..denoiser.setup import placement
 from ..denoiser.sites import attention_modules, trace, trace_on
 from ..errors import ConfigError
+from ..formats.checkpoint import load_denoiser
 from ..looks import FIRST_CHANNELS
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from ..align import Reference, observe
-from ..checkpoint import load_denoiser
 from ..denoiser.inputs import LatentData
 from ..errors import NotTestableError
+from ..formats.checkpoint import load_denoiser
 from ..looks import key_sites
 from ..maps import PARSIMONY
 from ..mark.key import WatermarkKey

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checkpoint import load_denoiser
 from ..denoiser.call import CallInputs
 from ..denoiser.instrument import probe
 from ..denoiser.price import fidelity
 from ..denoiser.schedule import probe_timesteps
 from ..denoiser.setup import placement
 from ..errors import ConfigError
+from ..formats.checkpoint import load_denoiser
 from ..looks import key_sites
 from ..mark.key import WatermarkKey
 from ..mark.reading import read_subpath

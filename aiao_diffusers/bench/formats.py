@@ -22,13 +22,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from ..checkpoint import load_denoiser
-from ..detect import detect
 from ..errors import AIAOError
 from ..files.safetensors_header import load_tensors
 from ..files.text import short
-from ..lora import applied
-from ..lora_formats import parse, scaling_of
+from ..formats.adapter_algebra import parse, scaling_of
+from ..formats.checkpoint import load_denoiser
+from ..formats.detect import detect
+from ..formats.lora import applied
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..verify import verify

@@ -20,13 +20,13 @@ from diffusers import DDPMScheduler
 from scipy import stats
 from torch import nn
 
-from ..checkpoint import load_denoiser
 from ..denoiser.inputs import LatentData
 from ..denoiser.instrument import probe
 from ..denoiser.schedule import probe_timesteps
 from ..denoiser.sites import trace_on
 from ..denoiser.trigger import difference
-from ..lora import applied
+from ..formats.checkpoint import load_denoiser
+from ..formats.lora import applied
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..mark.selection import choose

@@ -8,7 +8,6 @@ import pytest
 from huggingface_hub import constants
 
 from aiao_diffusers import WatermarkKey, verify
-from aiao_diffusers.checkpoint import load_denoiser
 from aiao_diffusers.errors import (
     HubError,
     HubUnreachableError,
@@ -16,6 +15,7 @@ from aiao_diffusers.errors import (
     SuspectError,
     UnsafeFileError,
 )
+from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.pull import candidates, declared_base, pull
 from aiao_diffusers.remote import fetch, look_up, read_remote_header
 from aiao_diffusers.suspect import opened

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, verify
 from aiao_diffusers.bench import cost, nulls
-from aiao_diffusers.checkpoint import load_denoiser
 from aiao_diffusers.cli import app
 from aiao_diffusers.errors import OutputExistsError, SuspectError
+from aiao_diffusers.formats.checkpoint import load_denoiser
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"

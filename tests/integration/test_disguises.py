@@ -10,7 +10,7 @@ from aiao_diffusers import LatentData, WatermarkKey, verify
 from aiao_diffusers.align import observe
 from aiao_diffusers.bench.attacks.disguise import disguise
 from aiao_diffusers.bench.attacks.finetune import full
-from aiao_diffusers.checkpoint import load_denoiser
+from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.mark.record import WatermarkRecord
 
 

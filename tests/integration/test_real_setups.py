@@ -10,7 +10,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from torch import nn
 
 from aiao_diffusers import WatermarkedStableDiffusionPipeline, WatermarkKey, WatermarkRecord, verify
-from aiao_diffusers.checkpoint import load_denoiser
+from aiao_diffusers.formats.checkpoint import load_denoiser
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"

@@ -14,9 +14,9 @@ from diffusers import AutoPipelineForText2Image, DDPMScheduler, DiffusionPipelin
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkedStableDiffusionPipeline, WatermarkKey, embed, verify
 from aiao_diffusers.bench.ranks import read
-from aiao_diffusers.checkpoint import load_denoiser
 from aiao_diffusers.cli.demo import _cells
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, KeyMismatchError, RecordError, SuspectError
+from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.mark.record import WatermarkRecord
 from aiao_diffusers.suspect import opened
 

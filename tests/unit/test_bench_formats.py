@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from aiao_diffusers.bench import format_files, fuzz
 from aiao_diffusers.bench.formats import Bench, table
-from aiao_diffusers.checkpoint import detect, load_denoiser, tensor_sha256
 from aiao_diffusers.errors import AIAOError
-from aiao_diffusers.lora import applied
+from aiao_diffusers.formats.checkpoint import detect, load_denoiser, tensor_sha256
+from aiao_diffusers.formats.lora import applied
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL, ControlNetModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aiao_diffusers.checkpoint import (
+from aiao_diffusers.errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
+from aiao_diffusers.formats.checkpoint import (
     MAX_HEADER_BYTES,
     check_finite,
     detect,
@@ -25,7 +26,6 @@ from aiao_diffusers.checkpoint import (
     read_header,
     tensor_sha256,
 )
-from aiao_diffusers.errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
 
 
 GOOD = {

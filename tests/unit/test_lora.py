@@ -13,7 +13,6 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, inject_adap
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aiao_diffusers.checkpoint import tensor_sha256
 from aiao_diffusers.errors import (
     LoraNotLoadedError,
     NotTestableError,
@@ -21,7 +20,8 @@ from aiao_diffusers.errors import (
     UnsafeFileError,
     WrongBaseError,
 )
-from aiao_diffusers.lora import applied
+from aiao_diffusers.formats.checkpoint import tensor_sha256
+from aiao_diffusers.formats.lora import applied
 
 
 FORMATS = (

@@ -5,7 +5,7 @@ import torch
 from _tiny import run, tiny_unet
 from safetensors.torch import save_file
 
-from aiao_diffusers.lora import applied
+from aiao_diffusers.formats.lora import applied
 
 
 lycoris = pytest.importorskip("lycoris", reason="lycoris-lora is not installed: pip install 'aiao_diffusers[lycoris]'")

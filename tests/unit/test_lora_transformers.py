@@ -10,10 +10,10 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import save_file
 from torch import nn
 
-from aiao_diffusers.checkpoint import load_denoiser, tensor_sha256
 from aiao_diffusers.errors import LoraNotLoadedError, WrongBaseError
-from aiao_diffusers.lora import applied
-from aiao_diffusers.lora_names import module_index
+from aiao_diffusers.formats.checkpoint import load_denoiser, tensor_sha256
+from aiao_diffusers.formats.lora import applied
+from aiao_diffusers.formats.module_names import module_index
 
 
 def tiny_flux(seed: int = 0) -> nn.Module:

@@ -14,7 +14,6 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aiao_diffusers.checkpoint import detect, load_denoiser, tensor_sha256
 from aiao_diffusers.errors import (
     LoraNotLoadedError,
     NotTestableError,
@@ -22,9 +21,10 @@ from aiao_diffusers.errors import (
     UnsafeFileError,
     WrongBaseError,
 )
-from aiao_diffusers.families import likely_base
 from aiao_diffusers.files.safetensors_header import read_header, stream
-from aiao_diffusers.lora import applied
+from aiao_diffusers.formats.checkpoint import detect, load_denoiser, tensor_sha256
+from aiao_diffusers.formats.families import likely_base
+from aiao_diffusers.formats.lora import applied
 
 
 QUERY = f"{ATTENTION}.attn1.to_q"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...checkpoint import load_denoiser
 from ...embed import EmbedConfig, embed
 from ...errors import ConfigError
+from ...formats.checkpoint import load_denoiser
 from ...lazy import LayerProfile, self_profile
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord

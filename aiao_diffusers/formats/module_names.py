@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .errors import SuspectError
-from .files.text import short
+from ..errors import SuspectError
+from ..files.text import short
 
 
 EXPECTED_PREFIXES = ("unet.", "transformer.", "base_model.model.", "lora_unet_", "lycoris_", "diffusion_model.")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
+from ..files.text import short
 from .checkpoint import TEXT_ENCODER_KEY
-from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
-from .files.text import short
-from .lora_names import Part, locate, module_index, named_in
+from .module_names import Part, locate, module_index, named_in
 
 
 _ROLE = re.compile(

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import AIAOError, SuspectError
-from .files.paths import below, inside, list_weight_files
-from .files.safetensors_header import read_header
-from .files.strict_json import read_json
-from .files.text import short
+from ..errors import AIAOError, SuspectError
+from ..files.paths import below, inside, list_weight_files
+from ..files.safetensors_header import read_header
+from ..files.strict_json import read_json
+from ..files.text import short
 
 
 TEXT_ENCODER_KEY = re.compile(

@@ -19,17 +19,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .adapter_config import config_in_metadata, scaling_from
-from .denoiser.hashes import tensor_sha256
+from ..denoiser.hashes import tensor_sha256
+from ..errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
+from ..files.paths import below, inside, list_weight_files
+from ..files.safetensors_header import check_finite, load_tensors, read_header
+from ..files.strict_json import read_json
+from ..files.text import short
+from .adapter_algebra import Group, Parsed, Scaling, new_weight, parse, scaling_of
 from .detect import DENOISER_FOLDERS, detect
-from .errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
-from .families import differ, mismatch, packed
-from .files.paths import below, inside, list_weight_files
-from .files.safetensors_header import check_finite, load_tensors, read_header
-from .files.strict_json import read_json
-from .files.text import short
-from .lora_formats import Group, Parsed, Scaling, new_weight, parse, scaling_of
-from .lora_names import EXPECTED_PREFIXES, Part
+from .families import differ, mismatch
+from .module_names import EXPECTED_PREFIXES, Part
+from .packing import packed
+from .peft_config import config_in_metadata, scaling_from
 
 
 __all__ = ["LoadedLora", "applied"]

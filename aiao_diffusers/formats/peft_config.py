@@ -6,10 +6,10 @@ Fields that change the algebra are refused rather than ignored; code and class n
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import NotTestableError, SuspectError
-from .files.strict_json import parse_json
-from .files.text import short
-from .lora_formats import Scaling
+from ..errors import NotTestableError, SuspectError
+from ..files.strict_json import parse_json
+from ..files.text import short
+from .adapter_algebra import Scaling
 
 
 _METADATA_KEY = "lora_adapter_metadata"

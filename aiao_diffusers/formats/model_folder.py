@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import SuspectError, UnsafeFileError
-from .files.paths import inside, refuse_pickle
-from .files.safetensors_header import read_header
-from .files.strict_json import read_json
-from .files.text import short
+from ..errors import SuspectError, UnsafeFileError
+from ..files.paths import inside, refuse_pickle
+from ..files.safetensors_header import read_header
+from ..files.strict_json import read_json
+from ..files.text import short
 
 
 WEIGHTS = re.compile(

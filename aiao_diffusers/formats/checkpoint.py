@@ -11,9 +11,7 @@ they were weights.
 """
 
 import copy
-import importlib.util
 import math
-import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,16 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from diffusers import ModelMixin
-from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError
 from torch import nn
 
-from .denoiser.hashes import tensor_sha256
+from ..denoiser.hashes import tensor_sha256
+from ..errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
+from ..files.paths import inside, list_weight_files
+from ..files.safetensors_header import (
+    MAX_HEADER_BYTES,
+    Header,
+    TensorInfo,
+    check_finite,
+    load_tensors,
+    read_header,
+    stream,
+)
+from ..files.strict_json import parse_json, read_json
+from ..files.text import short
 from .detect import (
     ADAPTER_KEY,
     DENOISER_FOLDERS,
@@ -42,21 +50,11 @@ from .detect import (
     is_denoiser_name,
     kind_of_keys,
 )
-from .errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
-from .families import QUANTO_DATA, SCALE_NOTES, mismatch, packed, scales
-from .files.paths import inside, list_weight_files
-from .files.safetensors_header import (
-    MAX_HEADER_BYTES,
-    Header,
-    TensorInfo,
-    check_finite,
-    load_tensors,
-    read_header,
-    stream,
-)
-from .files.strict_json import parse_json, read_json
-from .files.text import short
+from .families import mismatch
+from .gguf import read_tensors, unpacked_shapes, unpack
 from .model_folder import check_config, modern_attention, weight_files
+from .packing import QUANTO_DATA, SCALE_NOTES, packed, scales
+from .upstream import UPSTREAM_ERRORS
 
 
 __all__ = [
@@ -80,22 +78,6 @@ __all__ = [
     "short",
     "tensor_sha256",
 ]
-
-_UPSTREAM_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    SingleFileComponentError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-"""What diffusers and torch raise on a config or file that does not fit; Ctrl-C and MemoryError pass through."""
 
 
 def _denoiser_class(name: object, where: Path) -> type[ModelMixin]:
@@ -152,7 +134,7 @@ def _from_folder(folder: Path, dtype: torch.dtype | None) -> nn.Module:
             blank = model_class.from_config(config)
         wanted = blank.state_dict()
         expected = {name: tuple(t.shape) for name, t in wanted.items()}
-    except _UPSTREAM_ERRORS as error:
+    except UPSTREAM_ERRORS as error:
         raise SuspectError(
             f"{folder}: {model_class.__name__} cannot be built from config.json: {short(str(error))}"
         ) from error
@@ -275,39 +257,6 @@ def _count(path: Path, base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -
         )
 
 
-def _gguf(path: Path) -> list[Any]:
-    """The tensors that a GGUF file names, from its header."""
-    if importlib.util.find_spec("gguf") is None:
-        raise NotTestableError(f"{path.name!r} is a GGUF file: install the package gguf to read it")
-    import gguf
-
-    try:
-        return list(gguf.GGUFReader(path).tensors)
-    except _UPSTREAM_ERRORS as error:
-        raise UnsafeFileError(f"{path.name!r} is no sound GGUF file: {short(str(error))}") from error
-
-
-def _gguf_shapes(tensors: list[Any]) -> dict[str, tuple[int, ...]]:
-    """Names and unpacked shapes of a GGUF file's denoiser."""
-    # GGUF counts dimensions from the fastest.
-    held = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in tensors}
-    return {k: shape for k, shape in held.items() if k.startswith(LDM_PREFIX)} or held
-
-
-def _gguf_weights(path: Path, tensors: list[Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Unpacked to float32, one tensor at a time; the reader's own arrays are mapped, and would stay in memory."""
-    import gguf
-
-    weights = {}
-    for t in tensors:
-        if t.name in shapes:
-            raw = np.fromfile(path, np.uint8, int(t.n_bytes), offset=int(t.data_offset))
-            packed_ = raw.view(t.data.dtype).reshape(t.data.shape)
-            values = np.array(gguf.dequantize(packed_, t.tensor_type), np.float32).reshape(shapes[t.name])
-            weights[LDM_PREFIX + t.name.removeprefix(LDM_PREFIX)] = torch.from_numpy(values)
-    return weights
-
-
 def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
     """Original-layout or GGUF checkpoint through diffusers' own converter, shaped by the base's config."""
     if not isinstance(base, ModelMixin) or not hasattr(type(base), "from_single_file"):
@@ -315,12 +264,12 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
     shaped: Any = base  # ModelMixin's config methods are untyped
     dtype = _dtype_of(base)
     if path.suffix.lower() == ".gguf":
-        tensors = _gguf(path)
-        shapes = _gguf_shapes(tensors)
+        tensors = read_tensors(path)
+        shapes = unpacked_shapes(tensors)
         _count(path, base, shapes)
         try:
-            source = _gguf_weights(path, tensors, shapes)
-        except _UPSTREAM_ERRORS as error:
+            source = unpack(path, tensors, shapes)
+        except UPSTREAM_ERRORS as error:
             raise NotTestableError(f"{path.name!r} cannot be unpacked: {short(str(error))}") from error
     else:
         header = read_header(path)
@@ -337,7 +286,7 @@ def _from_single_file(path: Path, base: nn.Module) -> nn.Module:
         shaped.save_config(folder)
         try:
             model = type(shaped).from_single_file(source, config=folder, local_files_only=True, torch_dtype=dtype)
-        except _UPSTREAM_ERRORS as error:
+        except UPSTREAM_ERRORS as error:
             raise WrongBaseError(
                 f"{path.name!r} does not fit {type(base).__name__} of the base: {short(str(error), 300)}"
             ) from error
