@@ -3,11 +3,11 @@
 from .denoiser.inputs import LatentData
 from .embed import EmbedConfig, EmbedReport, embed
 from .errors import AIAOError
-from .hub import push
 from .lazy import LayerProfile, profile, self_profile
 from .mark.key import WatermarkKey
 from .mark.record import WatermarkRecord
 from .pipeline import WatermarkedStableDiffusionPipeline
+from .publishing.push import push
 from .report import VerificationReport
 from .scan import scan
 from .scan_report import ScanReport

@@ -11,9 +11,9 @@ from huggingface_hub import CommitInfo, snapshot_download
 
 from .embed import EmbedConfig, EmbedReport, embed
 from .errors import ConfigError, OutputExistsError, SuspectError
-from .hub import push
 from .mark.key import WatermarkKey
 from .mark.record import FOLDER, WatermarkRecord, has_record
+from .publishing.push import push
 from .report import VerificationReport
 from .suspect import find_record
 from .verify import verify

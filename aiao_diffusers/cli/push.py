@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ..cards import CardFields
-from ..hub import push as run
 from ..mark.key import WatermarkKey
+from ..publishing.cards import CardFields
+from ..publishing.push import push as run
 from ._output import out
 
 

@@ -51,7 +51,7 @@ from .detect import (
     kind_of_keys,
 )
 from .families import mismatch
-from .gguf import read_tensors, unpacked_shapes, unpack
+from .gguf import read_tensors, unpack, unpacked_shapes
 from .model_folder import check_config, modern_attention, weight_files
 from .packing import QUANTO_DATA, SCALE_NOTES, packed, scales
 from .upstream import UPSTREAM_ERRORS

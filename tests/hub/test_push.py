@@ -14,8 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 
-from aiao_diffusers import WatermarkKey, WatermarkRecord, cards, push, verify
-from aiao_diffusers.cards import BEGIN, END, CardFields
+from aiao_diffusers import WatermarkKey, WatermarkRecord, push, verify
 from aiao_diffusers.errors import (
     CardError,
     ConfigError,
@@ -24,7 +23,9 @@ from aiao_diffusers.errors import (
     RecordError,
     SuspectError,
 )
-from aiao_diffusers.hub import check_secrets
+from aiao_diffusers.publishing import cards
+from aiao_diffusers.publishing.cards import BEGIN, END, CardFields
+from aiao_diffusers.publishing.secrets import check_secrets
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError
 
 

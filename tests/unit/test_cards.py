@@ -8,10 +8,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from aiao_diffusers import WatermarkKey, WatermarkRecord, cards
-from aiao_diffusers.cards import BEGIN, END, Card, CardFields
+from aiao_diffusers import WatermarkKey, WatermarkRecord
 from aiao_diffusers.denoiser.inputs import LatentData
 from aiao_diffusers.errors import CardError, ConfigError
+from aiao_diffusers.publishing import cards
+from aiao_diffusers.publishing.cards import BEGIN, END, Card, CardFields
 from aiao_diffusers.report import VerificationReport
 from aiao_diffusers.stats.hits import SiteTest
 

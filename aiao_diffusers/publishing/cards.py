@@ -23,10 +23,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
-from .errors import CardError, ConfigError
-from .mark.key import SCHEME
-from .mark.record import WatermarkRecord
-from .report import PROVES, VerificationReport
+from ..errors import CardError, ConfigError
+from ..mark.key import SCHEME
+from ..mark.record import WatermarkRecord
+from ..report import PROVES, VerificationReport
 
 
 TAG = "aiao-watermark"
@@ -287,7 +287,7 @@ def _control(value: Any) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    source = resources.files(f"{__package__}.hub_cards").joinpath(f"{template}.md.jinja").read_text("utf-8")
+    source = resources.files("aiao_diffusers.hub_cards").joinpath(f"{template}.md.jinja").read_text("utf-8")
     # A missing value must raise, not print as nothing.
     return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(source).render(values)
 

@@ -5,7 +5,6 @@ leave a repository with weights and no record. Uploading is `huggingface_hub`'s 
 so a push that was cut is mended by running it again.
 """
 
-import base64
 import hashlib
 import re
 import tempfile
@@ -22,26 +21,23 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 from torch import nn
 
+from ..denoiser.hashes import weights_sha256
+from ..denoiser.setup import denoiser_of
+from ..errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
+from ..files.paths import PICKLE_STARTS, PICKLE_SUFFIXES
+from ..files.safetensors_header import load_tensors, read_header
+from ..files.strict_json import read_json
+from ..formats.checkpoint import load_denoiser
+from ..formats.detect import DENOISER_FOLDERS, EMA_PREFIX, kind_of_keys
+from ..mark.key import WatermarkKey
+from ..mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
+from ..suspect import find_record, label_of, local_path
+from ..verify import verify
 from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model, own_text, untouched
-from .denoiser.hashes import weights_sha256
-from .denoiser.setup import denoiser_of
-from .errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
-from .files.paths import PICKLE_STARTS, PICKLE_SUFFIXES
-from .files.safetensors_header import load_tensors, read_header
-from .files.strict_json import read_json
-from .formats.checkpoint import load_denoiser
-from .formats.detect import DENOISER_FOLDERS, EMA_PREFIX, kind_of_keys
-from .mark.key import WatermarkKey
-from .mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
-from .suspect import find_record, label_of, local_path
-from .verify import verify
+from .secrets import list_files, check_secrets
 
 
 README, RESULTS = "README.md", ".eval_results/aiao.yaml"
-CHUNK, OVERLAP = 2**20, 64
-_KEY_MARKS = (b'"aiao-key"', b'"secret"')
-_WORDS = bytes(ord("a") if chr(i).isascii() and (chr(i).isalnum() or chr(i) in "+/-_") else 0 for i in range(256))
-_RUN = b"a" * 20  # the shortest needle of text
 _UNCHECKED = PICKLE_SUFFIXES | {".gguf", ".onnx", ".msgpack", ".h5", ".tflite"}
 _CONTAINERS = (b"GGUF", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")
 _HTTP_ERRORS: tuple[Any, ...] = HfHubHTTPError.__bases__  # whichever HTTP library the installed client uses
@@ -119,57 +115,6 @@ def _folder(source: Any) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-# What must not leave ------------------------------------------------------------------------------------------------
-
-
-def needles(secret: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Byte strings that give a secret away: raw ones, and those of text (hex, base64 plain and URL-safe).
-
-    Raw and hex: 16 bytes from offsets 0, 8 and 16, so that 24 bytes in a row always hold one. Base64: 15 bytes from offsets
-    0-2 and 15-17, so that either half is found at any alignment.
-    """
-    pieces = [secret[start : start + 16] for start in (0, 8, 16)]
-    blocks = [secret[start : start + 15] for start in (0, 1, 2, 15, 16, 17)]
-    hexes = [text.encode() for piece in pieces for text in (piece.hex(), piece.hex().upper())]
-    coded = [encode(block) for block in blocks for encode in (base64.b64encode, base64.urlsafe_b64encode)]
-    return pieces, sorted({*hexes, *coded})
-
-
-def check_secrets(folder: Path, key: WatermarkKey | None) -> None:
-    """Refuse a folder in which any file, or any file's name, holds a key file or `key`'s secret.
-
-    Not seen: a secret that was compressed, encrypted or spelt in another way than raw, hex or base64.
-
-    Raises:
-        PushRefusedError: naming the file, never what was found in it.
-    """
-    raw, text = needles(key.secret) if key else ([], [])
-    for path in _files(folder):
-        name, whole_key = path.relative_to(folder).as_posix(), set()
-        for block in _blocks(path, name):
-            # Weights are big and hardly ever hold a run of 20 letters and digits: one look saves all those for text.
-            worded = text and _RUN in block.translate(_WORDS)
-            if any(needle in block for needle in (*raw, *(text if worded else ()))):
-                raise PushRefusedError(f"'{name}' holds the key's secret: remove it from '{folder}'.")
-            whole_key |= {mark for mark in _KEY_MARKS if mark in block}
-        if len(whole_key) == len(_KEY_MARKS):
-            raise PushRefusedError(f"'{name}' holds a watermark key: move it out of '{folder}'.")
-
-
-def _blocks(path: Path, name: str) -> Iterator[bytes]:
-    """A file's name and bytes in blocks that overlap by more than any needle."""
-    tail = name.encode("utf-8", "surrogateescape") + b"\n"
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            yield tail + chunk
-            tail = (tail + chunk)[-OVERLAP:]
-    yield tail
-
-
 def check_weights(
     folder: Path, key: WatermarkKey | None, clean_base: Any = None, token: str | bool | None = None
 ) -> None:
@@ -215,7 +160,7 @@ def _clean(source: Any, token: str | bool | None) -> nn.Module:
 def _check_other_files(folder: Path, part: Path, denoiser: nn.Module) -> None:
     """Refuse weights beside the denoiser's own: a forgotten variant or checkpoint of the clean twin undoes the mark."""
     state = denoiser.state_dict()
-    for path in _files(folder):
+    for path in list_files(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() in _UNCHECKED:
             raise PushRefusedError(f"'{name}' cannot be looked at safely: remove it, publish safetensors only.")
@@ -295,7 +240,7 @@ def _publish(
 
 def _operations(folder: Path, repo: str, fields: CardFields, remote: str | None) -> dict[str, Any]:
     """Path in the repository to a file or bytes."""
-    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    files = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
     sent: dict[str, Any] = {
         name: files[name] for name in filter_repo_objects(files, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
     }
