@@ -30,13 +30,14 @@ from .errors import (
     WrongBaseError,
 )
 from .formats.checkpoint import load_denoiser
+from .hub.candidates import MAX_CANDIDATES, Candidate, candidates, declared_base
+from .hub.download import pull
+from .hub.model_tree import LIMIT, RELATIONS, Node, walk
+from .hub.remote import Remote, fetch, folder_of, look_up
 from .mark.key import WatermarkKey
 from .mark.record import WatermarkRecord
-from .pull import MAX_CANDIDATES, Candidate, candidates, declared_base, pull
-from .remote import Remote, fetch, folder_of, look_up
 from .scan_report import ScanLog, ScanReport, ScanRow
 from .suspect import find_record, require_record
-from .tree import LIMIT, RELATIONS, Node, walk
 from .triage import Resident, check_fits, file_key, placed
 from .verify import verify
 

@@ -18,8 +18,8 @@ from .files.text import short
 from .formats.checkpoint import load_denoiser
 from .formats.detect import detect
 from .formats.lora import applied
+from .hub.download import Pulled, pull, pull_record
 from .mark.record import WatermarkRecord, has_record
-from .pull import Pulled, pull, pull_record
 
 
 @dataclass(frozen=True)

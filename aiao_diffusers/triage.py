@@ -27,8 +27,8 @@ from .formats.checkpoint import compare_shapes, load_denoiser
 from .formats.detect import common_prefix
 from .formats.lora import applied
 from .formats.model_folder import modern_attention
-from .pull import Candidate
-from .remote import Remote
+from .hub.candidates import Candidate
+from .hub.remote import Remote
 from .suspect import Opened
 
 

@@ -9,10 +9,10 @@ from huggingface_hub.utils import disable_progress_bars, logging
 from rich.table import Table
 from rich.text import Text
 
+from ..hub.model_tree import LIMIT, RELATIONS
 from ..mark.key import WatermarkKey
 from ..scan import scan as run
 from ..scan_report import ScanRow
-from ..tree import LIMIT, RELATIONS
 from ._output import out
 
 

@@ -34,7 +34,7 @@ from ..mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
 from ..suspect import find_record, label_of, local_path
 from ..verify import verify
 from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model, own_text, untouched
-from .secrets import list_files, check_secrets
+from .secrets import check_secrets, list_files
 
 
 README, RESULTS = "README.md", ".eval_results/aiao.yaml"

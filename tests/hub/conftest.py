@@ -20,7 +20,7 @@ os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_D
 from huggingface_hub import HfApi, constants, file_download  # noqa: E402
 from huggingface_hub.utils import _http  # noqa: E402
 
-from aiao_diffusers import remote  # noqa: E402
+from aiao_diffusers.hub import remote  # noqa: E402
 from tests.hub_server import HubServer  # noqa: E402
 
 

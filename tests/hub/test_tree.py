@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from aiao_diffusers.errors import ConfigError, HubError
-from aiao_diffusers.tree import walk
+from aiao_diffusers.hub.model_tree import walk
 from tests.hub.samples import card, safetensors
 from tests.hub_server import EndlessPages, HubServer, RateLimit, ServerError
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from aiao_diffusers.errors import NotTestableError
 from aiao_diffusers.files.safetensors_header import read_header
-from aiao_diffusers.pull import Candidate
-from aiao_diffusers.remote import Remote, RemoteFile
+from aiao_diffusers.hub.candidates import Candidate
+from aiao_diffusers.hub.remote import Remote, RemoteFile
 from aiao_diffusers.triage import Resident, file_key, placed
 
 

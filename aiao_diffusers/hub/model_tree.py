@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from .errors import ConfigError, HubError
-from .files.text import short
+from ..errors import ConfigError, HubError
+from ..files.text import short
 from .remote import REPO_ID, TIMEOUT, retried
 
 

@@ -25,10 +25,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from .errors import HubError, HubUnreachableError, SuspectError, UnsafeFileError
-from .files.safetensors_header import Header, header_length, parse_header
-from .files.strict_json import MAX_JSON_BYTES, parse_json
-from .files.text import short
+from ..errors import HubError, HubUnreachableError, SuspectError, UnsafeFileError
+from ..files.safetensors_header import Header, header_length, parse_header
+from ..files.strict_json import MAX_JSON_BYTES, parse_json
+from ..files.text import short
 
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
