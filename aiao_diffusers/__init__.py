@@ -8,10 +8,10 @@ from .mark.key import WatermarkKey
 from .mark.record import WatermarkRecord
 from .pipeline import WatermarkedStableDiffusionPipeline
 from .publishing.push import push
-from .report import VerificationReport
 from .scan import scan
 from .scan_report import ScanReport
-from .verify import verify
+from .verification.report import VerificationReport
+from .verification.verify import verify
 
 
 __version__ = "0.1.0.dev0"

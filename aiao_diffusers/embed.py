@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .align import Reference, observe
 from .denoiser.encode import prepare
 from .denoiser.hashes import weights_sha256
 from .denoiser.inputs import LatentData
@@ -37,7 +36,8 @@ from .mark.record import WatermarkRecord
 from .mark.selection import choose
 from .training import Callback, Training
 from .update import LowRank, StoredWeights, Update, require_no_adapter
-from .verify import verify
+from .verification.reference import Reference, observe
+from .verification.verify import verify
 
 
 __all__ = ["EmbedConfig", "EmbedReport", "embed", "fidelity"]

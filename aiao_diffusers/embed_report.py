@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .align import Reference
+from .files.figure import new_figure
 from .mark.record import WatermarkRecord
-from .plots import new_figure
-from .report import VerificationReport
+from .verification.reference import Reference
+from .verification.report import VerificationReport
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from .denoiser.finetune import finetune
 from .denoiser.inputs import LatentData
 from .denoiser.setup import denoiser_of, evaluating
 from .errors import ConfigError, DataError, WrongBaseError
+from .files.figure import new_figure
 from .formats.checkpoint import load_denoiser
-from .plots import new_figure
-from .suspect import label_of, local_path, opened
 from .update import NORMS, StoredWeights
+from .verification.suspect import label_of, local_path, opened
 
 
 _FORMAT = "aiao-profile-1"

@@ -14,9 +14,9 @@ from .errors import ConfigError, OutputExistsError, SuspectError
 from .mark.key import WatermarkKey
 from .mark.record import FOLDER, WatermarkRecord, has_record
 from .publishing.push import push
-from .report import VerificationReport
-from .suspect import find_record
-from .verify import verify
+from .verification.report import VerificationReport
+from .verification.suspect import find_record
+from .verification.verify import verify
 
 
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "revision", "token")

@@ -37,9 +37,9 @@ from .hub.remote import Remote, fetch, folder_of, look_up
 from .mark.key import WatermarkKey
 from .mark.record import WatermarkRecord
 from .scan_report import ScanLog, ScanReport, ScanRow
-from .suspect import find_record, require_record
 from .triage import Resident, check_fits, file_key, placed
-from .verify import verify
+from .verification.suspect import find_record, require_record
+from .verification.verify import verify
 
 
 LOG, DOWNLOADS = "scan.jsonl", ".aiao-downloads-"

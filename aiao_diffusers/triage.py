@@ -29,7 +29,7 @@ from .formats.lora import applied
 from .formats.model_folder import modern_attention
 from .hub.candidates import Candidate
 from .hub.remote import Remote
-from .suspect import Opened
+from .verification.suspect import Opened
 
 
 _LDM_PREFIX = "model.diffusion_model."

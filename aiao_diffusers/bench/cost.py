@@ -22,12 +22,12 @@ from ..denoiser.setup import placement
 from ..denoiser.sites import attention_modules, trace, trace_on
 from ..errors import ConfigError
 from ..formats.checkpoint import load_denoiser
-from ..looks import FIRST_CHANNELS
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..mark.selection import choose
 from ..mark.subpath import sub_path
-from ..verify import verify
+from ..verification.evidence import FIRST_CHANNELS
+from ..verification.verify import verify
 
 
 # unet/config.json of stable-diffusion-v1-5, without diffusers' defaults; 860M parameters.

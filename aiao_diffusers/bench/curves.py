@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ResultsError
-from ..plots import new_figure
+from ..files.figure import new_figure
 from .registry import ATTACKS
 from .tables import Rows, cells_of
 

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..align import Reference, observe
 from ..denoiser.inputs import LatentData
 from ..errors import NotTestableError
 from ..formats.checkpoint import load_denoiser
-from ..looks import key_sites
-from ..maps import PARSIMONY
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..stats.hits import triple
 from ..stats.multiple import clopper_pearson
-from ..verify import verify
+from ..verification.channel_maps import PARSIMONY
+from ..verification.evidence import key_sites
+from ..verification.reference import Reference, observe
+from ..verification.verify import verify
 from .attacks.disguise import disguise
 from .attacks.finetune import full
 

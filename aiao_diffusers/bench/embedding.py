@@ -23,14 +23,14 @@ from ..denoiser.schedule import probe_timesteps
 from ..denoiser.setup import placement
 from ..errors import ConfigError
 from ..formats.checkpoint import load_denoiser
-from ..looks import key_sites
 from ..mark.key import WatermarkKey
 from ..mark.reading import read_subpath
 from ..mark.record import WatermarkRecord
 from ..mark.subpath import SubPath, sub_path
 from ..stats.hits import combined_log10_p, triple
 from ..stats.multiple import clopper_pearson
-from ..verify import verify
+from ..verification.evidence import key_sites
+from ..verification.verify import verify
 from .inversion import nearness
 from .quality import clip_score, cmmd, embedded, generate
 from .run import ASSETS, made

@@ -31,7 +31,7 @@ from ..formats.detect import detect
 from ..formats.lora import applied
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
-from ..verify import verify
+from ..verification.verify import verify
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole_models
 
 

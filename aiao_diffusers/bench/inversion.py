@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..looks import key_sites
 from ..mark.key import WatermarkKey
 from ..mark.mark import Mark
 from ..mark.record import WatermarkRecord
 from ..stats.hits import combined_log10_p, triple
+from ..verification.evidence import key_sites
 from .attacks.adaptive import Masks, by_channel, exposed, invert
 from .scene import Scene
 

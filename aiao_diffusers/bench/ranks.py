@@ -17,10 +17,10 @@ import numpy as np
 from torch import nn
 
 from ..denoiser.inputs import LatentData
-from ..looks import Evidence, Looks, key_sites
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..stats.multiple import clopper_pearson
+from ..verification.evidence import Evidence, Looks, key_sites
 from . import attacks as _attacks  # noqa: F401 (fills the registry)
 from .registry import ATTACKS
 from .scene import Scene, open_pipe

@@ -19,9 +19,9 @@ from ..errors import MissingExtraError
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
-from ..report import VerificationReport
-from ..report_html import HTML, document, section
-from ..verify import verify
+from ..verification.report import VerificationReport
+from ..verification.report_html import HTML, document, section
+from ..verification.verify import verify
 from ._assets import ASSETS, need_assets
 from ._output import out, write_whole
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from ..errors import OutputExistsError
+from ..files.figure import new_figure
 from ..lazy import profile as run
-from ..plots import new_figure
 from ._output import out
 
 

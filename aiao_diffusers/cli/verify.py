@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from ..errors import OutputExistsError
+from ..files.figure import new_figure
 from ..mark.key import WatermarkKey
-from ..plots import new_figure
-from ..verify import verify as run
+from ..verification.verify import verify as run
 from ._output import out, write_whole
 
 

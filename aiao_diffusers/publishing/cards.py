@@ -26,7 +26,8 @@ from huggingface_hub.utils import validate_repo_id, yaml_dump
 from ..errors import CardError, ConfigError
 from ..mark.key import SCHEME
 from ..mark.record import WatermarkRecord
-from ..report import PROVES, VerificationReport
+from ..verification.claims import PROVES
+from ..verification.report import VerificationReport
 
 
 TAG = "aiao-watermark"

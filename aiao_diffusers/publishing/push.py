@@ -31,8 +31,8 @@ from ..formats.checkpoint import load_denoiser
 from ..formats.detect import DENOISER_FOLDERS, EMA_PREFIX, kind_of_keys
 from ..mark.key import WatermarkKey
 from ..mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
-from ..suspect import find_record, label_of, local_path
-from ..verify import verify
+from ..verification.suspect import find_record, label_of, local_path
+from ..verification.verify import verify
 from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model, own_text, untouched
 from .secrets import check_secrets, list_files
 

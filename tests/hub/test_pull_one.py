@@ -19,7 +19,7 @@ from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.hub.candidates import candidates, declared_base
 from aiao_diffusers.hub.download import pull
 from aiao_diffusers.hub.remote import fetch, look_up, read_remote_header
-from aiao_diffusers.suspect import opened
+from aiao_diffusers.verification.suspect import opened
 from tests.hub.samples import card, safetensors
 from tests.hub.suspects import ASSETS, LORA, UNET, folder
 from tests.hub_server import Cut, Hollow, HubServer, RateLimit, ServerError

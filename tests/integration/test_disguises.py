@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from aiao_diffusers import LatentData, WatermarkKey, verify
-from aiao_diffusers.align import observe
 from aiao_diffusers.bench.attacks.disguise import disguise
 from aiao_diffusers.bench.attacks.finetune import full
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.mark.record import WatermarkRecord
+from aiao_diffusers.verification.reference import observe
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"

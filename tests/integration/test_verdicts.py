@@ -18,7 +18,7 @@ from aiao_diffusers.cli.demo import _cells
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, KeyMismatchError, RecordError, SuspectError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.mark.record import WatermarkRecord
-from aiao_diffusers.suspect import opened
+from aiao_diffusers.verification.suspect import opened
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"

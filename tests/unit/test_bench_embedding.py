@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
 from aiao_diffusers.bench import embedding
-from aiao_diffusers.looks import key_sites
 from aiao_diffusers.mark.subpath import sub_path
+from aiao_diffusers.verification.evidence import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Test")

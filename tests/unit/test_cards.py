@@ -13,8 +13,8 @@ from aiao_diffusers.denoiser.inputs import LatentData
 from aiao_diffusers.errors import CardError, ConfigError
 from aiao_diffusers.publishing import cards
 from aiao_diffusers.publishing.cards import BEGIN, END, Card, CardFields
-from aiao_diffusers.report import VerificationReport
 from aiao_diffusers.stats.hits import SiteTest
+from aiao_diffusers.verification.report import VerificationReport
 
 
 KEY = WatermarkKey(bytes(range(32)), "Acme Labs")

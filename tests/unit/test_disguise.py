@@ -10,14 +10,15 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, verify
-from aiao_diffusers.align import Alignment, Reference, align, observe
 from aiao_diffusers.bench.attacks.disguise import KINDS, disguise
 from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
-from aiao_diffusers.healing import healed
-from aiao_diffusers.looks import key_sites
-from aiao_diffusers.maps import SiteMap, fit, fit_stream
 from aiao_diffusers.mark.record import WatermarkRecord
+from aiao_diffusers.verification.alignment import Alignment, align
+from aiao_diffusers.verification.channel_maps import SiteMap, fit, fit_stream
+from aiao_diffusers.verification.evidence import key_sites
+from aiao_diffusers.verification.healing import healed
+from aiao_diffusers.verification.reference import Reference, observe
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -272,7 +273,7 @@ class TestVerify:
 class TestHealing:
     def test_looks_of_an_unmarked_model_stay_null_and_its_weights_untouched(self, marked, monkeypatch):
         # The package's name `verify` is the function; the module is reached by its path.
-        monkeypatch.setattr(sys.modules["aiao_diffusers.verify"], "STEPS", 15)
+        monkeypatch.setattr(sys.modules["aiao_diffusers.verification.verify"], "STEPS", 15)
         teacher, _, report = marked
         suspect = disguise(copy.deepcopy(teacher), "permute")
         state = {n: p.clone() for n, p in suspect.state_dict().items()}

@@ -7,7 +7,7 @@ import torch
 from _tiny import tiny_unconditional, tiny_unet
 from diffusers import AutoencoderKL
 
-from aiao_diffusers import LatentData, looks
+from aiao_diffusers import LatentData
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.denoiser.processor import AIAOAttnProcessor
@@ -17,6 +17,7 @@ from aiao_diffusers.errors import SiteError
 from aiao_diffusers.mark.key import WatermarkKey
 from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.subpath import sub_path
+from aiao_diffusers.verification import evidence as looks
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

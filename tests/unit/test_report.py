@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from aiao_diffusers.errors import MissingExtraError
-from aiao_diffusers.plots import figure, null_law, panels
-from aiao_diffusers.report import PROVES, UNPROVEN, VerificationReport
 from aiao_diffusers.stats.hits import SiteTest, site_log10_p
+from aiao_diffusers.verification.claims import PROVES, UNPROVEN
+from aiao_diffusers.verification.plots import figure, null_law, panels
+from aiao_diffusers.verification.report import VerificationReport
 
 
 SITES = tuple(SiteTest(f"up_blocks.{i}.attn1", 64, h, site_log10_p(64, 32, h)) for i, h in enumerate((64, 50, 40)))

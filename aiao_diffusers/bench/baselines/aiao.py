@@ -15,7 +15,7 @@ from ...formats.checkpoint import load_denoiser
 from ...lazy import LayerProfile, self_profile
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
-from ...verify import verify
+from ...verification.verify import verify
 from ..registry import known, method
 from ..scene import Scene
 from .outcome import Outcome, outcome_of_looks

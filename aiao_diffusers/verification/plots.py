@@ -7,28 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from .errors import MissingExtraError
+from ..files.figure import BLUE, GREY, ORANGE, new_figure
 
 
 if TYPE_CHECKING:
     from .report import VerificationReport
-
-BLUE, ORANGE, GREY = "#1f5f99", "#d1662a", "#888888"
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure, tied to no window and no global state.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "plots need matplotlib, which is not installed: run `pip install 'aiao_diffusers[plots]'`."
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def short(site: str) -> str:

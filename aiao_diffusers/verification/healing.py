@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .denoiser.finetune import finetune
-from .denoiser.inputs import LatentData
-from .denoiser.sites import unwrap
-from .errors import NotTestableError
+from ..denoiser.finetune import finetune
+from ..denoiser.inputs import LatentData
+from ..denoiser.sites import unwrap
+from ..errors import NotTestableError
 
 
 STEPS, RATE, BATCH = 150, 1e-4, 8  # of healing

@@ -10,16 +10,16 @@ import torch
 from huggingface_hub import HfApi
 from torch import nn
 
-from .denoiser.hashes import weights_sha256
-from .denoiser.setup import denoiser_of
-from .denoiser.sites import unwrap
-from .errors import NotTestableError, RecordError, SuspectError
-from .files.text import short
-from .formats.checkpoint import load_denoiser
-from .formats.detect import detect
-from .formats.lora import applied
-from .hub.download import Pulled, pull, pull_record
-from .mark.record import WatermarkRecord, has_record
+from ..denoiser.hashes import weights_sha256
+from ..denoiser.setup import denoiser_of
+from ..denoiser.sites import unwrap
+from ..errors import NotTestableError, RecordError, SuspectError
+from ..files.text import short
+from ..formats.checkpoint import load_denoiser
+from ..formats.detect import detect
+from ..formats.lora import applied
+from ..hub.download import Pulled, pull, pull_record
+from ..mark.record import WatermarkRecord, has_record
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from .claims import UNPROVEN
 from .plots import panels
-from .report import UNPROVEN, said
+from .report import said
 
 
 if TYPE_CHECKING:

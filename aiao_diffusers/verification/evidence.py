@@ -18,21 +18,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from .denoiser.call import CallInputs
-from .denoiser.instrument import Coordinates, Wired, probe
-from .denoiser.schedule import probe_timesteps
-from .denoiser.setup import evaluating, placement
-from .denoiser.sites import Site, attention_modules, trace_on
-from .errors import AIAOError, NotTestableError, ShapeError
-from .mark.key import WatermarkKey
-from .mark.reading import Reading, read_subpath
-from .mark.record import WatermarkRecord
-from .mark.selection import choose
-from .mark.subpath import SubPath, draw
-from .stats.hits import SiteTest, combined_log10_p, site_log10_p, triple
-from .stats.natural_response import beyond, whitened
-from .stats.ranks import rank_log10_p, rank_site
-from .stats.sequential import SequentialTest
+from ..denoiser.call import CallInputs
+from ..denoiser.instrument import Coordinates, Wired, probe
+from ..denoiser.schedule import probe_timesteps
+from ..denoiser.setup import evaluating, placement
+from ..denoiser.sites import Site, attention_modules, trace_on
+from ..errors import AIAOError, NotTestableError, ShapeError
+from ..mark.key import WatermarkKey
+from ..mark.reading import Reading, read_subpath
+from ..mark.record import WatermarkRecord
+from ..mark.selection import choose
+from ..mark.subpath import SubPath, draw
+from ..stats.hits import SiteTest, combined_log10_p, site_log10_p, triple
+from ..stats.natural_response import beyond, whitened
+from ..stats.ranks import rank_log10_p, rank_site
+from ..stats.sequential import SequentialTest
 
 
 MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read

@@ -9,21 +9,22 @@ from typing import Any
 
 from torch import nn
 
-from .align import Reference, align, clean_twin, reference_for
-from .denoiser.encode import prepare
-from .denoiser.hashes import weights_sha256
-from .denoiser.inputs import LatentData, fitting
-from .denoiser.setup import Values, bare, denoiser_of
-from .denoiser.sites import unwrap
-from .errors import ConfigError, KeyMismatchError, NotTestableError, RecordError, SiteError
-from .files.safetensors_header import check_finite
+from ..denoiser.encode import prepare
+from ..denoiser.hashes import weights_sha256
+from ..denoiser.inputs import LatentData, fitting
+from ..denoiser.setup import Values, bare, denoiser_of
+from ..denoiser.sites import unwrap
+from ..errors import ConfigError, KeyMismatchError, NotTestableError, RecordError, SiteError
+from ..files.safetensors_header import check_finite
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
+from ..stats.hits import floor_log10_p
+from ..stats.multiple import clopper_pearson
+from .alignment import align
+from .evidence import AMPLITUDES, Looks, key_sites, wrong_responses
 from .healing import BATCH, STEPS, healed
-from .looks import AMPLITUDES, Looks, key_sites, wrong_responses
-from .mark.key import WatermarkKey
-from .mark.record import WatermarkRecord
+from .reference import Reference, clean_twin, reference_for
 from .report import VerificationReport
-from .stats.hits import floor_log10_p
-from .stats.multiple import clopper_pearson
 from .suspect import Opened, label_of, opened, require_record
 
 
