@@ -1,9 +1,9 @@
 """Traceable diffusion models: a secret watermark in the denoiser, provable from a suspect's weights."""
 
 from .denoiser.inputs import LatentData
-from .embed import EmbedConfig, EmbedReport, embed
+from .embedding.embed import EmbedConfig, EmbedReport, embed
+from .embedding.layer_profile import LayerProfile, profile, self_profile
 from .errors import AIAOError
-from .lazy import LayerProfile, profile, self_profile
 from .mark.key import WatermarkKey
 from .mark.record import WatermarkRecord
 from .pipeline import WatermarkedStableDiffusionPipeline

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub import CommitInfo, snapshot_download
 
-from .embed import EmbedConfig, EmbedReport, embed
+from .embedding.embed import EmbedConfig, EmbedReport, embed
 from .errors import ConfigError, OutputExistsError, SuspectError
 from .mark.key import WatermarkKey
 from .mark.record import FOLDER, WatermarkRecord, has_record

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ..denoiser.finetune import finetune
 from ..denoiser.inputs import LatentData
-from ..embed import embed
-from ..embed_config import TRAIN, EmbedConfig
-from ..lazy import self_profile
+from ..embedding.config import TRAIN, EmbedConfig
+from ..embedding.embed import embed
+from ..embedding.layer_profile import self_profile
+from ..embedding.weight_change import LowRank, StoredWeights
 from ..mark.key import WatermarkKey
 from ..pipeline import WatermarkedStableDiffusionPipeline
-from ..update import LowRank, StoredWeights
 
 
 STEPS = 3

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from ..denoiser.encode import vocabulary_prompts
-from ..embed import fidelity
+from ..embedding.embed import fidelity
 from ..errors import DataError
 from .scene import Scene, source_of
 from .suite import QualitySpec

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..bench.attacks.finetune import lora as train_lora
 from ..denoiser.inputs import LatentData
-from ..embed_config import EmbedConfig
+from ..embedding.config import EmbedConfig
 from ..errors import MissingExtraError
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from accelerate import Accelerator
 
-from ..embed import EmbedConfig
-from ..embed import embed as mark
+from ..embedding.embed import EmbedConfig
+from ..embedding.embed import embed as mark
+from ..embedding.layer_profile import LayerProfile
 from ..errors import OutputExistsError
-from ..lazy import LayerProfile
 from ..mark.key import WatermarkKey
 from ..pipeline import open_pipeline, save_new
 from ._output import out

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ..embedding.layer_profile import profile as run
 from ..errors import OutputExistsError
 from ..files.figure import new_figure
-from ..lazy import profile as run
 from ._output import out
 
 

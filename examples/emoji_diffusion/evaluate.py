@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from aiao_diffusers import LatentData, WatermarkKey, verify
-from aiao_diffusers.embed import fidelity
+from aiao_diffusers.embedding.embed import fidelity
 from aiao_diffusers.stats.multiple import clopper_pearson
 
 

@@ -18,7 +18,7 @@ from export import DEMO_KEY
 
 from aiao_diffusers import EmbedConfig, LatentData, embed, verify
 from aiao_diffusers.bench.attacks.finetune import full, lora
-from aiao_diffusers.embed import fidelity
+from aiao_diffusers.embedding.embed import fidelity
 
 
 HERE = Path(__file__).parent

@@ -10,8 +10,8 @@ from aiao_diffusers import WatermarkKey
 from aiao_diffusers.bench.attacks import adaptive
 from aiao_diffusers.bench.inversion import nearness
 from aiao_diffusers.bench.registry import ATTACKS
-from aiao_diffusers.embed import EmbedConfig, embed
-from aiao_diffusers.lazy import profile
+from aiao_diffusers.embedding.embed import EmbedConfig, embed
+from aiao_diffusers.embedding.layer_profile import profile
 
 
 SIZE = 8

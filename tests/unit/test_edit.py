@@ -9,7 +9,7 @@ from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.denoiser.sites import trace_on
-from aiao_diffusers.edit import writer
+from aiao_diffusers.embedding.closed_form import writer
 from aiao_diffusers.errors import ConfigError, TrainingError
 from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.selection import choose

@@ -15,8 +15,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, profile, verify
 from aiao_diffusers.denoiser.price import fidelity
 from aiao_diffusers.denoiser.schedule import noise_of, target
+from aiao_diffusers.embedding.weight_change import LowRank, StoredWeights
 from aiao_diffusers.errors import ConfigError, DataError, TrainingError, WrongBaseError
-from aiao_diffusers.update import LowRank, StoredWeights
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -332,7 +332,7 @@ class TestBadInput:
             raise KeyboardInterrupt
 
         # The package's name `embed` is the function; the module is reached by its path.
-        monkeypatch.setattr(sys.modules["aiao_diffusers.embed"], "_record", stop)
+        monkeypatch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "_record", stop)
         unet, data, scheduler = learner()
         with pytest.raises(KeyboardInterrupt):
             embed(unet, KEY, data, short(train=train), scheduler=scheduler)
@@ -345,7 +345,7 @@ class TestBadInput:
         folder, steps = tmp_path / "state", []
         config = short(checkpoint_every=1, checkpoint_dir=folder)
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules["aiao_diffusers.embed"], "_record", stop)
+            patch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "_record", stop)
             unet, data, scheduler = learner()
             with pytest.raises(KeyboardInterrupt):
                 embed(unet, KEY, data, config, scheduler=scheduler)

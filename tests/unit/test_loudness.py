@@ -8,8 +8,8 @@ from diffusers import DDPMScheduler
 from aiao_diffusers import LatentData, WatermarkKey
 from aiao_diffusers.denoiser.instrument import probe
 from aiao_diffusers.denoiser.sites import trace_on
+from aiao_diffusers.embedding.site_gain import WANTED, loudness
 from aiao_diffusers.errors import ConfigError
-from aiao_diffusers.loudness import WANTED, loudness
 from aiao_diffusers.mark.selection import IN_SPAN, choose, span
 
 

@@ -21,14 +21,14 @@ from aiao_diffusers.bench.inversion import _best, _cosine
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.finetune import finetune
 from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.embedding.losses import losses
+from aiao_diffusers.embedding.training import Training
+from aiao_diffusers.embedding.weight_change import StoredWeights
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, RecordError
-from aiao_diffusers.losses import losses
 from aiao_diffusers.mark.mark import Mark, rows_of
 from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.subpath import sub_path
 from aiao_diffusers.stats.hits import randomised_p, triple
-from aiao_diffusers.training import Training
-from aiao_diffusers.update import StoredWeights
 from aiao_diffusers.verification.evidence import key_sites
 
 

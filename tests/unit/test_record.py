@@ -10,7 +10,7 @@ import torch
 
 from aiao_diffusers.denoiser.inputs import LatentData
 from aiao_diffusers.denoiser.sites import Site
-from aiao_diffusers.embed import EmbedConfig
+from aiao_diffusers.embedding.embed import EmbedConfig
 from aiao_diffusers.errors import ConfigError, DataError, RecordError
 from aiao_diffusers.mark.record import WatermarkRecord
 

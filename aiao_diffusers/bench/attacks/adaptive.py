@@ -25,10 +25,10 @@ from ...denoiser.schedule import noise_schedule
 from ...denoiser.schedule import target as wanted_of
 from ...denoiser.sites import Site, trace_on
 from ...denoiser.trigger import channel_axis
-from ...embed import EmbedConfig, embed
-from ...lazy import profile
-from ...losses import balanced_rows, log_uniform, random_sets
-from ...loudness import loudness
+from ...embedding.embed import EmbedConfig, embed
+from ...embedding.layer_profile import profile
+from ...embedding.losses import balanced_rows, log_uniform, random_sets
+from ...embedding.site_gain import loudness
 from ...mark.key import WatermarkKey
 from ...mark.selection import IN_SPAN, OUT_SPAN, span
 from ..registry import attack

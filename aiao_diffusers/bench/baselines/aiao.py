@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...embed import EmbedConfig, embed
+from ...embedding.embed import EmbedConfig, embed
+from ...embedding.layer_profile import LayerProfile, self_profile
 from ...errors import ConfigError
 from ...formats.checkpoint import load_denoiser
-from ...lazy import LayerProfile, self_profile
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...verification.verify import verify

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .denoiser.inputs import LatentData
-from .denoiser.instrument import probe, repeat
-from .denoiser.schedule import noise_schedule, probe_timesteps
-from .denoiser.setup import evaluating, placement
-from .denoiser.sites import Site
-from .denoiser.trigger import channel_axis
+from ..denoiser.inputs import LatentData
+from ..denoiser.instrument import probe, repeat
+from ..denoiser.schedule import noise_schedule, probe_timesteps
+from ..denoiser.setup import evaluating, placement
+from ..denoiser.sites import Site
+from ..denoiser.trigger import channel_axis
+from ..mark.selection import IN_SPAN, OUT_SPAN, span
 from .losses import balanced_rows
-from .mark.selection import IN_SPAN, OUT_SPAN, span
 
 
 WANTED = 0.8  # share of the following site's input that a random mask at amplitude 1 shall move

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .denoiser.inputs import LatentData
-from .denoiser.instrument import Wired, repeat
-from .denoiser.schedule import noise_schedule
-from .denoiser.setup import evaluating
-from .embed_config import EmbedConfig
-from .errors import ConfigError
+from ..denoiser.inputs import LatentData
+from ..denoiser.instrument import Wired, repeat
+from ..denoiser.schedule import noise_schedule
+from ..denoiser.setup import evaluating
+from ..errors import ConfigError
+from ..mark.mark import Mark
+from .config import EmbedConfig
 from .losses import decoys, triggers
-from .mark.mark import Mark
 
 
 SAMPLES = 128  # clean ones a site, as many triggered and as many under wrong masks

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .denoiser.finetune import finetune
-from .denoiser.inputs import LatentData
-from .denoiser.setup import denoiser_of, evaluating
-from .errors import ConfigError, DataError, WrongBaseError
-from .files.figure import new_figure
-from .formats.checkpoint import load_denoiser
-from .update import NORMS, StoredWeights
-from .verification.suspect import label_of, local_path, opened
+from ..denoiser.finetune import finetune
+from ..denoiser.inputs import LatentData
+from ..denoiser.setup import denoiser_of, evaluating
+from ..errors import ConfigError, DataError, WrongBaseError
+from ..files.figure import new_figure
+from ..formats.checkpoint import load_denoiser
+from ..verification.suspect import label_of, local_path, opened
+from .weight_change import NORMS, StoredWeights
 
 
 _FORMAT = "aiao-profile-1"

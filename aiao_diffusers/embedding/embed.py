@@ -16,28 +16,28 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .denoiser.encode import prepare
-from .denoiser.hashes import weights_sha256
-from .denoiser.inputs import LatentData
-from .denoiser.instrument import probe
-from .denoiser.price import fidelity, predictions, price
-from .denoiser.setup import denoiser_of, evaluating, placement
-from .denoiser.sites import Site, trace_on, unwrap
-from .edit import Edit
-from .embed_config import EmbedConfig
-from .embed_report import EmbedReport
-from .errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
-from .files.safetensors_header import check_finite
-from .lazy import LayerProfile, self_profile
-from .loudness import loudness
-from .mark.key import WatermarkKey
-from .mark.mark import Mark
-from .mark.record import WatermarkRecord
-from .mark.selection import choose
+from ..denoiser.encode import prepare
+from ..denoiser.hashes import weights_sha256
+from ..denoiser.inputs import LatentData
+from ..denoiser.instrument import probe
+from ..denoiser.price import fidelity, predictions, price
+from ..denoiser.setup import denoiser_of, evaluating, placement
+from ..denoiser.sites import Site, trace_on, unwrap
+from ..errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
+from ..files.safetensors_header import check_finite
+from ..mark.key import WatermarkKey
+from ..mark.mark import Mark
+from ..mark.record import WatermarkRecord
+from ..mark.selection import choose
+from ..verification.reference import Reference, observe
+from ..verification.verify import verify
+from .closed_form import Edit
+from .config import EmbedConfig
+from .layer_profile import LayerProfile, self_profile
+from .report import EmbedReport
+from .site_gain import loudness
 from .training import Callback, Training
-from .update import LowRank, StoredWeights, Update, require_no_adapter
-from .verification.reference import Reference, observe
-from .verification.verify import verify
+from .weight_change import LowRank, StoredWeights, Update, require_no_adapter
 
 
 __all__ = ["EmbedConfig", "EmbedReport", "embed", "fidelity"]

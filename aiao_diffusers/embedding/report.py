@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .files.figure import new_figure
-from .mark.record import WatermarkRecord
-from .verification.reference import Reference
-from .verification.report import VerificationReport
+from ..files.figure import new_figure
+from ..mark.record import WatermarkRecord
+from ..verification.reference import Reference
+from ..verification.report import VerificationReport
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import torch
 
-from .denoiser.call import CallInputs
-from .denoiser.inputs import LatentData
-from .denoiser.instrument import Wired
-from .denoiser.schedule import noise_schedule, probe_timesteps
-from .denoiser.setup import evaluating, placement
-from .denoiser.sites import Site
-from .mark.key import WatermarkKey
-from .mark.reading import read_subpath
-from .mark.subpath import SubPath, sub_path
-from .stats.hits import combined_log10_p, triple
+from ..denoiser.call import CallInputs
+from ..denoiser.inputs import LatentData
+from ..denoiser.instrument import Wired
+from ..denoiser.schedule import noise_schedule, probe_timesteps
+from ..denoiser.setup import evaluating, placement
+from ..denoiser.sites import Site
+from ..mark.key import WatermarkKey
+from ..mark.reading import read_subpath
+from ..mark.subpath import SubPath, sub_path
+from ..stats.hits import combined_log10_p, triple
 
 
 ROWS = 4  # latents a reading is averaged over

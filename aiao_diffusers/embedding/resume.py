@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .embed_config import EmbedConfig
-from .errors import TrainingError
+from ..errors import TrainingError
+from .config import EmbedConfig
 
 
 logger = logging.getLogger(__name__)

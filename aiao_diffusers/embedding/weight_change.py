@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from .errors import ConfigError, TrainingError
-from .files.safetensors_header import read_header, stream
+from ..errors import ConfigError, TrainingError
+from ..files.safetensors_header import read_header, stream
 
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .denoiser.trigger import channel_axis
-from .embed_config import EmbedConfig
+from ..denoiser.trigger import channel_axis
+from .config import EmbedConfig
 
 
 def losses(

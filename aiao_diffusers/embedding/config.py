@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 
-from .errors import ConfigError
-from .mark.record import MAX_AMPLITUDE, MAX_LOUDNESS, MIN_AMPLITUDE
+from ..errors import ConfigError
+from ..mark.record import MAX_AMPLITUDE, MAX_LOUDNESS, MIN_AMPLITUDE
 
 
 TRAIN = ("full", "lazy", "lora")

@@ -12,16 +12,16 @@ from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import nn
 
-from .denoiser.inputs import LatentData
-from .denoiser.instrument import Wired, repeat
-from .denoiser.schedule import noise_schedule
-from .embed_config import EmbedConfig
-from .errors import TrainingError
-from .holding import holding
+from ..denoiser.inputs import LatentData
+from ..denoiser.instrument import Wired, repeat
+from ..denoiser.schedule import noise_schedule
+from ..errors import TrainingError
+from ..mark.mark import Mark, rows_of
+from .config import EmbedConfig
+from .early_stop import holding
 from .losses import decoys, losses, triggers
-from .mark.mark import Mark, rows_of
-from .training_state import History, TrainingState
-from .update import Update
+from .resume import History, TrainingState
+from .weight_change import Update
 
 
 Callback = Callable[[int, dict[str, float]], None]

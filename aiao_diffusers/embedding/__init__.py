@@ -1,0 +1,1 @@
+"""Marking a denoiser: what is trained, how long, and at what price."""
