@@ -8,8 +8,8 @@ from .mark.key import WatermarkKey
 from .mark.record import WatermarkRecord
 from .pipeline import WatermarkedStableDiffusionPipeline
 from .publishing.push import push
-from .scan import scan
-from .scan_report import ScanReport
+from .scanning.report import ScanReport
+from .scanning.scan import scan
 from .verification.report import VerificationReport
 from .verification.verify import verify
 

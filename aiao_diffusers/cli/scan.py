@@ -11,8 +11,8 @@ from rich.text import Text
 
 from ..hub.model_tree import LIMIT, RELATIONS
 from ..mark.key import WatermarkKey
-from ..scan import scan as run
-from ..scan_report import ScanRow
+from ..scanning.log import ScanRow
+from ..scanning.scan import scan as run
 from ._output import out
 
 

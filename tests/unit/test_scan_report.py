@@ -15,7 +15,8 @@ from rich.console import Console
 
 from aiao_diffusers.cli.scan import _Live
 from aiao_diffusers.errors import ConfigError, OutputExistsError
-from aiao_diffusers.scan_report import COLUMNS, ScanLog, ScanReport, ScanRow
+from aiao_diffusers.scanning.log import ScanLog, ScanRow
+from aiao_diffusers.scanning.report import COLUMNS, ScanReport
 from aiao_diffusers.stats.multiple import holm
 
 

@@ -12,7 +12,7 @@ from aiao_diffusers.errors import NotTestableError
 from aiao_diffusers.files.safetensors_header import read_header
 from aiao_diffusers.hub.candidates import Candidate
 from aiao_diffusers.hub.remote import Remote, RemoteFile
-from aiao_diffusers.triage import Resident, file_key, placed
+from aiao_diffusers.scanning.resident import Resident, file_key, placed
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import HfApi
 
-from .errors import (
+from ..errors import (
     AIAOError,
     ConfigError,
     HubError,
@@ -29,17 +29,18 @@ from .errors import (
     UnsafeFileError,
     WrongBaseError,
 )
-from .formats.checkpoint import load_denoiser
-from .hub.candidates import MAX_CANDIDATES, Candidate, candidates, declared_base
-from .hub.download import pull
-from .hub.model_tree import LIMIT, RELATIONS, Node, walk
-from .hub.remote import Remote, fetch, folder_of, look_up
-from .mark.key import WatermarkKey
-from .mark.record import WatermarkRecord
-from .scan_report import ScanLog, ScanReport, ScanRow
-from .triage import Resident, check_fits, file_key, placed
-from .verification.suspect import find_record, require_record
-from .verification.verify import verify
+from ..formats.checkpoint import load_denoiser
+from ..hub.candidates import MAX_CANDIDATES, Candidate, candidates, declared_base
+from ..hub.download import pull
+from ..hub.model_tree import LIMIT, RELATIONS, Node, walk
+from ..hub.remote import Remote, fetch, folder_of, look_up
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
+from ..verification.suspect import find_record, require_record
+from ..verification.verify import verify
+from .log import ScanLog, ScanRow
+from .report import ScanReport
+from .resident import Resident, check_fits, file_key, placed
 
 
 LOG, DOWNLOADS = "scan.jsonl", ".aiao-downloads-"

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from .denoiser.hashes import tensor_sha256, weights_sha256
-from .errors import LoraNotLoadedError, NotTestableError, WrongBaseError
-from .files.safetensors_header import check_finite, load_tensors, read_header
-from .files.strict_json import read_json
-from .files.text import short
-from .formats.adapter_algebra import new_weight, parse
-from .formats.checkpoint import compare_shapes, load_denoiser
-from .formats.detect import common_prefix
-from .formats.lora import applied
-from .formats.model_folder import modern_attention
-from .hub.candidates import Candidate
-from .hub.remote import Remote
-from .verification.suspect import Opened
+from ..denoiser.hashes import tensor_sha256, weights_sha256
+from ..errors import LoraNotLoadedError, NotTestableError, WrongBaseError
+from ..files.safetensors_header import check_finite, load_tensors, read_header
+from ..files.strict_json import read_json
+from ..files.text import short
+from ..formats.adapter_algebra import new_weight, parse
+from ..formats.checkpoint import compare_shapes, load_denoiser
+from ..formats.detect import common_prefix
+from ..formats.lora import applied
+from ..formats.model_folder import modern_attention
+from ..hub.candidates import Candidate
+from ..hub.remote import Remote
+from ..verification.suspect import Opened
 
 
 _LDM_PREFIX = "model.diffusion_model."

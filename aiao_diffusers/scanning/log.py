@@ -1,0 +1,122 @@
+"""The log of a scan: a row a suspect, appended as it is decided, so that a killed scan goes on."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, OutputExistsError
+from ..files.text import short
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """One suspect: a file or folder of a repository at a commit.
+
+    Args:
+        verdict (`str`): of this suspect alone; `ScanReport.verdict_of` corrects it for the whole scan. reason: why it is
+            `not_testable`. log10_p, bit_accuracy: as in `VerificationReport`.
+        distance (`float`, *optional*): norm of its weight change over the norm of the base's weights; 0 is a copy.
+        copy_of (`str`, *optional*): the suspect, or the base, with identical tensors; its reading holds for this one too.
+        lineage: declared ancestors from the scanned base down. declared_base, declared_by: what the suspect itself names.
+        settled (`bool`): False where a later run should ask again (the Hub was away, a budget was spent, no access).
+    """
+
+    repo: str
+    commit: str | None
+    file: str
+    relation: str | None
+    lineage: tuple[str, ...]
+    found_by: str
+    verdict: str
+    reason: str | None = None
+    log10_p: float | None = None
+    bit_accuracy: float | None = None
+    distance: float | None = None
+    copy_of: str | None = None
+    kind: str | None = None
+    declared_base: str | None = None
+    declared_by: str | None = None
+    digest: str | None = None
+    file_key: tuple[str, ...] = ()
+    bytes: int = 0
+    denoiser_evals: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    settled: bool = True
+
+    @property
+    def label(self) -> str:
+        """Repository and file."""
+        return f"{self.repo}/{self.file}" if self.file else self.repo
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "ScanRow":
+        """A row from its JSON."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
+
+
+class ScanLog:
+    """`scan.jsonl`: a first line that says which scan it is, then one line a repository, synced to disk as it is known.
+
+    A process killed while it writes leaves a torn last line, which is skipped; that repository is asked again.
+
+    Raises:
+        OutputExistsError: the file is of another scan. ConfigError: it is no scan log.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.repos: dict[str, tuple[str | None, tuple[ScanRow, ...]]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        known = [value for line in lines if (value := _json(line)) is not None]
+        if known and known[0].get("scan") != header:
+            raise OutputExistsError(
+                f"'{path}' is the log of another scan ({short(known[0].get('scan'))}): choose another output folder."
+            )
+        if any(lines) and not known:
+            raise ConfigError(f"'{path}' is no scan log: choose another output folder.")
+        for entry in known[1:]:
+            if isinstance(entry.get("rows"), list):
+                self._keep(entry["repo"], entry["commit"], tuple(ScanRow.of(row) for row in entry["rows"]))
+        self._file = path.open("ab")
+        if lines and lines[-1]:
+            self._file.write(b"\n")
+        if not known:
+            self._append({"scan": header})
+
+    def settled(self, repo: str, commit: str | None) -> bool:
+        """Whether this repository at this commit needs no further look."""
+        known, rows = self.repos.get(repo, (None, ()))
+        return commit is not None and known == commit and all(row.settled for row in rows)
+
+    def write(self, repo: str, commit: str | None, rows: tuple[ScanRow, ...]) -> None:
+        """One repository's rows, all or none; the latest line of a repository counts."""
+        self._append({"repo": repo, "commit": commit, "rows": [asdict(row) for row in rows]})
+        self._keep(repo, commit, rows)
+
+    def rows(self) -> tuple[ScanRow, ...]:
+        """Of every repository the latest."""
+        return tuple(row for _, rows in self.repos.values() for row in rows)
+
+    def close(self) -> None:
+        """Close the file; nothing is pending."""
+        self._file.close()
+
+    def _keep(self, repo: str, commit: str | None, rows: tuple[ScanRow, ...]) -> None:
+        self.repos[repo] = (commit, rows)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _json(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
