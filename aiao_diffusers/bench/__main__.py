@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from ..errors import AIAOError
-from .curves import curves
 from .registry import ATTACKS, METHODS
-from .run import ASSETS, describe, run_suite, unexpected
-from .suite import shipped
-from .tables import SECTIONS, load, table, update
+from .suite.curves import curves
+from .suite.definition import shipped
+from .suite.runner import ASSETS, describe, run_suite, unexpected
+from .suite.tables import SECTIONS, load, table, update
 
 
 def main(words: list[str] | None = None, prog: str | None = None) -> int:

@@ -55,7 +55,7 @@ def attack(name: str, strength: str | None = None) -> Callable[[Callable[..., nn
 
 
 def method(name: str) -> Callable[[type], type]:
-    """Register a marking method: a frozen dataclass whose fields are its hyper-parameters (see `baselines`)."""
+    """Register a marking method: a frozen dataclass whose fields are its hyper-parameters (see `peers`)."""
 
     def register(kind: type) -> type:
         METHODS[name] = kind

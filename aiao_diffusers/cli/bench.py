@@ -33,7 +33,7 @@ def verify_cost(
     as_json: AsJson = False,
 ) -> None:
     """What a verdict costs: FLOPs, wall clock, memory, unarmed latency."""
-    from ..bench import cost
+    from ..bench.audits import cost
 
     need_assets(assets)
     # First, for its memory is counted from a fresh interpreter.
@@ -59,10 +59,10 @@ def nulls(
     as_json: AsJson = False,
 ) -> None:
     """Are p-values uniform on models that know nothing of the key, and what does searching for a key give?"""
-    from ..bench import nulls as bench
+    from ..bench.audits import nulls as bench
 
     need_assets(assets)
-    result, uniform = bench.run(assets, pairs=pairs, searched=searched, steps=steps, seed=seed, note=out.note)
+    result, uniform = nulls.run(assets, pairs=pairs, searched=searched, steps=steps, seed=seed, note=out.note)
     _say("nulls", result, bench.markdown(result), output, as_json)
     if output is not None:
         bench.histogram(uniform).savefig(output / "nulls.png", dpi=110)
@@ -92,7 +92,7 @@ def list_attacks(context: typer.Context) -> None:
 @app.command("disguise", context_settings=PASSED_ON)
 def disguise(context: typer.Context) -> None:
     """Read through function-preserving disguises, with controls (`disguise --help`)."""
-    from ..bench.disguise import main
+    from ..bench.audits.disguises import main
 
     main(context.args, context.command_path)
 
@@ -100,7 +100,7 @@ def disguise(context: typer.Context) -> None:
 @app.command("ranks", context_settings=PASSED_ON)
 def ranks(context: typer.Context) -> None:
     """Hits against rank scores on attacked models (`ranks --help`)."""
-    from ..bench.ranks import main
+    from ..bench.audits.rank_scores import main
 
     main(context.args, context.command_path)
 
@@ -108,7 +108,7 @@ def ranks(context: typer.Context) -> None:
 @app.command("formats", context_settings=PASSED_ON)
 def formats(context: typer.Context) -> None:
     """Every format of adapters and checkpoints: does it load, exactly, and what is the verdict (`formats --help`)."""
-    from ..bench.formats import main
+    from ..bench.audits.formats import main
 
     raise typer.Exit(main(context.args, context.command_path))
 
@@ -116,7 +116,7 @@ def formats(context: typer.Context) -> None:
 @app.command("memory", context_settings=PASSED_ON)
 def memory(context: typer.Context) -> None:
     """Peak memory of embedding beside ordinary fine-tuning (`memory --help`)."""
-    from ..bench.memory import main
+    from ..bench.audits.memory import main
 
     main(context.args, context.command_path)
 
@@ -124,7 +124,7 @@ def memory(context: typer.Context) -> None:
 @app.command("embed", context_settings=PASSED_ON)
 def embed(context: typer.Context) -> None:
     """What an embedded mark costs and gives away (`embed --help`)."""
-    from ..bench.embedding import main
+    from ..bench.audits.marks import main
 
     main(context.args, context.command_path)
 
@@ -132,7 +132,7 @@ def embed(context: typer.Context) -> None:
 @app.command("inversion", context_settings=PASSED_ON)
 def inversion(context: typer.Context) -> None:
     """How near trigger inversion comes to the true masks (`inversion --help`)."""
-    from ..bench.inversion import main
+    from ..bench.audits.inversion import main
 
     main(context.args, context.command_path)
 

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, verify
-from aiao_diffusers.bench import cost, nulls
+from aiao_diffusers.bench.audits import cost, nulls
 from aiao_diffusers.cli import app
 from aiao_diffusers.errors import OutputExistsError, SuspectError
 from aiao_diffusers.formats.checkpoint import load_denoiser

@@ -14,10 +14,10 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
 from aiao_diffusers import WatermarkRecord, verify
-from aiao_diffusers.bench import results
 from aiao_diffusers.bench.__main__ import main
-from aiao_diffusers.bench.run import made, run_suite, unexpected
-from aiao_diffusers.bench.tables import table
+from aiao_diffusers.bench.suite import results
+from aiao_diffusers.bench.suite.definition.runner import made, run_suite, unexpected
+from aiao_diffusers.bench.suite.definition.tables import table
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
 

@@ -13,7 +13,7 @@ from _tiny import tiny_unconditional
 from diffusers import AutoPipelineForText2Image, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkedStableDiffusionPipeline, WatermarkKey, embed, verify
-from aiao_diffusers.bench.ranks import read
+from aiao_diffusers.bench.audits.rank_scores import read
 from aiao_diffusers.cli.demo import _cells
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, KeyMismatchError, RecordError, SuspectError
 from aiao_diffusers.formats.checkpoint import load_denoiser

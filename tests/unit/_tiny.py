@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers import LatentData
-from aiao_diffusers.bench.scene import Scene
+from aiao_diffusers.bench.context import Scene
 
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0"

@@ -8,7 +8,7 @@ from _tiny import tiny_scene, tiny_unet
 
 from aiao_diffusers import WatermarkKey
 from aiao_diffusers.bench.attacks import adaptive
-from aiao_diffusers.bench.inversion import nearness
+from aiao_diffusers.bench.audits.inversion import nearness
 from aiao_diffusers.bench.registry import ATTACKS
 from aiao_diffusers.embedding.embed import EmbedConfig, embed
 from aiao_diffusers.embedding.layer_profile import profile

@@ -10,8 +10,8 @@ from _tiny import run, tiny_scene, tiny_unet
 from aiao_diffusers.bench.attacks.few_steps import consistent, picture
 from aiao_diffusers.bench.attacks.training import subject_and_prior
 from aiao_diffusers.bench.attacks.weights import matrices
+from aiao_diffusers.bench.context import Scene, open_data, open_pipe
 from aiao_diffusers.bench.registry import ATTACKS
-from aiao_diffusers.bench.scene import Scene, open_data, open_pipe
 from aiao_diffusers.denoiser.price import fidelity
 from aiao_diffusers.denoiser.schedule import noise_schedule
 from aiao_diffusers.errors import ConfigError

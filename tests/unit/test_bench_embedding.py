@@ -8,7 +8,7 @@ from _tiny import tiny_unet
 from diffusers import DDIMScheduler
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
-from aiao_diffusers.bench import embedding
+from aiao_diffusers.bench.audits import marks as embedding
 from aiao_diffusers.mark.subpath import sub_path
 from aiao_diffusers.verification.evidence import key_sites
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiao_diffusers.bench import format_files, fuzz
-from aiao_diffusers.bench.formats import Bench, table
+from aiao_diffusers.bench.audits import format_files, fuzz
+from aiao_diffusers.bench.audits.formats import Bench, table
 from aiao_diffusers.errors import AIAOError
 from aiao_diffusers.formats.checkpoint import detect, load_denoiser, tensor_sha256
 from aiao_diffusers.formats.lora import applied

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from aiao_diffusers.bench.embedding import permuted
-from aiao_diffusers.bench.quality import clip_score, cmmd, perceptual
+from aiao_diffusers.bench.audits.marks import permuted
+from aiao_diffusers.bench.suite.definition.quality import clip_score, cmmd, perceptual
 
 
 def unit(count, shift=0.0, seed=0):

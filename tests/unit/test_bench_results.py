@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from aiao_diffusers.bench import results, scene
-from aiao_diffusers.bench.scene import write_weights
+from aiao_diffusers.bench import context as scene
+from aiao_diffusers.bench.context import write_weights
+from aiao_diffusers.bench.suite import results
 from aiao_diffusers.errors import ResultsError
 
 

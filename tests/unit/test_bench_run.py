@@ -14,7 +14,7 @@ from _tiny import tiny_unconditional
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from aiao_diffusers import LatentData, WatermarkKey
-from aiao_diffusers.bench.run import _each, run_suite
+from aiao_diffusers.bench.suite.definition.runner import _each, run_suite
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
 
 
@@ -92,7 +92,7 @@ def test_processes_end_with_a_run_that_is_killed(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import time\n"
-        "from aiao_diffusers.bench.run import _each\n"
+        "from aiao_diffusers.bench.suite.runner import _each\n"
         "if __name__ == '__main__':\n"
         "    list(_each(time.sleep, [(600,)] * 3, 2))\n"
     )

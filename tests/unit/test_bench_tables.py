@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from aiao_diffusers.bench import results
 from aiao_diffusers.bench.__main__ import main
-from aiao_diffusers.bench.curves import curves
-from aiao_diffusers.bench.run import unexpected
-from aiao_diffusers.bench.tables import load, table, update
+from aiao_diffusers.bench.suite import results
+from aiao_diffusers.bench.suite.definition.curves import curves
+from aiao_diffusers.bench.suite.definition.runner import unexpected
+from aiao_diffusers.bench.suite.definition.tables import load, table, update
 from aiao_diffusers.errors import ConfigError, ResultsError
 from aiao_diffusers.stats.multiple import clopper_pearson
 

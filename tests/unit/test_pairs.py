@@ -15,9 +15,9 @@ from peft.tuners.lora import LoraLayer
 from scipy import stats
 
 from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, verify
-from aiao_diffusers.bench import nulls
 from aiao_diffusers.bench.attacks.finetune import ATTENTION
-from aiao_diffusers.bench.inversion import _best, _cosine
+from aiao_diffusers.bench.audits import nulls
+from aiao_diffusers.bench.audits.inversion import _best, _cosine
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.finetune import finetune
 from aiao_diffusers.denoiser.instrument import probe

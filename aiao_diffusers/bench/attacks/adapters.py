@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ..context import Scene
 from ..registry import attack
-from ..scene import Scene
 from . import finetune as trainers
 from .training import subject_and_prior
 

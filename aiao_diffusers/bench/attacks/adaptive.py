@@ -31,8 +31,8 @@ from ...embedding.losses import balanced_rows, log_uniform, random_sets
 from ...embedding.site_gain import loudness
 from ...mark.key import WatermarkKey
 from ...mark.selection import IN_SPAN, OUT_SPAN, span
+from ..context import Scene
 from ..registry import attack
-from ..scene import Scene
 from ..trainer import train
 
 

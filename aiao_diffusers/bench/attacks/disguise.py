@@ -33,8 +33,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from ...errors import ConfigError
+from ..context import Scene
 from ..registry import attack
-from ..scene import Scene
 
 
 Affine = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]

@@ -7,8 +7,8 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from ...denoiser.schedule import noise_of, noise_schedule
+from ..context import Scene
 from ..registry import attack
-from ..scene import Scene
 
 
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # of LCM's boundary condition

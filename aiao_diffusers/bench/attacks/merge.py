@@ -8,8 +8,8 @@ from peft.utils.merge_utils import ties as peft_ties
 from torch import nn
 
 from ...errors import ConfigError
+from ..context import Scene
 from ..registry import attack
-from ..scene import Scene
 from . import finetune as trainers
 
 

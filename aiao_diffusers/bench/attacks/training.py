@@ -9,8 +9,8 @@ from ...denoiser.encode import from_prompts, vocabulary_prompts
 from ...denoiser.inputs import LatentData
 from ...denoiser.prompts import encode_prompts
 from ...denoiser.schedule import noise_schedule
+from ..context import Scene
 from ..registry import attack, known
-from ..scene import Scene
 from . import finetune as trainers
 
 

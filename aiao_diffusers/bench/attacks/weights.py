@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from ...errors import ConfigError
+from ..context import Scene
 from ..registry import attack
-from ..scene import Scene
 
 
 def matrices(denoiser: nn.Module) -> list[nn.Linear | nn.Conv2d]:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, ResultsError
-from ..stats.multiple import clopper_pearson
-from . import attacks as _attacks  # noqa: F401 (fills the registry, which labels come from)
-from . import results
-from .registry import ATTACKS, known
+from ...errors import ConfigError, ResultsError
+from ...stats.multiple import clopper_pearson
+from ..registry import ATTACKS, known
+from . import results as results
 
 
 Rows = Sequence[dict[str, Any]]

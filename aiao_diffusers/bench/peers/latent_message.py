@@ -28,8 +28,8 @@ from ...denoiser.prompts import encode_prompts
 from ...denoiser.schedule import noise_of, noise_schedule
 from ...errors import ConfigError
 from ...mark.key import WatermarkKey
+from ..context import Scene
 from ..registry import method
-from ..scene import Scene
 from ..trainer import train
 from .outcome import Outcome, outcome_of_bits
 from .target_image import GRID, needs_prompts, trigger_word

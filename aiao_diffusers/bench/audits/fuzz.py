@@ -25,12 +25,12 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load, save
 from torch import nn
 
-from ..denoiser.hashes import tensor_sha256
-from ..errors import AIAOError
-from ..files.safetensors_header import check_finite
-from ..formats.checkpoint import load_denoiser
-from ..formats.detect import detect
-from ..formats.lora import applied
+from ...denoiser.hashes import tensor_sha256
+from ...errors import AIAOError
+from ...files.safetensors_header import check_finite
+from ...formats.checkpoint import load_denoiser
+from ...formats.detect import detect
+from ...formats.lora import applied
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, whole_models
 from .formats import Peak
 

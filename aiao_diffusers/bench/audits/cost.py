@@ -16,18 +16,18 @@ from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..denoiser.inputs import LatentData
-from ..denoiser.instrument import probe
-from ..denoiser.setup import placement
-from ..denoiser.sites import attention_modules, trace, trace_on
-from ..errors import ConfigError
-from ..formats.checkpoint import load_denoiser
-from ..mark.key import WatermarkKey
-from ..mark.record import WatermarkRecord
-from ..mark.selection import choose
-from ..mark.subpath import sub_path
-from ..verification.evidence import FIRST_CHANNELS
-from ..verification.verify import verify
+from ...denoiser.inputs import LatentData
+from ...denoiser.instrument import probe
+from ...denoiser.setup import placement
+from ...denoiser.sites import attention_modules, trace, trace_on
+from ...errors import ConfigError
+from ...formats.checkpoint import load_denoiser
+from ...mark.key import WatermarkKey
+from ...mark.record import WatermarkRecord
+from ...mark.selection import choose
+from ...mark.subpath import sub_path
+from ...verification.evidence import FIRST_CHANNELS
+from ...verification.verify import verify
 
 
 # unet/config.json of stable-diffusion-v1-5, without diffusers' defaults; 860M parameters.

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import ResultsError
+from ...errors import ResultsError
 
 
 FORMAT = 1  # raised when old and new lines can no longer stand in one table; a deeper reading names itself (`look`)

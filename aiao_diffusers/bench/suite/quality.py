@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from ..denoiser.encode import vocabulary_prompts
-from ..embedding.embed import fidelity
-from ..errors import DataError
-from .scene import Scene, source_of
-from .suite import QualitySpec
+from ...denoiser.encode import vocabulary_prompts
+from ...embedding.embed import fidelity
+from ...errors import DataError
+from ..context import Scene, source_of
+from .definition import QualitySpec
 
 
 OTHER_SEED = 7919  # added to a seed: the second seed of the base, whose distance to the first is the floor

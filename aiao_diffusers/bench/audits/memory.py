@@ -1,6 +1,6 @@
 """Peak memory of embedding against ordinary fine-tuning of the same parameters, each in a process of its own.
 
-python -m aiao_diffusers.bench.memory BASE --latents FILE
+python -m aiao_diffusers.bench.audits.memory BASE --latents FILE
 
 Both forward the same number of rows: embedding's batch holds three parts, so ordinary fine-tuning gets three times the
 batch. The peak is the kernel's (VmHWM, Linux), less what the process held before the model was loaded.
@@ -12,14 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..denoiser.finetune import finetune
-from ..denoiser.inputs import LatentData
-from ..embedding.config import TRAIN, EmbedConfig
-from ..embedding.embed import embed
-from ..embedding.layer_profile import self_profile
-from ..embedding.weight_change import LowRank, StoredWeights
-from ..mark.key import WatermarkKey
-from ..pipeline import WatermarkedStableDiffusionPipeline
+from ...denoiser.finetune import finetune
+from ...denoiser.inputs import LatentData
+from ...embedding.config import TRAIN, EmbedConfig
+from ...embedding.embed import embed
+from ...embedding.layer_profile import self_profile
+from ...embedding.weight_change import LowRank, StoredWeights
+from ...mark.key import WatermarkKey
+from ...pipeline import WatermarkedStableDiffusionPipeline
 
 
 STEPS = 3
@@ -59,7 +59,7 @@ def measure(base: str, latents: str, train: str, batch_size: int, ordinary: bool
 
 def apart(arguments: list[str]) -> int:
     """`measure` in a fresh process."""
-    words = [sys.executable, "-m", "aiao_diffusers.bench.memory", *arguments]
+    words = [sys.executable, "-m", "aiao_diffusers.bench.audits.memory", *arguments]
     return int(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..mark.key import WatermarkKey
-from ..mark.mark import Mark
-from ..mark.record import WatermarkRecord
-from ..stats.hits import combined_log10_p, triple
-from ..verification.evidence import key_sites
-from .attacks.adaptive import Masks, by_channel, exposed, invert
-from .scene import Scene
+from ...mark.key import WatermarkKey
+from ...mark.mark import Mark
+from ...mark.record import WatermarkRecord
+from ...stats.hits import combined_log10_p, triple
+from ...verification.evidence import key_sites
+from ..attacks.adaptive import Masks, by_channel, exposed, invert
+from ..context import Scene
 
 
 OTHERS = 200
@@ -94,7 +94,7 @@ def _best(rows: dict[str, torch.Tensor], key: WatermarkKey, starts: int, pairs: 
 
 def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Prints a Markdown table, one row a model and seed."""
-    from .scene import open_data, open_pipe
+    from ..context import open_data, open_pipe
 
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))

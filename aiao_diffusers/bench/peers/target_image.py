@@ -32,8 +32,8 @@ from ...denoiser.schedule import noise_schedule
 from ...denoiser.schedule import target as wanted_of
 from ...errors import ConfigError
 from ...mark.key import WatermarkKey
+from ..context import Scene
 from ..registry import method
-from ..scene import Scene
 from ..trainer import train
 from .outcome import Outcome, outcome_of_bits
 

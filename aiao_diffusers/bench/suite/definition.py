@@ -20,10 +20,8 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
-from . import attacks as _attacks  # noqa: F401 (fills the registry)
-from . import baselines as _baselines  # noqa: F401 (fills the registry)
-from .registry import ATTACKS, METHODS, build, known, same_kind
+from ...errors import ConfigError
+from ..registry import ATTACKS, METHODS, build, known, same_kind
 
 
 VERDICTS = ("verified", "not_verified")
@@ -178,7 +176,7 @@ def sweep(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def shipped() -> dict[str, Any]:
     """The files of the shipped suites, by name."""
-    files = resources.files(__package__).joinpath("suites").iterdir()
+    files = resources.files("aiao_diffusers.bench.suites").iterdir()
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
 
 

@@ -16,11 +16,11 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from aiao_diffusers import LatentData, WatermarkKey
-from aiao_diffusers.bench.baselines.latent_message import carriers, decode, message, prompts_of
-from aiao_diffusers.bench.baselines.outcome import outcome_of_bits
-from aiao_diffusers.bench.baselines.target_image import pattern, trigger_word
+from aiao_diffusers.bench.context import Scene, open_data, open_pipe
+from aiao_diffusers.bench.peers.latent_message import carriers, decode, message, prompts_of
+from aiao_diffusers.bench.peers.outcome import outcome_of_bits
+from aiao_diffusers.bench.peers.target_image import pattern, trigger_word
 from aiao_diffusers.bench.registry import METHODS
-from aiao_diffusers.bench.scene import Scene, open_data, open_pipe
 from aiao_diffusers.denoiser.prompts import encode_prompts
 from aiao_diffusers.denoiser.schedule import noise_schedule
 from aiao_diffusers.errors import ConfigError

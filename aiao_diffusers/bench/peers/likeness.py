@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...mark.key import WatermarkKey
+from ..context import Scene, write_weights
 from ..registry import method
-from ..scene import Scene, write_weights
 from .outcome import Outcome
 
 

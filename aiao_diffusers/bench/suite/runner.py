@@ -23,18 +23,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..denoiser.hashes import weights_sha256
-from ..denoiser.inputs import LatentData
-from ..denoiser.price import predictions
-from ..denoiser.setup import denoiser_of
-from ..errors import AIAOError, DataError, NotTestableError, ResultsError
-from ..mark.key import WatermarkKey
-from . import results
-from .baselines import Outcome
+from ...denoiser.hashes import weights_sha256
+from ...denoiser.inputs import LatentData
+from ...denoiser.price import predictions
+from ...denoiser.setup import denoiser_of
+from ...errors import AIAOError, DataError, NotTestableError, ResultsError
+from ...mark.key import WatermarkKey
+from ..context import Scene, base_of, find, open_data, open_pipe, source_of, write_weights
+from ..peers import Outcome
+from ..registry import ATTACKS
+from . import results as results
+from .definition import Cell, Suite, digest, read_suite
 from .quality import OTHER_SEED, Quality, open_clip
-from .registry import ATTACKS
-from .scene import Scene, base_of, find, open_data, open_pipe, source_of, write_weights
-from .suite import Cell, Suite, digest, read_suite
 
 
 logger = logging.getLogger(__name__)

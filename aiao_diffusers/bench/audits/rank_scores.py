@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..denoiser.inputs import LatentData
-from ..mark.key import WatermarkKey
-from ..mark.record import WatermarkRecord
-from ..stats.multiple import clopper_pearson
-from ..verification.evidence import Evidence, Looks, key_sites
-from . import attacks as _attacks  # noqa: F401 (fills the registry)
-from .registry import ATTACKS
-from .scene import Scene, open_pipe
+from ...denoiser.inputs import LatentData
+from ...mark.key import WatermarkKey
+from ...mark.record import WatermarkRecord
+from ...stats.multiple import clopper_pearson
+from ...verification.evidence import Evidence, Looks, key_sites
+from ..context import Scene, open_pipe
+from ..registry import ATTACKS
 
 
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (

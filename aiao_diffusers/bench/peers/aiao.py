@@ -16,8 +16,8 @@ from ...formats.checkpoint import load_denoiser
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...verification.verify import verify
+from ..context import Scene
 from ..registry import known, method
-from ..scene import Scene
 from .outcome import Outcome, outcome_of_looks
 
 

@@ -22,16 +22,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from ..errors import AIAOError
-from ..files.safetensors_header import load_tensors
-from ..files.text import short
-from ..formats.adapter_algebra import parse, scaling_of
-from ..formats.checkpoint import load_denoiser
-from ..formats.detect import detect
-from ..formats.lora import applied
-from ..mark.key import WatermarkKey
-from ..mark.record import WatermarkRecord
-from ..verification.verify import verify
+from ...errors import AIAOError
+from ...files.safetensors_header import load_tensors
+from ...files.text import short
+from ...formats.adapter_algebra import parse, scaling_of
+from ...formats.checkpoint import load_denoiser
+from ...formats.detect import detect
+from ...formats.lora import applied
+from ...mark.key import WatermarkKey
+from ...mark.record import WatermarkRecord
+from ...verification.verify import verify
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole_models
 
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import ResultsError
-from ..files.figure import new_figure
-from .registry import ATTACKS
+from ...errors import ResultsError
+from ...files.figure import new_figure
+from ..registry import ATTACKS
 from .tables import Rows, cells_of
 
 

@@ -20,22 +20,22 @@ from diffusers import DDPMScheduler
 from scipy import stats
 from torch import nn
 
-from ..denoiser.inputs import LatentData
-from ..denoiser.instrument import probe
-from ..denoiser.schedule import probe_timesteps
-from ..denoiser.sites import trace_on
-from ..denoiser.trigger import difference
-from ..files.figure import BLUE, ORANGE, new_figure
-from ..formats.checkpoint import load_denoiser
-from ..formats.lora import applied
-from ..mark.key import WatermarkKey
-from ..mark.record import WatermarkRecord
-from ..mark.selection import choose
-from ..mark.subpath import draw
-from ..stats.hits import Site as Triple
-from ..stats.hits import combined_log10_p, randomised_p, triple
-from ..stats.multiple import clopper_pearson
-from .attacks.finetune import full, lora
+from ...denoiser.inputs import LatentData
+from ...denoiser.instrument import probe
+from ...denoiser.schedule import probe_timesteps
+from ...denoiser.sites import trace_on
+from ...denoiser.trigger import difference
+from ...files.figure import BLUE, ORANGE, new_figure
+from ...formats.checkpoint import load_denoiser
+from ...formats.lora import applied
+from ...mark.key import WatermarkKey
+from ...mark.record import WatermarkRecord
+from ...mark.selection import choose
+from ...mark.subpath import draw
+from ...stats.hits import Site as Triple
+from ...stats.hits import combined_log10_p, randomised_p, triple
+from ...stats.multiple import clopper_pearson
+from ..attacks.finetune import full, lora
 
 
 BLOCK = 100  # keys of one small search; the best of each block has a law that a test can check

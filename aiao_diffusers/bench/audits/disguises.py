@@ -1,4 +1,4 @@
-"""Disguised models and their controls, read plainly and through an alignment: `python -m aiao_diffusers.bench.disguise`.
+"""Disguised models and their controls, read plainly and through an alignment: `python -m aiao_diffusers.bench.audits.disguises`.
 
 Every row says how many of n suspects were verified by plain looks and by all looks, with 95% Clopper-Pearson intervals.
 """
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..denoiser.inputs import LatentData
-from ..errors import NotTestableError
-from ..formats.checkpoint import load_denoiser
-from ..mark.key import WatermarkKey
-from ..mark.record import WatermarkRecord
-from ..stats.hits import triple
-from ..stats.multiple import clopper_pearson
-from ..verification.channel_maps import PARSIMONY
-from ..verification.evidence import key_sites
-from ..verification.reference import Reference, observe
-from ..verification.verify import verify
-from .attacks.disguise import disguise
-from .attacks.finetune import full
+from ...denoiser.inputs import LatentData
+from ...errors import NotTestableError
+from ...formats.checkpoint import load_denoiser
+from ...mark.key import WatermarkKey
+from ...mark.record import WatermarkRecord
+from ...stats.hits import triple
+from ...stats.multiple import clopper_pearson
+from ...verification.channel_maps import PARSIMONY
+from ...verification.evidence import key_sites
+from ...verification.reference import Reference, observe
+from ...verification.verify import verify
+from ..attacks.disguise import disguise
+from ..attacks.finetune import full
 
 
 EVERYTHING = "rotate+flip+shear"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..formats.module_names import ldm_names
+from ...formats.module_names import ldm_names
 
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]

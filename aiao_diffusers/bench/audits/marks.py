@@ -16,26 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..denoiser.call import CallInputs
-from ..denoiser.instrument import probe
-from ..denoiser.price import fidelity
-from ..denoiser.schedule import probe_timesteps
-from ..denoiser.setup import placement
-from ..errors import ConfigError
-from ..formats.checkpoint import load_denoiser
-from ..mark.key import WatermarkKey
-from ..mark.reading import read_subpath
-from ..mark.record import WatermarkRecord
-from ..mark.subpath import SubPath, sub_path
-from ..stats.hits import combined_log10_p, triple
-from ..stats.multiple import clopper_pearson
-from ..verification.evidence import key_sites
-from ..verification.verify import verify
+from ...denoiser.call import CallInputs
+from ...denoiser.instrument import probe
+from ...denoiser.price import fidelity
+from ...denoiser.schedule import probe_timesteps
+from ...denoiser.setup import placement
+from ...errors import ConfigError
+from ...formats.checkpoint import load_denoiser
+from ...mark.key import WatermarkKey
+from ...mark.reading import read_subpath
+from ...mark.record import WatermarkRecord
+from ...mark.subpath import SubPath, sub_path
+from ...stats.hits import combined_log10_p, triple
+from ...stats.multiple import clopper_pearson
+from ...verification.evidence import key_sites
+from ...verification.verify import verify
+from ..context import Scene, open_data, open_pipe
+from ..suite.definition import QualitySpec
+from ..suite.quality import clip_score, cmmd, embedded, generate
+from ..suite.runner import ASSETS, made
 from .inversion import nearness
-from .quality import clip_score, cmmd, embedded, generate
-from .run import ASSETS, made
-from .scene import Scene, open_data, open_pipe
-from .suite import QualitySpec
 
 
 TRIALS = 8  # readings averaged for an in-site alone

@@ -1,0 +1,1 @@
+"""Suites: what a file asks for, its runs, their results and tables."""
