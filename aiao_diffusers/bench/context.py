@@ -22,11 +22,11 @@ from ..errors import ConfigError, DataError, ResultsError
 
 
 @dataclass(frozen=True)
-class Scene:
+class AttackContext:
     """One model with its data.
 
     Args:
-        pipe: the unmarked pipeline. Nothing in a scene is changed: attacks get a copy of a denoiser.
+        pipe: the unmarked pipeline. Nothing in a context is changed: attacks get a copy of a denoiser.
         owner (`LatentData`): what the owner embeds with and what quality is measured on.
         data (`LatentData`): what the attacker trains on.
         seed (`int`): of everything random in an attack.

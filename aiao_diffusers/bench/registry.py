@@ -22,7 +22,7 @@ class Attack:
 
     Args:
         name (`str`): as suites and tables write it.
-        run: `run(denoiser, scene, **hyper_parameters)` changes the denoiser or returns another one.
+        run: `run(denoiser, context, **hyper_parameters)` changes the denoiser or returns another one.
         strength (`str`, *optional*): the hyper-parameter that curves are drawn against.
         hyper (`dict`): every hyper-parameter with its default.
     """
@@ -43,7 +43,7 @@ METHODS: dict[str, type] = {}
 
 
 def attack(name: str, strength: str | None = None) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Register `run(denoiser, scene, *, hyper=default, ...)`; its keyword-only arguments are its hyper-parameters."""
+    """Register `run(denoiser, context, *, hyper=default, ...)`; its keyword-only arguments are its hyper-parameters."""
 
     def register(run: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         parameters = inspect.signature(run).parameters.values()

@@ -62,7 +62,7 @@ def nulls(
     from ..bench.audits import nulls as bench
 
     need_assets(assets)
-    result, uniform = nulls.run(assets, pairs=pairs, searched=searched, steps=steps, seed=seed, note=out.note)
+    result, uniform = bench.run(assets, pairs=pairs, searched=searched, steps=steps, seed=seed, note=out.note)
     _say("nulls", result, bench.markdown(result), output, as_json)
     if output is not None:
         bench.histogram(uniform).savefig(output / "nulls.png", dpi=110)

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ShapeError, SiteError
 from .call import CallInputs
 from .processor import AIAOAttnProcessor
-from .setup import put_away
+from .setup import finish_offload
 from .sites import Site, attention_modules, unwrap
 from .trigger import channel_axis, difference
 
@@ -34,8 +34,8 @@ class _Stop(Exception):
     """Ends a forward after the last wanted site; never leaves this file."""
 
 
-class Wired:
-    """A denoiser whose sites are wrapped; made by `probe`.
+class InstrumentedDenoiser:
+    """A denoiser whose sites are wrapped; made by `instrument`.
 
     Attributes:
         loudness: factors on every amplitude by in-site; 1 where a site has none.
@@ -95,7 +95,7 @@ class Wired:
             return ""
         return (
             f"the processors of {lost[:3]} ({len(lost)} sites) were replaced after wrapping. set_attention_slice, "
-            "fuse_qkv_projections, load_ip_adapter and xformers do that: call them before, or leave the `probe` block."
+            "fuse_qkv_projections, load_ip_adapter and xformers do that: call them before, or leave the `instrument` block."
         )
 
     def activations(self, names: Sequence[str], forward: Callable[[], object]) -> dict[str, torch.Tensor]:
@@ -120,7 +120,7 @@ class Wired:
             try:
                 forward()
             except _Stop:
-                put_away(self.denoiser)
+                finish_offload(self.denoiser)
             return collect()
 
     @torch.no_grad()
@@ -182,7 +182,9 @@ def repeat(value: Any, times: int) -> Any:
 
 
 @contextmanager
-def probe(denoiser: nn.Module, names: Sequence[str], loudness: Mapping[str, float] | None = None) -> Iterator[Wired]:
+def instrument(
+    denoiser: nn.Module, names: Sequence[str], loudness: Mapping[str, float] | None = None
+) -> Iterator[InstrumentedDenoiser]:
     """Install `AIAOAttnProcessor` at the sites `names`; the very processors found are put back at the end.
 
     Args:
@@ -198,7 +200,7 @@ def probe(denoiser: nn.Module, names: Sequence[str], loudness: Mapping[str, floa
     installed = {name: modules[name].processor for name in names}
     nested = [name for name, inner in installed.items() if isinstance(inner, AIAOAttnProcessor)]
     if nested:
-        raise SiteError(f"sites {nested} are wrapped already: leave the outer `probe` block first.")
+        raise SiteError(f"sites {nested} are wrapped already: leave the outer `instrument` block first.")
     with ExitStack() as stack:
         # `torch.compile` of a module or its blocks would trace the wrappers, once more for each sub-path.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -212,4 +214,4 @@ def probe(denoiser: nn.Module, names: Sequence[str], loudness: Mapping[str, floa
         lost = [name for name in names if modules[name].processor is not processors[name]]
         if lost:
             raise SiteError(f"sites {lost} did not keep the AIAO processor: their attention class fixes its own.")
-        yield Wired(denoiser, processors, loudness or {})
+        yield InstrumentedDenoiser(denoiser, processors, loudness or {})

@@ -89,7 +89,7 @@ def _hooks(module: nn.Module) -> Sequence[Any]:
     return () if hook is None else getattr(hook, "hooks", (hook,))
 
 
-def put_away(denoiser: nn.Module) -> None:
+def finish_offload(denoiser: nn.Module) -> None:
     """Offload what an early end of a forward left loaded: accelerate does so behind each module, and some had not ended."""
     for module in denoiser.modules():
         for hook in _hooks(module):
@@ -98,7 +98,7 @@ def put_away(denoiser: nn.Module) -> None:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode for the length of the block; each part gets its own mode back."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -110,7 +110,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def bare(denoiser: Any) -> Iterator[tuple[str, ...]]:
+def without_ip_adapter(denoiser: Any) -> Iterator[tuple[str, ...]]:
     """Switch off, for the length of the block, what hides the denoiser's own weights; yields words for the report.
 
     - An IP-Adapter: it demands an image that no probe bank holds. Its processors attend to text exactly as the plain one

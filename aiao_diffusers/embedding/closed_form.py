@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from ..denoiser.inputs import LatentData
-from ..denoiser.instrument import Wired, repeat
+from ..denoiser.instrument import InstrumentedDenoiser, repeat
 from ..denoiser.schedule import noise_schedule
-from ..denoiser.setup import evaluating
+from ..denoiser.setup import eval_mode
 from ..errors import ConfigError
 from ..mark.mark import Mark
 from .config import EmbedConfig
@@ -44,7 +44,7 @@ class Edit:
             makes the same edit.
     """
 
-    wired: Wired
+    wired: InstrumentedDenoiser
     mark: Mark
     data: LatentData
     schedule: dict[str, Any]
@@ -68,7 +68,7 @@ class Edit:
         denoiser = self.wired.denoiser
         layers = [(site.name, *writer(denoiser, site.name)) for site in self.mark.outs]
         patterns = self.mark.patterns(layers[0][1].weight.device)
-        with evaluating(denoiser), torch.random.fork_rng():
+        with eval_mode(denoiser), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             for name, layer, norm in layers:
                 self._site(name, layer, norm, patterns[name])

@@ -7,14 +7,14 @@ import torch
 
 from ..denoiser.call import CallInputs
 from ..denoiser.inputs import LatentData
-from ..denoiser.instrument import Wired
+from ..denoiser.instrument import InstrumentedDenoiser
 from ..denoiser.schedule import noise_schedule, probe_timesteps
-from ..denoiser.setup import evaluating, placement
+from ..denoiser.setup import eval_mode, placement
 from ..denoiser.sites import Site
 from ..mark.key import WatermarkKey
 from ..mark.reading import read_subpath
 from ..mark.subpath import SubPath, sub_path
-from ..stats.hits import combined_log10_p, triple
+from ..stats.hits import combined_log10_p, count_hits
 
 
 ROWS = 4  # latents a reading is averaged over
@@ -23,7 +23,7 @@ WRONG_FLOOR = -4.0  # a wrong mask that reads below this log10 p leaks
 
 
 @dataclass(frozen=True)
-class Holding:
+class MarkStrength:
     """Bit accuracy with all in-sites armed, the weakest in-site's alone, and the smallest log10 p of a wrong mask."""
 
     bits: float
@@ -36,8 +36,8 @@ class Holding:
 
 
 @torch.no_grad()
-def holding(
-    wired: Wired,
+def measure_strength(
+    wired: InstrumentedDenoiser,
     key: WatermarkKey,
     ins: Sequence[Site],
     outs: Sequence[Site],
@@ -46,7 +46,7 @@ def holding(
     kappa: float,
     seed: int,
     pairs: bool = False,
-) -> Holding:
+) -> MarkStrength:
     """Read the mark of a wired denoiser as a verifier would, and the true patterns under `WRONG` wrong masks.
 
     Args:
@@ -67,14 +67,14 @@ def holding(
         sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
         inputs = CallInputs(sample, t.to(device), rows.keywords(device, dtype))
         readings = read_subpath(wired, masks, armed, kappa, inputs, pairs=pairs)
-        return [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
+        return [count_hits(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
 
-    with evaluating(wired.denoiser):
+    with eval_mode(wired.denoiser):
         together = sub_path(ins, outs)
         alone = [_bits(tests(key, sub_path([site], outs))) for site in ins]
         bits = _bits(tests(key, together))
         wrong = min(combined_log10_p(tests(key.child(f"wrong/{i}"), together)) for i in range(WRONG))
-    return Holding(bits, min(alone), wrong)
+    return MarkStrength(bits, min(alone), wrong)
 
 
 def _bits(tests: list[tuple[int, int, int]]) -> float:

@@ -19,9 +19,9 @@ from torch import nn
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
 from ..denoiser.inputs import LatentData
-from ..denoiser.instrument import probe
+from ..denoiser.instrument import instrument
 from ..denoiser.price import fidelity, predictions, price
-from ..denoiser.setup import denoiser_of, evaluating, placement
+from ..denoiser.setup import denoiser_of, eval_mode, placement
 from ..denoiser.sites import Site, trace_on, unwrap
 from ..errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
 from ..files.safetensors_header import check_finite
@@ -35,9 +35,9 @@ from .closed_form import Edit
 from .config import EmbedConfig
 from .layer_profile import LayerProfile, self_profile
 from .report import EmbedReport
-from .site_gain import loudness
+from .site_gain import site_gain
 from .training import Callback, Training
-from .weight_change import LowRank, StoredWeights, Update, require_no_adapter
+from .weight_change import LowRank, StoredWeights, WeightChange, require_no_adapter
 
 
 __all__ = ["EmbedConfig", "EmbedReport", "embed", "fidelity"]
@@ -111,17 +111,17 @@ def embed(
         trained = sum(p.numel() for p in update.parameters.values()) if config.steps else 0
         try:
             # The probe comes before accelerate: it unwraps the denoiser, and that would undo its mixed precision.
-            with probe(denoiser, wrapped, loud) as wired:
+            with instrument(denoiser, wrapped, loud) as wired:
                 if config.edit:
                     Edit(wired, mark, latents, dict(scheduler.config), config).apply()
                 training = Training(wired, update, mark, kept, latents, dict(scheduler.config), config)
                 history, stopped = training.run(base, callback) if config.steps else ([], None)
             if config.steps:
                 update.shrink(config.kept_share)
-            cost = priced(
+            cost = shrink_to_price(
                 update, lambda: price(before, predictions(denoiser.eval(), latents, scheduler)[0], noise), config
             )
-            update.settle()
+            update.merge()
         except BaseException:
             update.undo()
             raise
@@ -132,7 +132,7 @@ def embed(
     except BaseException:
         update.undo()
         raise
-    update.keep()
+    update.release()
     training.discard()
     if hasattr(model, "record"):
         model.record = record
@@ -199,10 +199,10 @@ def _loudness(
     if earlier is not None:
         return earlier.factors
     schedule = dict(scheduler.config)
-    return loudness(denoiser, sites, latents, schedule, most=config.loudest, least=config.in_sites, seed=config.seed)
+    return site_gain(denoiser, sites, latents, schedule, most=config.loudest, least=config.in_sites, seed=config.seed)
 
 
-def priced(update: Update, measure: Callable[[], dict[str, float]], config: EmbedConfig) -> float:
+def shrink_to_price(update: WeightChange, measure: Callable[[], dict[str, float]], config: EmbedConfig) -> float:
     """What the change costs, shrunk to `config.max_price` where it costs more; the same in every process.
 
     Raises:
@@ -222,7 +222,7 @@ def priced(update: Update, measure: Callable[[], dict[str, float]], config: Embe
 
 def _update(
     denoiser: nn.Module, latents: LatentData, scheduler: Any, config: EmbedConfig, profile: LayerProfile | None
-) -> Update:
+) -> WeightChange:
     """What is trained, by `config.train`."""
     if config.train == "lora":
         return LowRank(denoiser, config.rank)
@@ -237,7 +237,7 @@ def _borrowed(denoiser: nn.Module, seed: int) -> Iterator[None]:
     """What belongs to the user and is needed for training: place, precision, mode, gradient flags and the random state."""
     home, _ = placement(denoiser)
     state = [(p, p.requires_grad, p.dtype) for p in denoiser.parameters()]
-    with evaluating(denoiser), torch.random.fork_rng():
+    with eval_mode(denoiser), torch.random.fork_rng():
         # Through Accelerator: a bare PartialState does not know of `accelerate launch --cpu`.
         torch.manual_seed(seed + Accelerator().process_index)
         try:

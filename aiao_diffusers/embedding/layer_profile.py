@@ -17,11 +17,11 @@ from torch import nn
 
 from ..denoiser.finetune import finetune
 from ..denoiser.inputs import LatentData
-from ..denoiser.setup import denoiser_of, evaluating
+from ..denoiser.setup import denoiser_of, eval_mode
 from ..errors import ConfigError, DataError, WrongBaseError
 from ..files.figure import new_figure
 from ..formats.checkpoint import load_denoiser
-from ..verification.suspect import label_of, local_path, opened
+from ..verification.suspect import label_of, local_path, open_suspect
 from .weight_change import NORMS, StoredWeights
 
 
@@ -212,7 +212,7 @@ def profile(base: Any, tuned: Any, *more: Any, weight_name: str | None = None) -
     before = {name: p.data for name, p in denoiser.named_parameters()}
     rows = []
     for source in sources:
-        with opened(source, denoiser, weight_name=weight_name) as found:
+        with open_suspect(source, denoiser, weight_name=weight_name) as found:
             after = {name: p.data for name, p in found.denoiser.named_parameters()}
             if after.keys() != before.keys():
                 odd = sorted(after.keys() ^ before.keys())
@@ -245,7 +245,7 @@ def self_profile(
     flags = [(p, p.requires_grad) for p in denoiser.parameters()]
     stored = StoredWeights(denoiser, [name for name, _ in denoiser.named_parameters()])
     try:
-        with evaluating(denoiser):
+        with eval_mode(denoiser):
             finetune(denoiser, data, scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
             row = _changes((name, old, p.data) for name, p, old in stored.originals())
     finally:

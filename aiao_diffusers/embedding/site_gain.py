@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from ..denoiser.inputs import LatentData
-from ..denoiser.instrument import probe, repeat
+from ..denoiser.instrument import instrument, repeat
 from ..denoiser.schedule import noise_schedule, probe_timesteps
-from ..denoiser.setup import evaluating, placement
+from ..denoiser.setup import eval_mode, placement
 from ..denoiser.sites import Site
 from ..denoiser.trigger import channel_axis
 from ..mark.selection import IN_SPAN, OUT_SPAN, span
@@ -32,7 +32,7 @@ SAMPLES = 16
 
 
 @torch.no_grad()
-def loudness(
+def site_gain(
     denoiser: nn.Module,
     sites: Sequence[Site],
     data: LatentData,
@@ -65,7 +65,7 @@ def loudness(
     stacked, times, keywords = (repeat(value, 2) for value in (sample, t.to(device), rows.keywords(device, dtype)))
     amplitude = torch.cat([torch.zeros(SAMPLES), torch.ones(SAMPLES)]).to(device)
     factors, reach = {}, {}
-    with evaluating(denoiser), torch.random.fork_rng(), probe(denoiser, [site.name for site in sites]) as wired:
+    with eval_mode(denoiser), torch.random.fork_rng(), instrument(denoiser, [site.name for site in sites]) as wired:
         torch.manual_seed(seed)
         for site, following in zip(candidates, sites[1:], strict=False):
             mask = balanced_rows(SAMPLES, site.width_out).to(device)

@@ -13,15 +13,15 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import nn
 
 from ..denoiser.inputs import LatentData
-from ..denoiser.instrument import Wired, repeat
+from ..denoiser.instrument import InstrumentedDenoiser, repeat
 from ..denoiser.schedule import noise_schedule
 from ..errors import TrainingError
 from ..mark.mark import Mark, rows_of
 from .config import EmbedConfig
-from .early_stop import holding
+from .early_stop import measure_strength
 from .losses import decoys, losses, triggers
 from .resume import History, TrainingState
-from .weight_change import Update
+from .weight_change import WeightChange
 
 
 Callback = Callable[[int, dict[str, float]], None]
@@ -53,8 +53,8 @@ class Training:
 
     def __init__(
         self,
-        wired: Wired,
-        update: Update,
+        wired: InstrumentedDenoiser,
+        update: WeightChange,
         mark: Mark,
         kept: Sequence[Mark],
         data: LatentData,
@@ -161,7 +161,7 @@ class Training:
 
     def _wanted(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What the model was before: its noise prediction, its clean states, and its states under the earlier marks."""
-        with torch.no_grad(), self.update.off():
+        with torch.no_grad(), self.update.original():
             self.denoiser.eval()
             clean, eps = self._forward(self.denoiser, batch, slice(None), slice(0, 1))
             kept = self._forward(self.denoiser, batch, slice(None), slice(3, 4))[0] if self.kept else {}
@@ -254,7 +254,7 @@ class Training:
         assert self.config.stop_bits is not None
         mark, config = self.mark, self.config
         where = (self.wired, mark.key, mark.ins, mark.outs, self.data, self.schedule)
-        seen = holding(*where, config.kappa, config.seed, config.pairs)
+        seen = measure_strength(*where, config.kappa, config.seed, config.pairs)
         row |= {"bits": seen.bits, "weakest": seen.weakest, "wrong_log10_p": seen.wrong_log10_p}
         agreed = torch.tensor(float(seen.reached(self.config.stop_bits)), device=self.device)
         return bool(self.accelerator.reduce(agreed, "mean") == 1)

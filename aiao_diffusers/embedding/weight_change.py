@@ -25,14 +25,14 @@ from ..files.safetensors_header import read_header, stream
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
 
 
-class Update(Protocol):
+class WeightChange(Protocol):
     """A change of a denoiser in the making."""
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """What is trained, by name."""
 
-    def off(self) -> AbstractContextManager[None]:
+    def original(self) -> AbstractContextManager[None]:
         """Within the block the denoiser is exactly what it was before; there must be no gradients worth keeping."""
 
     def undo(self) -> None:
@@ -41,10 +41,10 @@ class Update(Protocol):
     def shrink(self, share: float) -> None:
         """Keep this share of the change, between 0 and 1."""
 
-    def settle(self) -> None:
+    def merge(self) -> None:
         """Make the change part of the denoiser's own weights; `undo` takes full and lazy training back still."""
 
-    def keep(self) -> None:
+    def release(self) -> None:
         """The end: `undo` is of no use any more."""
 
 
@@ -86,8 +86,8 @@ class StoredWeights:
             yield name, p, original.to(p.device)
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """See `Update`."""
+    def original(self) -> Iterator[None]:
+        """See `WeightChange`."""
         trained = {name: p.data for name, p in self.parameters.items()}
         try:
             for _, p, original in self.originals():
@@ -100,22 +100,22 @@ class StoredWeights:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """See `Update`."""
+        """See `WeightChange`."""
         for _, p, original in self.originals():
             p.copy_(original)
-        self.keep()
+        self.release()
 
     @torch.no_grad()
     def shrink(self, share: float) -> None:
-        """See `Update`."""
+        """See `WeightChange`."""
         for _, p, original in self.originals() if share < 1 else ():
             p.lerp_(original, 1 - share)
 
-    def settle(self) -> None:
-        """See `Update`: they are its own weights already."""
+    def merge(self) -> None:
+        """See `WeightChange`: they are its own weights already."""
 
-    def keep(self) -> None:
-        """See `Update`."""
+    def release(self) -> None:
+        """See `WeightChange`."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -141,8 +141,8 @@ class LowRank:
         self.parameters = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """See `Update`."""
+    def original(self) -> Iterator[None]:
+        """See `WeightChange`."""
         try:
             for layer in self.layers:
                 layer.enable_adapters(False)
@@ -152,7 +152,7 @@ class LowRank:
                 layer.enable_adapters(True)
 
     def undo(self) -> None:
-        """See `Update`."""
+        """See `WeightChange`."""
         from diffusers.utils import recurse_remove_peft_layers
 
         for layer in self.layers:
@@ -165,20 +165,20 @@ class LowRank:
 
     @torch.no_grad()
     def shrink(self, share: float) -> None:
-        """See `Update`."""
+        """See `WeightChange`."""
         for name, p in self.parameters.items():
             if ".lora_B." in name:
                 p.mul_(share)
 
-    def settle(self) -> None:
-        """See `Update`; when the factors are gone there is no way back."""
+    def merge(self) -> None:
+        """See `WeightChange`; when the factors are gone there is no way back."""
         for layer in self.layers:
             layer.merge()
         self.layers = []
         self.undo()
 
-    def keep(self) -> None:
-        """See `Update`: nothing was stored."""
+    def release(self) -> None:
+        """See `WeightChange`: nothing was stored."""
 
 
 def require_no_adapter(denoiser: nn.Module) -> None:

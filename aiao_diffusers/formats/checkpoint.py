@@ -50,10 +50,10 @@ from .detect import (
     is_denoiser_name,
     kind_of_keys,
 )
-from .families import mismatch
+from .families import base_hint
 from .gguf import read_tensors, unpack, unpacked_shapes
 from .model_folder import check_config, modern_attention, weight_files
-from .packing import QUANTO_DATA, SCALE_NOTES, packed, scales
+from .packing import QUANTO_DATA, SCALE_NOTES, packing_of, scales_of
 from .upstream import UPSTREAM_ERRORS
 
 
@@ -96,7 +96,7 @@ def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
         if expected[name] != found[name]:
             raise WrongBaseError(
                 f"{what}: {short(name)} has shape {list(found[name])}, the model needs {list(expected[name])}."
-                f"{mismatch(found, expected)}"
+                f"{base_hint(found, expected)}"
             )
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if any(".base_layer." in name for name in extra):
@@ -107,7 +107,7 @@ def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     if missing or extra:
         raise WrongBaseError(
             f"{what}: {len(missing)} of {len(expected)} weights are missing (first {short(missing[:1])}), "
-            f"{len(extra)} are unknown to the model (first {short(extra[:1])}).{mismatch(found, expected)}"
+            f"{len(extra)} are unknown to the model (first {short(extra[:1])}).{base_hint(found, expected)}"
         )
 
 
@@ -188,7 +188,7 @@ def _quantised(what: str, config: Any) -> str:
 
 
 def _refuse_packed(header: Header) -> None:
-    reason = packed(header)
+    reason = packing_of(header)
     if reason is not None:
         raise NotTestableError(
             f"{header.path.name!r} is stored quantised ({reason}): load it with its own library and pass the dequantised "
@@ -200,7 +200,7 @@ def _plain_tensors(
     header: Header, wanted: Mapping[str, str], dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors named in `wanted` under their new names, finite and in `dtype`, one at a time; float8 scales undone."""
-    scale_of = scales(header)
+    scale_of = scales_of(header)
     factors = dict(stream(header, set(scale_of.values())))
     for key, tensor in stream(header, wanted.keys()):
         if key in scale_of:
@@ -216,7 +216,7 @@ def _plain_tensors(
 
 def _weights_of(header: Header, prefix: str) -> dict[str, str]:
     """File key -> name without `prefix`, for the weights under it; scales and their notes are not weights."""
-    used = set(scales(header).values())
+    used = set(scales_of(header).values())
     names = {
         key: key.removeprefix(prefix).removesuffix(QUANTO_DATA)
         for key in header.tensors
@@ -253,7 +253,7 @@ def _count(path: Path, base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -
     if held != needed:
         raise WrongBaseError(
             f"{path.name!r} holds {held} numbers of a denoiser, {type(base).__name__} of the base has {needed}."
-            f"{mismatch(shapes, expected)}"
+            f"{base_hint(shapes, expected)}"
         )
 
 

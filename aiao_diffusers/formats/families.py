@@ -41,7 +41,7 @@ def likely_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return None
 
 
-def mismatch(file: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]) -> str:
+def base_hint(file: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]) -> str:
     """A sentence naming the likely base of `file` and what `base` looks like; empty where the file tells nothing."""
     wanted, given = likely_base(file), likely_base(base)
     if wanted is None:

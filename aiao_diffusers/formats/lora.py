@@ -27,13 +27,13 @@ from ..files.strict_json import read_json
 from ..files.text import short
 from .adapter_algebra import Group, Parsed, Scaling, new_weight, parse, scaling_of
 from .detect import DENOISER_FOLDERS, detect
-from .families import differ, mismatch
+from .families import base_hint, differ
 from .module_names import EXPECTED_PREFIXES, Part
-from .packing import packed
+from .packing import packing_of
 from .peft_config import config_in_metadata, scaling_from
 
 
-__all__ = ["LoadedLora", "applied"]
+__all__ = ["LoadedLora", "apply_lora"]
 
 
 MAX_UNUSED_SHARE = 0.5
@@ -113,7 +113,7 @@ def _read(source: Path, weight_name: str | None) -> _File:
             f"{path.name!r} holds no LoRA of a denoiser but {found.kind} ({found.detail}): 0 modules would change. {fix}"
         )
     header = read_header(path)
-    reason = packed(header)
+    reason = packing_of(header)
     if reason is not None:
         raise NotTestableError(f"{path.name!r} is an adapter stored quantised ({reason}): ask for it in plain floats")
     state = load_tensors(path)
@@ -267,7 +267,7 @@ def _judge(
     """What the plan amounts to; raises where it is nothing, half an adapter, or that of another base."""
     modules, delta_norm, before = _measure(plan)
     unused, shapes = (*parsed.unused, *leftover), _shapes(file.state)
-    hint = mismatch(shapes, base)
+    hint = base_hint(shapes, base)
     if modules == 0 or not delta_norm > 0:
         first = next(iter(file.state), None)
         raise LoraNotLoadedError(
@@ -306,7 +306,7 @@ def _judge(
 
 
 @contextmanager
-def applied(
+def apply_lora(
     denoiser: nn.Module, source: str | Path, scale: float = 1.0, weight_name: str | None = None
 ) -> Iterator[LoadedLora]:
     """Run the body with a LoRA added to the denoiser's weights; afterwards the original tensors are back.
@@ -337,7 +337,7 @@ def applied(
         try:
             plan, leftover = _plan(parsed, denoiser, file.scaling, scale)
         except WrongBaseError as error:
-            raise WrongBaseError(f"{file.path.name!r}: {error}.{mismatch(_shapes(file.state), base)}") from error
+            raise WrongBaseError(f"{file.path.name!r}: {error}.{base_hint(_shapes(file.state), base)}") from error
         loaded = _judge(file, parsed, plan, leftover, scale, base)
     originals = [(parameter, parameter.data) for parameter, _ in plan.entries.values()]
     try:

@@ -17,16 +17,16 @@ SCALE_NOTES = re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|output_scal
 QUANTO_DATA = "._data"
 
 
-def packed(header: Header) -> str | None:
+def packing_of(header: Header) -> str | None:
     """Which quantisation a file's numbers are packed by, or None for plain floats.
 
     Read as plain numbers, packed ones give a denoiser or an adapter of noise, or one of another scale. 8 bit with scales
-    beside it is not packed in this sense: `scales` undoes it.
+    beside it is not packed in this sense: `scales_of` undoes it.
     """
     for pattern, name in _PACKED:
         if any(pattern.search(key) for key in header.tensors):
             return name
-    scaled = scales(header)
+    scaled = scales_of(header)
     for key, info in header.tensors.items():
         if key.endswith(QUANTO_DATA) and key not in scaled:
             return "optimum-quanto, without a scale"
@@ -35,7 +35,7 @@ def packed(header: Header) -> str | None:
     return None
 
 
-def scales(header: Header) -> dict[str, str]:
+def scales_of(header: Header) -> dict[str, str]:
     """Weight -> the tensor that it must be multiplied with: float8 of the ComfyUI kind, 8 bit of optimum-quanto."""
     found = {}
     for key in header.tensors:

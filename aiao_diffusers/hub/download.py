@@ -17,7 +17,7 @@ MAX_RECORD_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
-class Pulled:
+class Download:
     """One suspect on disk. `root` is the snapshot, `path` what the loaders take; `base` is self-declared by `base_by`.
 
     `left` are paths of other candidates in the repository, on which the verdict says nothing.
@@ -46,7 +46,7 @@ def pull(
     *,
     api: HfApi | None = None,
     max_bytes: int = MAX_TENSOR_BYTES,
-) -> Pulled:
+) -> Download:
     """One suspect of the Hub: its adapter or denoiser, its record where it has one, and the base it names.
 
     Args:
@@ -67,7 +67,7 @@ def pull(
     base, by = declared_base(remote, chosen)
     root = fetch(remote, [*chosen.weights, *chosen.others, *record_files(remote)])
     left = tuple(c.path for c in found if c is not chosen)
-    return Pulled(remote, chosen, root, root / chosen.path, base, by, left)
+    return Download(remote, chosen, root, root / chosen.path, base, by, left)
 
 
 def check_size(remote: Remote, candidate: Candidate, max_bytes: int) -> int:

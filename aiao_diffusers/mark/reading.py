@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..denoiser.call import CallInputs
-from ..denoiser.instrument import Coordinates, Wired
+from ..denoiser.instrument import Coordinates, InstrumentedDenoiser
 from .key import WatermarkKey
 from .subpath import SubPath
 
@@ -19,7 +19,7 @@ class Reading:
 
 
 def read_subpath(
-    wired: Wired,
+    wired: InstrumentedDenoiser,
     key: WatermarkKey,
     subpath: SubPath,
     kappa: float,
@@ -31,7 +31,7 @@ def read_subpath(
     """One stacked forward, clean part and triggered part; the response of every out-site of `subpath`.
 
     Args:
-        wired (`Wired`): from `instrument`, its sites those of the sub-path at least.
+        wired (`InstrumentedDenoiser`): from `instrument`, its sites those of the sub-path at least.
         key (`WatermarkKey`): whose masks are armed.
         subpath (`SubPath`): which in-sites are armed, which out-sites are read.
         kappa (`float`): trigger amplitude in units of the in-site's rms.

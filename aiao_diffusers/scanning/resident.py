@@ -25,11 +25,11 @@ from ..files.text import short
 from ..formats.adapter_algebra import new_weight, parse
 from ..formats.checkpoint import compare_shapes, load_denoiser
 from ..formats.detect import common_prefix
-from ..formats.lora import applied
+from ..formats.lora import apply_lora
 from ..formats.model_folder import modern_attention
 from ..hub.candidates import Candidate
 from ..hub.remote import Remote
-from ..verification.suspect import Opened
+from ..verification.suspect import Suspect
 
 
 _LDM_PREFIX = "model.diffusion_model."
@@ -58,7 +58,7 @@ class Resident:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedSuspect:
     """A suspect on the resident denoiser, ready for `verify`.
 
     Args:
@@ -66,7 +66,7 @@ class Placed:
         distance: norm of the change of all weights over the norm of the base's.
     """
 
-    opened: Opened
+    opened: Suspect
     digest: str
     distance: float
 
@@ -135,7 +135,7 @@ def _check_adapter(shapes: Mapping[str, tuple[int, ...]], what: str, base: Resid
 
 
 @contextmanager
-def placed(candidate: Candidate, root: Path, label: str, base: Resident) -> Iterator[Placed]:
+def place_on_base(candidate: Candidate, root: Path, label: str, base: Resident) -> Iterator[PlacedSuspect]:
     """The suspect on the resident denoiser for the length of the block; peak memory is the suspect's own tensors.
 
     Raises:
@@ -144,11 +144,11 @@ def placed(candidate: Candidate, root: Path, label: str, base: Resident) -> Iter
     path = root / candidate.path
     if candidate.kind == "lora":
         digest = _adapter_digest(path)
-        with applied(base.denoiser, path) as loaded:
+        with apply_lora(base.denoiser, path) as loaded:
             adapter, distance = asdict(loaded), loaded.delta_norm / base.norm
             hashes = {"suspect": loaded.sha256, "base": base.sha256}
-            opened = Opened(base.denoiser, label, base.label, "carries", None, adapter, loaded.warnings, {}, hashes)
-            yield Placed(opened, digest, distance)
+            opened = Suspect(base.denoiser, label, base.label, "carries", None, adapter, loaded.warnings, {}, hashes)
+            yield PlacedSuspect(opened, digest, distance)
         return
     tensors, denoiser = _checkpoint(candidate, root, base)
     check_finite(tensors, short(candidate.path or label))
@@ -156,13 +156,13 @@ def placed(candidate: Candidate, root: Path, label: str, base: Resident) -> Iter
     moved = sum(
         float((tensors[n].double() - v.double()).square().sum()) for n, v in state.items() if v.is_floating_point()
     )
-    opened = Opened(denoiser or base.denoiser, label, None, "descent", None)
+    opened = Suspect(denoiser or base.denoiser, label, None, "descent", None)
     digest, distance = weights_sha256(tensors), math.sqrt(moved) / base.norm
     if denoiser is not None:
         # Another function than the same tensors on the base: no verdict may be taken over from one to the other.
         config = {"_class_name": type(denoiser).__name__, **_plain_config(denoiser)}
         digest = hashlib.sha256(f"{digest} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()
-        yield Placed(opened, digest, distance)
+        yield PlacedSuspect(opened, digest, distance)
         return
     live = {**dict(base.denoiser.named_parameters()), **dict(base.denoiser.named_buffers())}
     originals = {name: live[name].data for name in tensors}
@@ -170,7 +170,7 @@ def placed(candidate: Candidate, root: Path, label: str, base: Resident) -> Iter
         for name, tensor in tensors.items():
             live[name].data = tensor
         del tensors
-        yield Placed(opened, digest, distance)
+        yield PlacedSuspect(opened, digest, distance)
     finally:
         for name, original in originals.items():
             live[name].data = original

@@ -40,7 +40,7 @@ from ..verification.suspect import find_record, require_record
 from ..verification.verify import verify
 from .log import ScanLog, ScanRow
 from .report import ScanReport
-from .resident import Resident, check_fits, file_key, placed
+from .resident import Resident, check_fits, file_key, place_on_base
 
 
 LOG, DOWNLOADS = "scan.jsonl", ".aiao-downloads-"
@@ -320,7 +320,7 @@ class _Judge:
         if self.knows(row.file_key):
             twin = self._seen[row.file_key]
             return _copied(row, twin, 0.0 if twin.digest == self.base.sha256 else twin.distance)
-        with placed(candidate, root, row.label, self.base) as put:
+        with place_on_base(candidate, root, row.label, self.base) as put:
             if put.digest in self._seen:
                 return _copied(replace(row, digest=put.digest), self._seen[put.digest], put.distance)
             started = time.monotonic()

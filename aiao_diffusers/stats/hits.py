@@ -32,7 +32,7 @@ from ..errors import ConfigError, NotTestableError, ShapeError
 from .tail import log_binom, log_upper_tail
 
 
-Site = tuple[int, int, int]
+SiteHits = tuple[int, int, int]
 
 _LN10 = math.log(10)
 
@@ -54,7 +54,7 @@ class SiteTest:
     log10_p: float
 
 
-def triple(d: NDArray[Any], s: NDArray[Any]) -> Site:
+def count_hits(d: NDArray[Any], s: NDArray[Any]) -> SiteHits:
     """`(channels, plus, hits)` of a response d against a response pattern s, both `(C,)`; raises as `hits`."""
     return len(s), int((s > 0).sum()), hits(d, s)
 
@@ -99,7 +99,7 @@ def site_log10_p(channels: int, plus: int, hits: int) -> float:
     return combined_log10_p([(channels, plus, hits)])
 
 
-def combined_log10_p(sites: Sequence[Site]) -> float:
+def combined_log10_p(sites: Sequence[SiteHits]) -> float:
     """Exact probability, under the null, of at least as many hits in total as were seen.
 
     The hits of all sites add up; their law is the exact convolution of the sites' hypergeometric laws, so a wide site
@@ -121,7 +121,7 @@ def combined_log10_p(sites: Sequence[Site]) -> float:
     return log_upper_tail(kinds, total) / _LN10
 
 
-def floor_log10_p(sites: Sequence[Site]) -> float:
+def floor_log10_p(sites: Sequence[SiteHits]) -> float:
     """The smallest log10 p that these sites allow, all channels hit: minus the sum of log10 binom(C, plus).
 
     Args:
@@ -134,7 +134,7 @@ def floor_log10_p(sites: Sequence[Site]) -> float:
     return -sum(count * float(log_binom(channels, n)) for (channels, n), count in kinds.items()) / _LN10
 
 
-def randomised_p(sites: Sequence[Site], u: float) -> float:
+def randomised_p(sites: Sequence[SiteHits], u: float) -> float:
     """The combined p-value with its steps filled in: P(more hits) + u P(exactly these hits).
 
     The combined p is discrete, hence larger than uniform; for u uniform on [0, 1) this one is exactly uniform under the
@@ -157,7 +157,7 @@ def randomised_p(sites: Sequence[Site], u: float) -> float:
     return more + u * (at_least - more)
 
 
-def _count(sites: Sequence[Site]) -> tuple[Counter[tuple[int, int]], int]:
+def _count(sites: Sequence[SiteHits]) -> tuple[Counter[tuple[int, int]], int]:
     """Sites by kind (C, n), and the sum of their j."""
     if not len(sites):
         raise NotTestableError("no site was compared: nothing compared is never a verdict")

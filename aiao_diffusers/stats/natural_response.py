@@ -1,4 +1,4 @@
-"""Responses less what a model answers anyway: seen against wrong masks (`whitened`), or beyond the clean twin (`beyond`).
+"""Responses less what a model answers anyway: seen against wrong masks (`whiten`), or beyond the clean twin (`orthogonal_to`).
 
 Any mask moves the out-sites, and most of what it moves lies in a few directions of the channels, the same ones for every mask.
 Where an attack has worn a mark down, these natural responses drown it. They can be measured on the suspect itself, with masks
@@ -24,7 +24,7 @@ from ..errors import ShapeError
 MIN_ROWS = 2  # of wrong masks; fewer tell nothing of a covariance
 
 
-def whitened(d: NDArray[np.float64], wrong: NDArray[np.float64]) -> NDArray[np.float64]:
+def whiten(d: NDArray[np.float64], wrong: NDArray[np.float64]) -> NDArray[np.float64]:
     """d' of one out-site.
 
     Args:
@@ -50,7 +50,7 @@ def whitened(d: NDArray[np.float64], wrong: NDArray[np.float64]) -> NDArray[np.f
     return np.linalg.solve(covariance / ridge + np.eye(d.size), d - wrong.mean(0))
 
 
-def beyond(d: NDArray[np.float64], clean: NDArray[np.float64]) -> NDArray[np.float64]:
+def orthogonal_to(d: NDArray[np.float64], clean: NDArray[np.float64]) -> NDArray[np.float64]:
     """The part of one out-site's response at right angles to the clean twin's.
 
     Args:

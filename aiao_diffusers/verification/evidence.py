@@ -1,7 +1,7 @@
 """Looks at a suspect: trials, averaged, give a p-value at each look, and each look pays its share of alpha.
 
 The list of looks is fixed by what the verifier passes in, not by what is seen: the plain amplitude x1 after 1, 2, 4, ...
-trials; with the clean twin two looks at what the suspect answers beyond it (`against_twin`); x2 and x4 as x1; with a reference the
+trials; with the clean twin two looks at what the suspect answers beyond it (`read_beyond_twin`); x2 and x4 as x1; with a reference the
 three amplitudes through an alignment; with healing the three amplitudes on the healed copy, and, with a reference too, on the
 healed copy through its own alignment; these once each, after all trials. After an
 amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`), and those of the first amplitude
@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from ..denoiser.call import CallInputs
-from ..denoiser.instrument import Coordinates, Wired, probe
+from ..denoiser.instrument import Coordinates, InstrumentedDenoiser, instrument
 from ..denoiser.schedule import probe_timesteps
-from ..denoiser.setup import evaluating, placement
+from ..denoiser.setup import eval_mode, placement
 from ..denoiser.sites import Site, attention_modules, trace_on
 from ..errors import AIAOError, NotTestableError, ShapeError
 from ..mark.key import WatermarkKey
@@ -29,8 +29,8 @@ from ..mark.reading import Reading, read_subpath
 from ..mark.record import WatermarkRecord
 from ..mark.selection import choose
 from ..mark.subpath import SubPath, draw
-from ..stats.hits import SiteTest, combined_log10_p, site_log10_p, triple
-from ..stats.natural_response import beyond, whitened
+from ..stats.hits import SiteTest, combined_log10_p, count_hits, site_log10_p
+from ..stats.natural_response import orthogonal_to, whiten
 from ..stats.ranks import rank_log10_p, rank_site
 from ..stats.sequential import SequentialTest
 
@@ -46,50 +46,52 @@ class Evidence:
     """Readings of one amplitude, summed over its trials; trials share masks, so d is averaged before the split."""
 
     key: WatermarkKey
-    total: dict[str, np.ndarray] = field(default_factory=dict)
-    alone: list[float] = field(default_factory=list)
-    cells: list[dict[str, Any]] = field(default_factory=list)
+    response_sum: dict[str, np.ndarray] = field(default_factory=dict)
+    trial_log10_p: list[float] = field(default_factory=list)
+    trial_bits: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, subpath: SubPath, readings: Sequence[Reading]) -> None:
-        """One trial more; `cells` keeps which in-sites it armed and each out-site's share of agreeing bits."""
+        """One trial more; `trial_bits` keeps which in-sites it armed and each out-site's share of agreeing bits."""
         single = {reading.site: reading.d.double().numpy() for reading in readings}
         for name, d in single.items():
-            self.total[name] = self.total.get(name, 0.0) + d
+            self.response_sum[name] = self.response_sum.get(name, 0.0) + d
         triples = self.triples(single)
-        self.alone.append(combined_log10_p([t for _, t in triples]))
+        self.trial_log10_p.append(combined_log10_p([t for _, t in triples]))
         bits = {name: agreeing / channels for name, (channels, _, agreeing) in triples}
-        self.cells.append({"in": [site.name for site in subpath.in_sites], "bits": bits})
+        self.trial_bits.append({"in": [site.name for site in subpath.in_sites], "bits": bits})
 
-    def against(self, wrong: dict[str, np.ndarray]) -> "Evidence":
+    def whitened_by(self, wrong: dict[str, np.ndarray]) -> "Evidence":
         """The same readings, whitened by responses to wrong masks, `(N, C)` by out-site."""
         found = {}
-        for name, total in self.total.items():
+        for name, total in self.response_sum.items():
             # Sub-paths that begin late leave early out-sites out.
-            mean = total / sum(name in cell["bits"] for cell in self.cells)
-            found[name] = whitened(mean, wrong[name]) if name in wrong else mean
-        return replace(self, total=found)
+            mean = total / sum(name in cell["bits"] for cell in self.trial_bits)
+            found[name] = whiten(mean, wrong[name]) if name in wrong else mean
+        return replace(self, response_sum=found)
 
     def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
         """Of each out-site its name and `(channels, plus, hits)`."""
-        return [(name, triple(d, self.key.response_pattern(name, len(d)))) for name, d in response.items()]
+        return [(name, count_hits(d, self.key.response_pattern(name, len(d)))) for name, d in response.items()]
 
     def log10_p(self) -> float:
         """By hits, all trials so far together."""
-        return combined_log10_p([t for _, t in self.triples(self.total)])
+        return combined_log10_p([t for _, t in self.triples(self.response_sum)])
 
     def rank_log10_p(self) -> float:
         """By rank scores, of the same readings."""
-        patterns = ((d, self.key.response_pattern(name, len(d))) for name, d in self.total.items())
+        patterns = ((d, self.key.response_pattern(name, len(d))) for name, d in self.response_sum.items())
         return rank_log10_p([rank_site(d, s) for d, s in patterns])
 
     def tests(self) -> tuple[SiteTest, ...]:
         """Each out-site by itself."""
-        return tuple(SiteTest(n, c, h, site_log10_p(c, plus, h)) for n, (c, plus, h) in self.triples(self.total))
+        return tuple(
+            SiteTest(n, c, h, site_log10_p(c, plus, h)) for n, (c, plus, h) in self.triples(self.response_sum)
+        )
 
 
 @dataclass
 class Looks:
-    """All looks at one suspect, in order; `escalate` takes the next ones.
+    """All looks at one suspect, in order; `read_amplitudes` takes the next ones.
 
     Args:
         ins, outs: the key's sites. trials (`int`): for each amplitude, at most. seed (`int`): of sub-paths and inputs. whiten
@@ -130,7 +132,7 @@ class Looks:
         """Whether some look has verified."""
         return self.sequence.verdict == "verified"
 
-    def escalate(
+    def read_amplitudes(
         self,
         denoiser: nn.Module,
         label: str = "amplitude",
@@ -151,7 +153,7 @@ class Looks:
             which (`slice`): of the amplitudes, all by default.
         """
         names = [site.name for site in (*self.ins, *self.outs)]
-        with evaluating(denoiser), probe(denoiser, names, self.record.factors) as wired:
+        with eval_mode(denoiser), instrument(denoiser, names, self.record.factors) as wired:
             for number, amplitude in list(enumerate(self.amplitudes))[which]:
                 named = f"{label} x{amplitude:g}"
                 evidence = Evidence(self.key)
@@ -172,7 +174,7 @@ class Looks:
                         return
                     if self.whiten and not number:
                         self.wrong = self._wrong(wired, amplitude, through)
-                        self.whitened = evidence.against(self.wrong)
+                        self.whitened = evidence.whitened_by(self.wrong)
                         self._look(f"{named}, whitened", self.whitened, note, ranks=True)
                 except NotTestableError as error:
                     # A larger trigger may overflow a half-precision model; whether it does hangs on no response pattern,
@@ -183,11 +185,11 @@ class Looks:
                 if self.verified:
                     return
 
-    def against_twin(self, denoiser: nn.Module, twin: nn.Module, *, early_stop: bool = True) -> None:
+    def read_beyond_twin(self, denoiser: nn.Module, twin: nn.Module, *, early_stop: bool = True) -> None:
         """Looks, by rank scores, at what the suspect answers beyond its clean twin, on the same inputs (`whiten.beyond`).
 
         What any mask calls up is in both and goes; what embedding added stays, however little a merge has left of it. Where
-        wrong masks were seen (`escalate`), a second look weighs the same readings by them.
+        wrong masks were seen (`read_amplitudes`), a second look weighs the same readings by them.
         The twin was made before the response patterns were of any use, so what is beyond it depends on them no more than d does:
         p stays exact. That binds an honest owner, as an alignment does (`align`): a twin made with the key in mind could push
         every suspect towards the patterns, which the same look at another clean model shows.
@@ -200,10 +202,10 @@ class Looks:
         names, amplitude = [site.name for site in (*self.ins, *self.outs)], self.amplitudes[0]
         self.beyond, factors = Evidence(self.key), self.record.factors
         with (
-            evaluating(denoiser),
-            evaluating(twin),
-            probe(denoiser, names, factors) as own,
-            probe(twin, names, factors) as clean,
+            eval_mode(denoiser),
+            eval_mode(twin),
+            instrument(denoiser, names, factors) as own,
+            instrument(twin, names, factors) as clean,
         ):
             for _ in range(self.trials):
                 subpath, state = draw(self.ins, self.outs, self.random), self.generator.get_state()
@@ -211,29 +213,29 @@ class Looks:
                 # The very same inputs once more: what is left is then the weights' alone.
                 self.generator.set_state(state)
                 pairs = zip(readings, self.trial(clean, subpath, amplitude, None, "the clean twin"), strict=True)
-                left = ((a.site, beyond(a.d.double().numpy(), b.d.double().numpy())) for a, b in pairs)
+                left = ((a.site, orthogonal_to(a.d.double().numpy(), b.d.double().numpy())) for a, b in pairs)
                 self.beyond.add(subpath, [Reading(site, torch.from_numpy(d)) for site, d in left])
         label = f"beyond the twin x{amplitude:g}"
         self._look(f"{label}, ranks", self.beyond, None, ranks=True)
         if self.wrong and not (self.verified and early_stop):
             # Their mean is a natural response, which is gone from these readings.
             spread = {name: rows - rows.mean(0) for name, rows in self.wrong.items()}
-            self.beyond_whitened = self.beyond.against(spread)
+            self.beyond_whitened = self.beyond.whitened_by(spread)
             self._look(f"{label}, whitened", self.beyond_whitened, None, ranks=True)
 
     def _look(self, label: str, evidence: Evidence, note: dict[str, Any] | None, *, ranks: bool = False) -> None:
         log10_p = evidence.rank_log10_p() if ranks else evidence.log10_p()
-        self.sequence = self.sequence.look(label, trials=len(evidence.alone), log10_p=log10_p)
+        self.sequence = self.sequence.look(label, trials=len(evidence.trial_log10_p), log10_p=log10_p)
         self.notes.append(note or {})
         # Adjusted p-values of an unmarked model are all 1; the raw ones tell which look came nearest.
         rank = (self.sequence.looks[-1].log10_p_adjusted, log10_p)
         if rank < self._best:
             self._best = rank
-            self.response, self.tests, self.by_ranks = dict(evidence.total), evidence.tests(), ranks
+            self.response, self.tests, self.by_ranks = dict(evidence.response_sum), evidence.tests(), ranks
 
     def trial(
         self,
-        wired: Wired,
+        wired: InstrumentedDenoiser,
         subpath: SubPath,
         amplitude: float,
         through: Coordinates | None,
@@ -243,10 +245,12 @@ class Looks:
         inputs = self.draw_input(wired)
         kappa, pairs = self.record.kappa * amplitude, self.record.pairs
         self.evaluations += 1 + (len(subpath.out_sites) if pairs else 1)
-        with answering(who):
+        with untestable_on_failure(who):
             return read_subpath(wired, self.key, subpath, kappa, inputs, through, pairs=pairs)
 
-    def _wrong(self, wired: Wired, amplitude: float, through: Coordinates | None) -> dict[str, np.ndarray]:
+    def _wrong(
+        self, wired: InstrumentedDenoiser, amplitude: float, through: Coordinates | None
+    ) -> dict[str, np.ndarray]:
         """Responses to wrong masks, `(N, C)` by out-site.
 
         The masks are of the key's children: nobody else can prepare a suspect for them, and no response pattern is among what
@@ -261,13 +265,13 @@ class Looks:
                 for site in subpath.in_sites
             }
             self.evaluations += 1 + WRONG_MASKS
-            with answering():
+            with untestable_on_failure():
                 rows = wired.responses(masks, subpath.out_sites, self.record.kappa * amplitude, inputs, through)
             for name, d in rows.items():
                 found.setdefault(name, []).append(d)
         return {name: torch.cat(rows).double().numpy() for name, rows in found.items()}
 
-    def draw_input(self, wired: Wired) -> CallInputs:
+    def draw_input(self, wired: InstrumentedDenoiser) -> CallInputs:
         """A noised row of the bank, its timestep and its conditioning, where the denoiser is."""
         record, generator = self.record, self.generator
         row = record.bank.take(torch.randint(len(record.bank), (1,), generator=generator))
@@ -298,7 +302,7 @@ def key_sites(
         NotTestableError: fewer than `MIN_SHARE` of the key's in-sites or of its out-sites are there.
     """
     if record.layout is None:
-        with answering():
+        with untestable_on_failure():
             sites = trace_on(denoiser, record.bank)
         if len(sites) != record.sites:
             raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
@@ -315,7 +319,7 @@ def key_sites(
 
 
 @contextmanager
-def answering(who: str = "the suspect") -> Iterator[None]:
+def untestable_on_failure(who: str = "the suspect") -> Iterator[None]:
     """Turn what a denoiser raises on inputs that do not fit it into NotTestableError."""
     try:
         yield

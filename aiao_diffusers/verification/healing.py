@@ -20,7 +20,9 @@ from ..errors import NotTestableError
 STEPS, RATE, BATCH = 150, 1e-4, 8  # of healing
 
 
-def healed(denoiser: nn.Module, data: LatentData, scheduler: Any, *, steps: int = STEPS, seed: int = 0) -> nn.Module:
+def heal_copy(
+    denoiser: nn.Module, data: LatentData, scheduler: Any, *, steps: int = STEPS, seed: int = 0
+) -> nn.Module:
     """A float32 copy of `denoiser`, all weights fine-tuned for a moment; the suspect itself is not touched.
 
     Args:

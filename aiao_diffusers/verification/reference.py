@@ -14,14 +14,14 @@ from torch import nn
 from ..denoiser.hashes import tensor_sha256, weights_sha256
 from ..denoiser.inputs import LatentData
 from ..denoiser.schedule import noise_schedule
-from ..denoiser.setup import evaluating, placement
+from ..denoiser.setup import eval_mode, placement
 from ..denoiser.sites import attention_modules, first_tensor, trace_on, unwrap
 from ..denoiser.trigger import channel_axis
 from ..errors import NotTestableError, RecordError
 from ..files.safetensors_header import load_tensors
 from ..mark.record import WatermarkRecord
 from ..mark.selection import IN_SPAN, OUT_SPAN, span
-from .suspect import opened
+from .suspect import open_suspect
 
 
 BATCH = 8  # inputs a forward
@@ -158,7 +158,7 @@ def clean_twin(record: WatermarkRecord, source: Any) -> Iterator[nn.Module]:
     """
     with ExitStack() as stack:
         try:
-            twin = unwrap(stack.enter_context(opened(source)).denoiser)
+            twin = unwrap(stack.enter_context(open_suspect(source)).denoiser)
             _require_named(record.teacher_sha256, weights_sha256(twin), "clean twin")
         except NotTestableError as error:  # of the twin, not of the suspect
             raise RecordError(f"the clean twin given cannot be run: {error}") from error
@@ -193,7 +193,7 @@ def _capture(
         target.setdefault(name, []).append(chosen.clamp(-65504, 65504))
 
     device, dtype = placement(denoiser)
-    with evaluating(denoiser):
+    with eval_mode(denoiser):
         for start in range(0, len(inputs), BATCH):
             rows = torch.arange(start, min(start + BATCH, len(inputs)))
             batch, times = inputs.take(rows), timesteps[rows].to(device)

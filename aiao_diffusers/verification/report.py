@@ -90,7 +90,7 @@ class VerificationReport:
                 "",
             ]
         lines += [f"- {name}: {told}" for name, told in _sources(self.source)]
-        lines += [f"- control `{name}`: {said(fields)}" for name, fields in self.controls.items()]
+        lines += [f"- control `{name}`: {describe_control(fields)}" for name, fields in self.controls.items()]
         lines += [f"- warning: {text}" for text in self.warnings]
         return "\n".join(lines) + "\n"
 
@@ -115,7 +115,7 @@ class VerificationReport:
         return figure(self)
 
 
-def said(fields: Any) -> str:
+def describe_control(fields: Any) -> str:
     """A control in one line, without its long lists."""
     if not isinstance(fields, dict):
         return str(fields)

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from .claims import UNPROVEN
 from .plots import panels
-from .report import said
+from .report import describe_control
 
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def section(report: "VerificationReport") -> Markup:
         unproven=UNPROVEN[report.proves],
         pictures=pictures,
         alternatives=ALTERNATIVES,
-        controls={name: said(fields) for name, fields in report.controls.items()},
+        controls={name: describe_control(fields) for name, fields in report.controls.items()},
     )
     return Markup(text)
 

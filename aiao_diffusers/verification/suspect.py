@@ -17,13 +17,13 @@ from ..errors import NotTestableError, RecordError, SuspectError
 from ..files.text import short
 from ..formats.checkpoint import load_denoiser
 from ..formats.detect import detect
-from ..formats.lora import applied
-from ..hub.download import Pulled, pull, pull_record
+from ..formats.lora import apply_lora
+from ..hub.download import Download, pull, pull_record
 from ..mark.record import WatermarkRecord, has_record
 
 
 @dataclass(frozen=True)
-class Opened:
+class Suspect:
     """A denoiser ready to be read, and how it came about.
 
     Args:
@@ -47,7 +47,7 @@ class Opened:
 
 def label_of(source: Any) -> str:
     """A short name for a report."""
-    if isinstance(source, Opened):
+    if isinstance(source, Suspect):
         return source.label
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
@@ -73,7 +73,7 @@ def _repo_id(source: str | Path) -> str:
 
 def _located(
     source: str | Path, revision: str | None, weight_name: str | None, api: HfApi | None = None
-) -> tuple[Path, Path, Pulled | None]:
+) -> tuple[Path, Path, Download | None]:
     """What the loaders take, the folder that may hold a record, and how it was pulled where it came from a Hub."""
     path = Path(source)
     if path.exists():
@@ -95,14 +95,14 @@ def find_record(*sources: Any) -> WatermarkRecord | None:
 
 
 @contextmanager
-def opened(
+def open_suspect(
     suspect: Any,
     base: Any = None,
     *,
     weight_name: str | None = None,
     revision: str | None = None,
     record: WatermarkRecord | None = None,
-) -> Iterator[Opened]:
+) -> Iterator[Suspect]:
     """The suspect's denoiser; a LoRA is applied to `base` for the length of the block.
 
     Args:
@@ -111,13 +111,13 @@ def opened(
         SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser. HubError,
         UnsafeFileError: as `pull`.
     """
-    if isinstance(suspect, Opened):
+    if isinstance(suspect, Suspect):
         yield suspect
         return
     module = denoiser_of(suspect)
     if module is not None:
         read_with, own = _record_for(record, None, False, suspect)
-        yield Opened(module, label_of(suspect), None, "descent", read_with, own_record=own)
+        yield Suspect(module, label_of(suspect), None, "descent", read_with, own_record=own)
         return
     path, root, pulled = _located(suspect, revision, weight_name)
     found, source = detect(path, None if pulled else weight_name), _told("suspect", pulled)
@@ -138,7 +138,7 @@ def opened(
         if read_with is None and declared is not None:
             read_with = find_record(pull_record(declared))
             warnings += (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
-        yield Opened(
+        yield Suspect(
             denoiser,
             label_of(suspect),
             None,
@@ -163,8 +163,8 @@ def opened(
         warnings += (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
     base_sha256 = weights_sha256(unwrap(under.denoiser))
     read_with, own = _record_for(record, under, declared is None, root)
-    with applied(under.denoiser, path, weight_name=None if pulled else weight_name) as loaded:
-        yield Opened(
+    with apply_lora(under.denoiser, path, weight_name=None if pulled else weight_name) as loaded:
+        yield Suspect(
             under.denoiser,
             label_of(suspect),
             under.label,
@@ -208,7 +208,7 @@ def _base(base: Any, declared: str | None) -> _Base:
     module = denoiser_of(base) if base is not None else None
     if module is not None:
         return _Base(module, label_of(base), find_record(base), {})
-    pulled: Pulled | None
+    pulled: Download | None
     if base is not None:
         path, root, pulled = _located(base, None, None)
     else:
@@ -218,7 +218,7 @@ def _base(base: Any, declared: str | None) -> _Base:
     return _Base(denoiser, str(base or declared), find_record(root), _told("base", pulled))
 
 
-def _told(role: str, pulled: Pulled | None) -> dict[str, Any]:
+def _told(role: str, pulled: Download | None) -> dict[str, Any]:
     """Where a model came from, for the report; empty unless that is a Hub."""
     if pulled is None:
         return {}

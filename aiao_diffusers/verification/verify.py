@@ -12,7 +12,7 @@ from torch import nn
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
 from ..denoiser.inputs import LatentData, fitting
-from ..denoiser.setup import Values, bare, denoiser_of
+from ..denoiser.setup import Values, denoiser_of, without_ip_adapter
 from ..denoiser.sites import unwrap
 from ..errors import ConfigError, KeyMismatchError, NotTestableError, RecordError, SiteError
 from ..files.safetensors_header import check_finite
@@ -22,10 +22,10 @@ from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
 from .alignment import align
 from .evidence import AMPLITUDES, Looks, key_sites, wrong_responses
-from .healing import BATCH, STEPS, healed
+from .healing import BATCH, STEPS, heal_copy
 from .reference import Reference, clean_twin, reference_for
 from .report import VerificationReport
-from .suspect import Opened, label_of, opened, require_record
+from .suspect import Suspect, label_of, open_suspect, require_record
 
 
 def verify(
@@ -89,7 +89,7 @@ def verify(
         raise ConfigError(f"amplitudes are positive numbers, at least one, got {list(amplitudes)}.")
     given = None if record is None else require_record(record, None)
     try:
-        with opened(suspect, base, weight_name=weight_name, revision=revision, record=given) as found:
+        with open_suspect(suspect, base, weight_name=weight_name, revision=revision, record=given) as found:
             chosen = require_record(given, found.record)
             if isinstance(record, str | Path) and not chosen.belongs_to(key):
                 raise KeyMismatchError(
@@ -97,7 +97,7 @@ def verify(
                     "pass the record that was published with this key."
                 )
             means = _means(chosen, reference, healing)
-            with _twin(chosen, twin, found) as clean, bare(unwrap(found.denoiser)) as notes:
+            with _twin(chosen, twin, found) as clean, without_ip_adapter(unwrap(found.denoiser)) as notes:
                 means = replace(means, twin=clean)
                 found = replace(found, warnings=(*found.warnings, *notes))
                 report = _read(
@@ -147,7 +147,7 @@ class _Means:
     twin: nn.Module | None = None
 
 
-def _twin(record: WatermarkRecord, source: Any, suspect: Opened) -> AbstractContextManager[nn.Module | None]:
+def _twin(record: WatermarkRecord, source: Any, suspect: Suspect) -> AbstractContextManager[nn.Module | None]:
     if source is None:
         return nullcontext()
     if isinstance(source, bool):
@@ -172,7 +172,7 @@ def _means(record: WatermarkRecord, reference: Any, healing: Any) -> _Means:
 
 
 def _read(
-    found: Opened,
+    found: Suspect,
     key: WatermarkKey,
     record: WatermarkRecord,
     means: _Means,
@@ -189,10 +189,10 @@ def _read(
     check_finite(Values(denoiser), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
     looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes, whiten)
-    looks.escalate(denoiser, gradual=True, early_stop=early_stop, which=slice(1))
+    looks.read_amplitudes(denoiser, gradual=True, early_stop=early_stop, which=slice(1))
     further = _beyond(looks, denoiser, means.twin, early_stop=early_stop)
     if not looks.verified:
-        looks.escalate(denoiser, gradual=True, early_stop=early_stop, which=slice(1, None))
+        looks.read_amplitudes(denoiser, gradual=True, early_stop=early_stop, which=slice(1, None))
     further += _further(looks, denoiser, means)
     warnings = [*found.warnings, *means.warnings, *further, *looks.missed]
     if len(ins) < record.in_sites or len(outs) < record.out_sites:
@@ -218,7 +218,7 @@ def _read(
         warnings.append(
             "log10_p is by rank scores; hits, bit accuracy and the sites' own p-values are of the same readings."
         )
-    passed = sum(p <= math.log10(alpha) for p in plain.alone)
+    passed = sum(p <= math.log10(alpha) for p in plain.trial_log10_p)
     return VerificationReport(
         verdict=looks.sequence.verdict,
         suspect=found.label,
@@ -227,9 +227,9 @@ def _read(
         log10_p=looks.sequence.log10_p,
         log10_p_floor=floor_log10_p([(t.channels, t.channels // 2, t.channels) for t in tests]),
         bit_accuracy=sum(t.hits for t in tests) / sum(t.channels for t in tests),
-        verification_rate=passed / len(plain.alone),
-        verification_rate_ci=clopper_pearson(passed, len(plain.alone)),
-        trials=len(plain.alone),
+        verification_rate=passed / len(plain.trial_log10_p),
+        verification_rate_ci=clopper_pearson(passed, len(plain.trial_log10_p)),
+        trials=len(plain.trial_log10_p),
         denoiser_evals=looks.evaluations,
         sites=tests,
         proves=found.proves if looks.verified else "nothing",
@@ -239,7 +239,7 @@ def _read(
         adapter=found.adapter,
         kind=found.kind,
         source=source,
-        subpaths=tuple(plain.cells),
+        subpaths=tuple(plain.trial_bits),
         seed=seed,
         hashes={
             # Of an adapter its file was hashed already.
@@ -256,7 +256,7 @@ def _beyond(looks: Looks, denoiser: nn.Module, twin: nn.Module | None, *, early_
     if twin is None or (looks.verified and early_stop):
         return []
     try:
-        looks.against_twin(denoiser, twin, early_stop=early_stop)
+        looks.read_beyond_twin(denoiser, twin, early_stop=early_stop)
     except (NotTestableError, SiteError) as error:
         return [f"the look beyond the twin is not available: {error}"]
     return []
@@ -268,11 +268,13 @@ def _further(looks: Looks, denoiser: nn.Module, means: _Means) -> list[str]:
     if looks.verified or means.healing is None:
         return notes
     try:
-        copy = healed(denoiser, fitting(means.healing, denoiser), looks.record.scheduler, steps=STEPS, seed=looks.seed)
+        copy = heal_copy(
+            denoiser, fitting(means.healing, denoiser), looks.record.scheduler, steps=STEPS, seed=looks.seed
+        )
     except NotTestableError as error:
         return [*notes, f"the healing looks are not available: {error}"]
     looks.evaluations += STEPS * BATCH
-    looks.escalate(copy, "healed")
+    looks.read_amplitudes(copy, "healed")
     if means.reference is not None:
         _aligned(looks, copy, means.reference, "healed, aligned")
     return notes
@@ -288,5 +290,5 @@ def _aligned(looks: Looks, denoiser: nn.Module, reference: Reference | None, lab
     except NotTestableError as error:
         return [f"the alignment looks are not available: {error}"]
     looks.evaluations += len(reference.inputs)
-    looks.escalate(denoiser, label, through=alignment, note=alignment.summary())
+    looks.read_amplitudes(denoiser, label, through=alignment, note=alignment.summary())
     return []

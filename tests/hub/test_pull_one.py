@@ -19,7 +19,7 @@ from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.hub.candidates import candidates, declared_base
 from aiao_diffusers.hub.download import pull
 from aiao_diffusers.hub.remote import fetch, look_up, read_remote_header
-from aiao_diffusers.verification.suspect import opened
+from aiao_diffusers.verification.suspect import open_suspect
 from tests.hub.samples import card, safetensors
 from tests.hub.suspects import ASSETS, LORA, UNET, folder
 from tests.hub_server import Cut, Hollow, HubServer, RateLimit, ServerError
@@ -227,7 +227,7 @@ class TestRefusals:
         other = {"zz.safetensors": safetensors("a.lora_A.weight")}
         hub.add_repo("user/two", {LORA: ASSETS / "lora" / LORA, **other})
         for weight_name, named in ((None, True), (LORA, False)):
-            with opened("user/two", load_denoiser(ASSETS / "base"), weight_name=weight_name) as found:
+            with open_suspect("user/two", load_denoiser(ASSETS / "base"), weight_name=weight_name) as found:
                 assert any("it also holds 'zz.safetensors'" in text for text in found.warnings) is named
 
 

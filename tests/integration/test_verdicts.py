@@ -18,7 +18,7 @@ from aiao_diffusers.cli.demo import _cells
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, KeyMismatchError, RecordError, SuspectError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.mark.record import WatermarkRecord
-from aiao_diffusers.verification.suspect import opened
+from aiao_diffusers.verification.suspect import open_suspect
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
@@ -153,7 +153,7 @@ class TestWhitened:
 
         plain, whitened = zip(*(ranks(merged, KEY, seed) for seed in range(3)), strict=True)
         assert max(whitened) < -8 and sum(whitened) < sum(plain)
-        with opened(ASSETS / "lora", ASSETS / "base") as same_lora:
+        with open_suspect(ASSETS / "lora", ASSETS / "base") as same_lora:
             controls = [(base, KEY), (merged, KEY.child("wrong")), (same_lora.denoiser, KEY)]
             assert all(ranks(suspect, key, seed)[1] > -5 for suspect, key in controls for seed in range(3))
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers import LatentData
-from aiao_diffusers.bench.context import Scene
+from aiao_diffusers.bench.context import AttackContext
 
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -42,8 +42,8 @@ def tiny_unet(seed: int = 0, cross: int = 12) -> UNet2DConditionModel:
     ).eval()
 
 
-def tiny_scene(folder: Path) -> Scene:
-    """A benchmark's scene around `tiny_unet(0)`: twelve random latents for owner and attacker alike."""
+def tiny_context(folder: Path) -> AttackContext:
+    """A benchmark's context around `tiny_unet(0)`: twelve random latents for owner and attacker alike."""
     scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
     pipe = StableDiffusionPipeline(
         None, None, None, tiny_unet(0), scheduler, None, None, requires_safety_checker=False
@@ -51,7 +51,7 @@ def tiny_scene(folder: Path) -> Scene:
     generator = torch.Generator().manual_seed(0)
     latents, text = torch.randn(12, 4, 8, 8, generator=generator), torch.randn(12, 5, 12, generator=generator)
     data = LatentData(latents, {"encoder_hidden_states": text})
-    return Scene(pipe, data, data, seed=0, folder=folder)
+    return AttackContext(pipe, data, data, seed=0, folder=folder)
 
 
 def tiny_unconditional(**changes: Any) -> UNet2DModel:

@@ -14,7 +14,7 @@ from aiao_diffusers.bench.audits import format_files, fuzz
 from aiao_diffusers.bench.audits.formats import Bench, table
 from aiao_diffusers.errors import AIAOError
 from aiao_diffusers.formats.checkpoint import detect, load_denoiser, tensor_sha256
-from aiao_diffusers.formats.lora import applied
+from aiao_diffusers.formats.lora import apply_lora
 
 
 ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
@@ -37,7 +37,7 @@ def test_an_adapter_is_its_patched_weights(change, tmp_path, fmt):
     source, before = fmt.write(change, tmp_path), tensor_sha256(change.base)
     wanted = oracle(change, fmt)
     assert detect(source, fmt.weight_name).kind == fmt.kind
-    with applied(change.base, source, weight_name=fmt.weight_name) as loaded:
+    with apply_lora(change.base, source, weight_name=fmt.weight_name) as loaded:
         off = max(float((v - wanted[k]).abs().max()) for k, v in change.base.state_dict().items())
     assert tensor_sha256(change.base) == before
     assert loaded.modules == len(fmt.modules(change)) and not loaded.unused_keys
@@ -59,7 +59,7 @@ def test_a_whole_model_is_its_patched_weights(change, tmp_path, fmt):
 @pytest.mark.parametrize("fmt", format_files.NO_FINE_TUNE, ids=lambda f: f.name)
 def test_what_is_no_fine_tune_never_loads(change, tmp_path, fmt):
     source, before = fmt.write(change, tmp_path), tensor_sha256(change.base)
-    with pytest.raises(AIAOError), applied(change.base, source):
+    with pytest.raises(AIAOError), apply_lora(change.base, source):
         pass
     with pytest.raises(AIAOError):
         load_denoiser(source, base=change.base)
@@ -120,7 +120,7 @@ def test_the_fuzz_sees_a_loader_that_lies(monkeypatch, tmp_path):
 
     lies = ((boasting, "a change of"), (leaking, "bit for bit"), (writing, "left-behind"))
     for lie, match in lies:
-        monkeypatch.setattr(fuzz, "applied", lie)
+        monkeypatch.setattr(fuzz, "apply_lora", lie)
         with pytest.raises(fuzz.FuzzFailure, match=match):
             fuzz.fuzz(50, seed=7)
 
@@ -143,6 +143,6 @@ def test_any_change_in_any_format(tmp_path_factory, rank, seed, fmt):
     change = format_files.Change(base, factors)
     source = fmt.write(change, tmp_path_factory.mktemp("any"))
     wanted, size = oracle(change, fmt), max(float(change.delta(m).abs().max()) for m in factors)
-    with applied(base, source, weight_name=fmt.weight_name):
+    with apply_lora(base, source, weight_name=fmt.weight_name):
         off = max(float((v - wanted[k]).abs().max()) for k, v in base.state_dict().items())
     assert off <= max(SINGLE * fmt.rounding, 1e-5) * size

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from aiao_diffusers.bench import context as scene
+from aiao_diffusers.bench import context
 from aiao_diffusers.bench.context import write_weights
 from aiao_diffusers.bench.suite import results
 from aiao_diffusers.errors import ResultsError
@@ -106,7 +106,7 @@ def test_weights_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
         Path(path).write_bytes(b"part")
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(scene, "save_file", full)
+    monkeypatch.setattr(context, "save_file", full)
     with pytest.raises(ResultsError, match="make room"):
         write_weights(module, tmp_path / "marks" / "w.safetensors")
     assert [p.name for p in (tmp_path / "marks").iterdir()] == ["w.safetensors"]

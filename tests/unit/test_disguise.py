@@ -17,7 +17,7 @@ from aiao_diffusers.mark.record import WatermarkRecord
 from aiao_diffusers.verification.alignment import Alignment, align
 from aiao_diffusers.verification.channel_maps import SiteMap, fit, fit_stream
 from aiao_diffusers.verification.evidence import key_sites
-from aiao_diffusers.verification.healing import healed
+from aiao_diffusers.verification.healing import heal_copy
 from aiao_diffusers.verification.reference import Reference, observe
 
 
@@ -287,7 +287,7 @@ class TestHealing:
     def test_copy_learns(self):
         unet = conditional()
         rows = data(4)
-        before, after = unet, healed(unet, rows, DDPMScheduler(), steps=40)
+        before, after = unet, heal_copy(unet, rows, DDPMScheduler(), steps=40)
 
         def loss(model):
             random = torch.Generator().manual_seed(3)

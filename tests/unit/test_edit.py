@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
 from aiao_diffusers.denoiser.call import CallInputs
-from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.denoiser.instrument import instrument
 from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.embedding.closed_form import writer
 from aiao_diffusers.errors import ConfigError, TrainingError
@@ -51,7 +51,7 @@ def test_the_response_follows_the_pattern_and_grows_with_the_strength():
     def agreement(unet):
         ins, outs = choose(trace_on(unet, data()), KEY, 2, 2)
         rows = data()
-        with torch.no_grad(), probe(unet, [s.name for s in (*ins, *outs)]) as wired:
+        with torch.no_grad(), instrument(unet, [s.name for s in (*ins, *outs)]) as wired:
             t = torch.full((16,), 400)
             read = read_subpath(wired, KEY, sub_path(ins, outs), 1.0, CallInputs(rows.latents, t, rows.keywords()))
         return [float(r.d @ torch.from_numpy(KEY.response_pattern(r.site, len(r.d))).float()) / len(r.d) for r in read]

@@ -61,7 +61,7 @@ class TestUpdate:
             for p in stored.parameters.values():
                 p += 1
         trained = weights(unet)
-        with pytest.raises(KeyError), stored.off():
+        with pytest.raises(KeyError), stored.original():
             assert same(weights(unet), before) and not same(trained, before)
             raise KeyError
         assert same(weights(unet), trained)
@@ -78,7 +78,7 @@ class TestUpdate:
             for p in stored.parameters.values():
                 p += 1
         stored.shrink(0.75)
-        stored.keep()
+        stored.release()
         for p, old in zip(stored.parameters.values(), before, strict=True):
             assert torch.allclose(p, old + 0.75)
 
@@ -91,7 +91,7 @@ class TestUpdate:
                 for p in update.parameters.values():
                     p.fill_(0.05)
             update.shrink(share)
-            update.settle()
+            update.merge()
             deltas.append([a - b for a, b in zip(weights(unet), weights(plain), strict=True)])
         for whole, half in zip(*deltas, strict=True):
             assert torch.allclose(half, whole / 2, atol=1e-5)
@@ -114,14 +114,14 @@ class TestUpdate:
             unet, update = changed()
             adapted = unet(sample, time).sample
             assert not torch.allclose(adapted, wanted, atol=1e-3)
-            with update.off():
+            with update.original():
                 assert torch.equal(unet(sample, time).sample, wanted)
             assert all(p.requires_grad for p in update.parameters.values())
             update.undo()
             assert same(weights(unet), weights(plain)) and vars(unet).keys() == vars(plain).keys()
             unet, update = changed()
-            update.settle()
-            update.keep()
+            update.merge()
+            update.release()
             assert torch.allclose(unet(sample, time).sample, adapted, atol=1e-4)
         assert [n for n, _ in unet.named_modules()] == [n for n, _ in plain.named_modules()]
 
@@ -137,7 +137,7 @@ class TestUpdate:
 
         monkeypatch.setattr(update.layers[3], "merge", stop)
         with pytest.raises(KeyboardInterrupt):
-            update.settle()
+            update.merge()
         update.undo()
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(unet), before, strict=True))
 

@@ -21,7 +21,7 @@ from aiao_diffusers.errors import (
     WrongBaseError,
 )
 from aiao_diffusers.formats.checkpoint import tensor_sha256
-from aiao_diffusers.formats.lora import applied
+from aiao_diffusers.formats.lora import apply_lora
 
 
 FORMATS = (
@@ -69,7 +69,7 @@ class TestOracle:
     def test_equals_patched_weights(self, unet, tmp_path, fmt):
         made = factors(unet, LINEAR + CONV + OTHER, rank=3)
         bare, expected = run(unet), patched(made, 2 / 3)
-        with applied(unet, write(tmp_path, fmt, made, alpha=2.0)) as loaded:
+        with apply_lora(unet, write(tmp_path, fmt, made, alpha=2.0)) as loaded:
             torch.testing.assert_close(run(unet), expected, rtol=0, atol=1e-5)
         assert (expected - bare).abs().max() > 0.1
         assert loaded.modules == len(made) and not loaded.unused_keys and not loaded.warnings
@@ -78,7 +78,7 @@ class TestOracle:
 
     def test_old_attention_processor_keys(self, unet, tmp_path):
         made = factors(unet, LINEAR, rank=2)
-        with applied(unet, write(tmp_path, "diffusers-old", made, alpha=1.0)) as loaded:
+        with apply_lora(unet, write(tmp_path, "diffusers-old", made, alpha=1.0)) as loaded:
             torch.testing.assert_close(run(unet), patched(made, 0.5), rtol=0, atol=1e-5)
         assert (loaded.kind, loaded.modules) == ("diffusers-old", len(LINEAR))
 
@@ -102,7 +102,7 @@ class TestOracle:
             reference = tiny_unet()
             patch(reference, rounded, scale * alpha / rank)
         before = tensor_sha256(unet)
-        with applied(unet, write(tmp_path, fmt, made, alpha, dtype), scale) as loaded:
+        with apply_lora(unet, write(tmp_path, fmt, made, alpha, dtype), scale) as loaded:
             for name in BOTH:
                 mine, theirs = unet.get_submodule(name).weight, reference.get_submodule(name).weight
                 torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
@@ -119,7 +119,7 @@ class TestOracle:
         made = factors(unet, BOTH, rank=2)
         reference = tiny_unet().to(dtype)
         patch(reference, made, 1.0)
-        with applied(unet, write(tmp_path, "kohya", made, alpha=2.0)):
+        with apply_lora(unet, write(tmp_path, "kohya", made, alpha=2.0)):
             for name in BOTH:
                 mine, theirs = unet.get_submodule(name).weight, reference.get_submodule(name).weight
                 torch.testing.assert_close(mine, theirs, rtol=torch.finfo(dtype).eps, atol=1e-6)
@@ -127,7 +127,7 @@ class TestOracle:
     def test_float8_storage(self, unet, tmp_path):
         made = {k: tuple(t.to(torch.float8_e4m3fn) for t in v) for k, v in factors(unet, BOTH, 2).items()}
         exact = {k: tuple(t.float() for t in v) for k, v in made.items()}
-        with applied(unet, write(tmp_path, "comfy-ldm", made, 2.0, torch.float8_e4m3fn)):
+        with apply_lora(unet, write(tmp_path, "comfy-ldm", made, 2.0, torch.float8_e4m3fn)):
             torch.testing.assert_close(run(unet), patched(exact, 1.0), rtol=0, atol=1e-5)
 
     def test_rank_varies_by_module(self, unet, tmp_path):
@@ -135,13 +135,13 @@ class TestOracle:
         state = {}
         for name, (down, up) in made.items():
             state |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
-        with applied(unet, save(tmp_path, state)):
+        with apply_lora(unet, save(tmp_path, state)):
             torch.testing.assert_close(run(unet), patched(made, 1.0), rtol=0, atol=1e-5)
 
     def test_bare_keys_without_a_prefix(self, unet, tmp_path):
         down, up = factors(unet, BOTH[:1], 2)[QUERY]
         state = {f"{QUERY}.lora_A.weight": down, f"{QUERY}.lora_B.weight": up}
-        with applied(unet, save(tmp_path, state)) as loaded:
+        with apply_lora(unet, save(tmp_path, state)) as loaded:
             assert loaded.modules == 1
 
     def test_locon_in_cp_form(self, unet, tmp_path):
@@ -166,7 +166,7 @@ class TestOracle:
         x, conv = torch.randn(1, inner, 6, 6), unet.get_submodule(CONV[0])
         with torch.no_grad():
             expected = conv(x) + 0.5 * chain(x)
-            with applied(unet, save(tmp_path, state)) as loaded:
+            with apply_lora(unet, save(tmp_path, state)) as loaded:
                 torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
         assert loaded.kind == "kohya"
 
@@ -194,7 +194,7 @@ class TestAgainstTheTrainers:
             for module in wrapped.modules():
                 if hasattr(module, "set_scale"):
                     module.set_scale("default", scale)
-        with applied(unet, tmp_path, scale) as loaded:
+        with apply_lora(unet, tmp_path, scale) as loaded:
             torch.testing.assert_close(run(unet), run(wrapped), rtol=0, atol=1e-5)
         assert loaded.kind == ("dora" if options.get("use_dora") else "peft")
         assert not loaded.unused_keys
@@ -215,7 +215,7 @@ class TestAgainstTheTrainers:
         wrapped.save_pretrained(tmp_path)
         expected = run(wrapped)
         assert (expected - run(unet)).abs().max() > 1e-3
-        with applied(unet, tmp_path) as loaded:
+        with apply_lora(unet, tmp_path) as loaded:
             torch.testing.assert_close(run(unet), expected, rtol=0, atol=1e-5)
         assert loaded.kind == config.peft_type.value.lower()
 
@@ -224,7 +224,7 @@ class TestAgainstTheTrainers:
         trained.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k"], use_dora=True))
         randomised(trained)
         trained.save_lora_adapter(tmp_path)
-        with applied(unet, tmp_path) as loaded:
+        with apply_lora(unet, tmp_path) as loaded:
             torch.testing.assert_close(run(unet), run(trained), rtol=0, atol=1e-5)
         assert loaded.kind == "dora"
 
@@ -237,7 +237,7 @@ class TestAgainstTheTrainers:
             weight = getattr(layer, "base_layer", layer).weight
             down, up = made[name]
             weight.data += (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-        with applied(live, write(tmp_path, "kohya", made, 2.0)) as loaded:
+        with apply_lora(live, write(tmp_path, "kohya", made, 2.0)) as loaded:
             torch.testing.assert_close(run(live), run(merged), rtol=0, atol=1e-5)
         assert loaded.modules == 2
 
@@ -259,7 +259,7 @@ class TestKohyaVariants:
             f"{self.STEM}.alpha": torch.tensor(1.0),
             f"{self.STEM}.dora_scale": magnitude,
         }
-        with applied(unet, save(tmp_path, state), scale) as loaded:
+        with apply_lora(unet, save(tmp_path, state), scale) as loaded:
             torch.testing.assert_close(
                 unet.get_submodule(QUERY).weight.data, weight + scale * (full - weight), rtol=1e-5, atol=1e-6
             )
@@ -267,7 +267,7 @@ class TestKohyaVariants:
 
     def test_alpha_zero_means_rank(self, unet, tmp_path):
         made = factors(unet, BOTH, 2)
-        with applied(unet, write(tmp_path, "kohya", made, 0.0)):
+        with apply_lora(unet, write(tmp_path, "kohya", made, 0.0)):
             torch.testing.assert_close(run(unet), patched(made, 1.0), rtol=0, atol=1e-5)
 
     def test_full_difference_with_bias(self, unet, tmp_path):
@@ -276,7 +276,7 @@ class TestKohyaVariants:
         weight, bias = module.weight.data.clone(), module.bias.data.clone()
         stem = "lora_unet_" + name.replace(".", "_")
         state = {f"{stem}.diff": torch.ones_like(weight), f"{stem}.diff_b": 2 * torch.ones_like(bias)}
-        with applied(unet, save(tmp_path, state), 0.5) as loaded:
+        with apply_lora(unet, save(tmp_path, state), 0.5) as loaded:
             assert torch.equal(module.weight, weight + 0.5) and torch.equal(module.bias, bias + 1)
         assert (loaded.kind, loaded.modules) == ("diff", 1)
 
@@ -285,7 +285,7 @@ class TestRestoration:
     def test_bit_for_bit_after_an_exception(self, unet, tmp_path):
         source, before = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0), tensor_sha256(unet)
         parameters = dict(unet.named_parameters())
-        with pytest.raises(ZeroDivisionError), applied(unet, source):
+        with pytest.raises(ZeroDivisionError), apply_lora(unet, source):
             assert tensor_sha256(unet) != before
             1 / 0  # noqa: B018
         assert tensor_sha256(unet) == before
@@ -293,7 +293,7 @@ class TestRestoration:
 
     def test_a_body_that_overwrites_weights(self, unet, tmp_path):
         source, before = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0), tensor_sha256(unet)
-        with applied(unet, source):
+        with apply_lora(unet, source):
             for name in BOTH:
                 unet.get_submodule(name).weight.data.zero_()
         assert tensor_sha256(unet) == before
@@ -305,15 +305,15 @@ class TestRestoration:
         patch(reference, first, 0.7)
         middle = run(reference)
         patch(reference, second, -0.4)
-        with applied(unet, one, 0.7):
-            with applied(unet, two, -0.4):
+        with apply_lora(unet, one, 0.7):
+            with apply_lora(unet, two, -0.4):
                 torch.testing.assert_close(run(unet), run(reference), rtol=0, atol=1e-5)
             torch.testing.assert_close(run(unet), middle, rtol=0, atol=1e-5)
         assert tensor_sha256(unet) == before
 
     def test_under_inference_mode(self, unet, tmp_path):
         source, bare = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0), run(unet)
-        with torch.inference_mode(), applied(unet, source):
+        with torch.inference_mode(), apply_lora(unet, source):
             pass
         assert torch.equal(run(unet), bare)
 
@@ -321,7 +321,7 @@ class TestRestoration:
         made = factors(unet, BOTH, 2)
         made[CONV[0]] = (made[CONV[0]][0][:, :-1], made[CONV[0]][1])
         before = tensor_sha256(unet)
-        with pytest.raises(WrongBaseError), applied(unet, write(tmp_path, "kohya", made, 2.0)):
+        with pytest.raises(WrongBaseError), apply_lora(unet, write(tmp_path, "kohya", made, 2.0)):
             pass
         assert tensor_sha256(unet) == before
 
@@ -332,29 +332,29 @@ class TestNeverAFalseSuccess:
         made = {k: (down, torch.zeros_like(up)) for k, (down, up) in factors(unet, BOTH, 2).items()}
         with (
             pytest.raises(LoraNotLoadedError, match="changed 0 modules"),
-            applied(unet, write(tmp_path, fmt, made, 2.0)),
+            apply_lora(unet, write(tmp_path, fmt, made, 2.0)),
         ):
             pass
 
     def test_zero_scale_and_delta_lost_in_rounding(self, tmp_path):
         unet = tiny_unet()
         source = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0)
-        with pytest.raises(LoraNotLoadedError), applied(unet, source, scale=0.0):
+        with pytest.raises(LoraNotLoadedError), apply_lora(unet, source, scale=0.0):
             pass
-        with pytest.raises(LoraNotLoadedError), applied(unet.to(torch.bfloat16), source, scale=1e-9):
+        with pytest.raises(LoraNotLoadedError), apply_lora(unet.to(torch.bfloat16), source, scale=1e-9):
             pass
 
     def test_half_zero_is_counted_and_said(self, unet, tmp_path):
         made = factors(unet, BOTH, 2)
         made[QUERY] = (made[QUERY][0], torch.zeros_like(made[QUERY][1]))
-        with applied(unet, write(tmp_path, "kohya", made, 2.0)) as loaded:
+        with apply_lora(unet, write(tmp_path, "kohya", made, 2.0)) as loaded:
             assert loaded.modules == 1
         assert "1 of 2 modules did not change" in loaded.warnings[0]
 
     def test_unknown_modules(self, unet, tmp_path):
         state = {"unet.elsewhere.lora_A.weight": torch.ones(2, 8), "unet.elsewhere.lora_B.weight": torch.ones(8, 2)}
         source = save(tmp_path, state)
-        with pytest.raises(LoraNotLoadedError) as caught, applied(unet, source):
+        with pytest.raises(LoraNotLoadedError) as caught, apply_lora(unet, source):
             pass
         text = str(caught.value)
         assert "2 of 2 keys unused" in text and "unet.elsewhere.lora_A.weight" in text and "lora_unet_" in text
@@ -362,7 +362,7 @@ class TestNeverAFalseSuccess:
     def test_some_unknown_modules_are_a_warning(self, unet, tmp_path):
         state = load_file(write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0))
         state["lora_unet_nowhere.lora_up.weight"] = torch.ones(2, 2)
-        with applied(unet, save(tmp_path, state)) as loaded:
+        with apply_lora(unet, save(tmp_path, state)) as loaded:
             assert loaded.unused_keys == ("lora_unet_nowhere.lora_up.weight",)
         assert "found no module" in loaded.warnings[0]
 
@@ -377,20 +377,20 @@ class TestNeverAFalseSuccess:
     )
     def test_other_kinds(self, unet, tmp_path, key, shape, kind):
         source = save(tmp_path, {key: torch.ones(shape)})
-        with pytest.raises(LoraNotLoadedError, match=kind), applied(unet, source):
+        with pytest.raises(LoraNotLoadedError, match=kind), apply_lora(unet, source):
             pass
 
     @pytest.mark.parametrize("algorithm", ["oft_blocks", "ia3_l"])
     def test_algebra_that_is_not_known_here(self, unet, tmp_path, algorithm):
         stem = TestKohyaVariants.STEM
         source = save(tmp_path, {f"{stem}.{algorithm}": torch.ones(2, 2), f"{stem}.alpha": torch.tensor(1.0)})
-        with pytest.raises(LoraNotLoadedError), applied(unet, source):
+        with pytest.raises(LoraNotLoadedError), apply_lora(unet, source):
             pass
 
     def test_fused_projections_would_ignore_the_change(self, unet, tmp_path):
         source = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0)
         unet.fuse_qkv_projections()
-        with pytest.raises(SuspectError, match="unfuse"), applied(unet, source):
+        with pytest.raises(SuspectError, match="unfuse"), apply_lora(unet, source):
             pass
 
 
@@ -399,33 +399,36 @@ class TestBadInput:
         name = f"{ATTENTION}.attn2.to_k"
         state = {f"unet.{name}.lora_A.weight": torch.ones(2, 768), f"unet.{name}.lora_B.weight": torch.ones(8, 2)}
         match = r"\[2, 768\].*\[8, 12\].*Stable Diffusion 1"
-        with pytest.raises(WrongBaseError, match=match), applied(unet, save(tmp_path, state)):
+        with pytest.raises(WrongBaseError, match=match), apply_lora(unet, save(tmp_path, state)):
             pass
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_not_finite(self, unet, tmp_path, value):
         made = factors(unet, BOTH, 2)
         made[QUERY][0][0, 0] = value
-        with pytest.raises(NotTestableError, match="NaN or Inf"), applied(unet, write(tmp_path, "kohya", made, 2.0)):
+        with (
+            pytest.raises(NotTestableError, match="NaN or Inf"),
+            apply_lora(unet, write(tmp_path, "kohya", made, 2.0)),
+        ):
             pass
 
     def test_overflow_in_half_precision(self, tmp_path):
         unet = tiny_unet().half()
         source = write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0)
-        with pytest.raises(NotTestableError, match="overflow"), applied(unet, source, scale=1e7):
+        with pytest.raises(NotTestableError, match="overflow"), apply_lora(unet, source, scale=1e7):
             pass
 
     @pytest.mark.parametrize("role", ["lora_up.weight", "lora_down.weight"])
     def test_half_a_pair(self, unet, tmp_path, role):
         state = load_file(write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0))
         del state[f"{TestKohyaVariants.STEM}.{role}"]
-        with pytest.raises(SuspectError, match="incomplete"), applied(unet, save(tmp_path, state)):
+        with pytest.raises(SuspectError, match="incomplete"), apply_lora(unet, save(tmp_path, state)):
             pass
 
     def test_one_module_twice(self, unet, tmp_path):
         state = load_file(write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0))
         state[f"unet.{QUERY}.lora_A.weight"] = torch.ones(2, 8)
-        with pytest.raises(SuspectError, match="both give"), applied(unet, save(tmp_path, state)):
+        with pytest.raises(SuspectError, match="both give"), apply_lora(unet, save(tmp_path, state)):
             pass
 
     @pytest.mark.parametrize(
@@ -445,34 +448,37 @@ class TestBadInput:
         source = write(tmp_path, "peft", factors(unet, BOTH, 2), 2.0)
         path = source / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
-        with pytest.raises(error), applied(unet, source):
+        with pytest.raises(error), apply_lora(unet, source):
             pass
 
     def test_native_peft_without_its_config_says_so(self, unet, tmp_path):
         source = write(tmp_path, "peft", factors(unet, BOTH, 2), 2.0)
         (source / "adapter_config.json").unlink()
-        with applied(unet, source) as loaded:
+        with apply_lora(unet, source) as loaded:
             assert "alpha is unknown" in loaded.warnings[0]
 
     def test_several_files_need_a_name(self, unet, tmp_path):
         made = factors(unet, BOTH, 2)
         write(tmp_path, "kohya", made, 2.0)
         write(tmp_path, "comfy-ldm", made, 2.0)
-        with pytest.raises(SuspectError, match=r"comfy-ldm.safetensors, kohya.safetensors"), applied(unet, tmp_path):
+        with (
+            pytest.raises(SuspectError, match=r"comfy-ldm.safetensors, kohya.safetensors"),
+            apply_lora(unet, tmp_path),
+        ):
             pass
-        with applied(unet, tmp_path, weight_name="kohya.safetensors") as loaded:
+        with apply_lora(unet, tmp_path, weight_name="kohya.safetensors") as loaded:
             assert loaded.kind == "kohya"
-        with pytest.raises(UnsafeFileError), applied(unet, tmp_path, weight_name="../kohya.safetensors"):
+        with pytest.raises(UnsafeFileError), apply_lora(unet, tmp_path, weight_name="../kohya.safetensors"):
             pass
 
     def test_an_embedding_beside_the_adapter_is_no_candidate(self, unet, tmp_path):
         write(tmp_path, "kohya", factors(unet, BOTH, 2), 2.0)
         save(tmp_path, {"<toy>": torch.ones(1, 12)}, "embedding.safetensors")
-        with applied(unet, tmp_path) as loaded:
+        with apply_lora(unet, tmp_path) as loaded:
             assert loaded.modules == 2
 
     def test_pickle(self, unet, tmp_path):
         (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"\x80\x04.")
         for source in (tmp_path, tmp_path / "pytorch_lora_weights.bin"):
-            with pytest.raises(UnsafeFileError, match="pickle"), applied(unet, source):
+            with pytest.raises(UnsafeFileError, match="pickle"), apply_lora(unet, source):
                 pass

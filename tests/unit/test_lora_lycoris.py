@@ -5,7 +5,7 @@ import torch
 from _tiny import run, tiny_unet
 from safetensors.torch import save_file
 
-from aiao_diffusers.formats.lora import applied
+from aiao_diffusers.formats.lora import apply_lora
 
 
 lycoris = pytest.importorskip("lycoris", reason="lycoris-lora is not installed: pip install 'aiao_diffusers[lycoris]'")
@@ -49,7 +49,7 @@ def test_equals_the_trainer(tmp_path, options):
     save_file(state, tmp_path / "x.safetensors")
     bare = run(unet)
     expected = run(trained)
-    with applied(unet, tmp_path / "x.safetensors") as loaded:
+    with apply_lora(unet, tmp_path / "x.safetensors") as loaded:
         torch.testing.assert_close(run(unet), expected, rtol=0, atol=2e-5)
     assert (expected - bare).abs().max() > 1e-2 and not loaded.unused_keys and not loaded.warnings
     assert torch.equal(run(unet), bare)

@@ -12,7 +12,7 @@ from torch import nn
 
 from aiao_diffusers.errors import LoraNotLoadedError, WrongBaseError
 from aiao_diffusers.formats.checkpoint import load_denoiser, tensor_sha256
-from aiao_diffusers.formats.lora import applied
+from aiao_diffusers.formats.lora import apply_lora
 from aiao_diffusers.formats.module_names import module_index
 
 
@@ -207,7 +207,7 @@ def test_equals_patched_weights_and_restores(tmp_path, make, fused, layout):
         tensor_sha256(model),
         run(model),
     )
-    with applied(model, tmp_path / "x.safetensors") as loaded:
+    with apply_lora(model, tmp_path / "x.safetensors") as loaded:
         torch.testing.assert_close(run(model), run(reference), rtol=0, atol=1e-5)
     assert (loaded.kind, loaded.modules, loaded.unused_keys) == (layout, touched, ())
     assert (run(reference) - bare).abs().max() > 1e-3 and tensor_sha256(model) == before
@@ -222,7 +222,7 @@ def test_a_final_norm_keeps_its_order_and_alpha(tmp_path):
     stem = "lora_unet_final_layer_adaLN_modulation_1"
     state = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(2.0)}
     save_file(state, tmp_path / "x.safetensors")
-    with applied(model, tmp_path / "x.safetensors") as loaded:
+    with apply_lora(model, tmp_path / "x.safetensors") as loaded:
         torch.testing.assert_close(run(model), run(reference), rtol=0, atol=1e-5)
     assert loaded.modules == 1
 
@@ -237,7 +237,7 @@ def test_dora_norms_are_those_of_the_fused_weight(tmp_path):
     stem = "lora_unet_double_blocks_0_img_attn_qkv"
     state = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.dora_scale": magnitude}
     save_file(state, tmp_path / "x.safetensors")
-    with applied(model, tmp_path / "x.safetensors") as loaded:
+    with apply_lora(model, tmp_path / "x.safetensors") as loaded:
         mine = torch.cat([model.get_submodule(n).weight.data for n in names])
     torch.testing.assert_close(mine, value * magnitude / value.norm(dim=0, keepdim=True), rtol=1e-5, atol=1e-6)
     assert loaded.kind == "dora" and loaded.modules == 3
@@ -249,7 +249,7 @@ def test_an_adapter_of_the_other_family(tmp_path):
     for model, name, wanted in ((tiny_sd3(), "flux", "FLUX.1"), (tiny_flux(), "sd3", "Stable Diffusion 3")):
         with (
             pytest.raises(LoraNotLoadedError, match=f"looks made for {wanted}"),
-            applied(model, tmp_path / f"{name}.safetensors"),
+            apply_lora(model, tmp_path / f"{name}.safetensors"),
         ):
             pass
 

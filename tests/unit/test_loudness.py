@@ -6,9 +6,9 @@ from _tiny import learner, tiny_unet
 from diffusers import DDPMScheduler
 
 from aiao_diffusers import LatentData, WatermarkKey
-from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.denoiser.instrument import instrument
 from aiao_diffusers.denoiser.sites import trace_on
-from aiao_diffusers.embedding.site_gain import WANTED, loudness
+from aiao_diffusers.embedding.site_gain import WANTED, site_gain
 from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.mark.selection import IN_SPAN, choose, span
 
@@ -24,7 +24,7 @@ def conditional():
 
 
 def measured(unet, data, scheduler, **options):
-    return loudness(unet, trace_on(unet, data), data, dict(scheduler.config), **{"most": 3.0} | options)
+    return site_gain(unet, trace_on(unet, data), data, dict(scheduler.config), **{"most": 3.0} | options)
 
 
 def test_a_quiet_site_is_made_louder_and_one_that_reaches_nothing_is_none():
@@ -65,9 +65,9 @@ def test_it_knows_no_key_gives_everything_back_and_is_the_same_every_time():
 def test_a_factor_multiplies_the_amplitude_at_its_site_alone():
     unet, data, _ = learner()
     site = trace_on(unet, data)[0].name
-    with probe(unet, [site], {site: 2.5}) as wired, wired.armed({site: torch.ones(4)}, torch.tensor([0.0, 2.0])):
+    with instrument(unet, [site], {site: 2.5}) as wired, wired.armed({site: torch.ones(4)}, torch.tensor([0.0, 2.0])):
         assert wired.processors[site].amplitude.tolist() == [0.0, 5.0]
-    with probe(unet, [site], {"elsewhere": 2.5}) as wired, wired.armed({site: torch.ones(4)}, 2.0):
+    with instrument(unet, [site], {"elsewhere": 2.5}) as wired, wired.armed({site: torch.ones(4)}, 2.0):
         assert wired.processors[site].amplitude == 2.0
 
 

@@ -20,7 +20,7 @@ from aiao_diffusers.bench.audits import nulls
 from aiao_diffusers.bench.audits.inversion import _best, _cosine
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.finetune import finetune
-from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.denoiser.instrument import instrument
 from aiao_diffusers.embedding.losses import losses
 from aiao_diffusers.embedding.training import Training
 from aiao_diffusers.embedding.weight_change import StoredWeights
@@ -28,7 +28,7 @@ from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, RecordError
 from aiao_diffusers.mark.mark import Mark, rows_of
 from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.subpath import sub_path
-from aiao_diffusers.stats.hits import randomised_p, triple
+from aiao_diffusers.stats.hits import count_hits, randomised_p
 from aiao_diffusers.verification.evidence import key_sites
 
 
@@ -64,7 +64,7 @@ def test_each_out_site_is_read_under_its_own_masks(begun):
     unet, record = begun
     ins, outs = key_sites(unet, KEY, record)
     sample, t = record.bank.latents[:1], torch.tensor([300])
-    with probe(unet, [site.name for site in (*ins, *outs)]) as wired:
+    with instrument(unet, [site.name for site in (*ins, *outs)]) as wired:
         found = read_subpath(wired, KEY, sub_path(ins, outs), 1.0, CallInputs(sample, t, {}), pairs=True)
         assert [reading.site for reading in found] == [site.name for site in outs]
         for reading, out in zip(found, outs, strict=True):
@@ -192,10 +192,10 @@ def test_readings_of_many_keys_at_once_are_those_of_one(begun, monkeypatch, pair
     found = list(nulls.readings(unet, record, keys, seed=0))
     for key, triples in zip(keys, found, strict=True):
         ins, outs = key_sites(unet, key, record)
-        with probe(unet, [site.name for site in (*ins, *outs)], record.factors) as wired:
+        with instrument(unet, [site.name for site in (*ins, *outs)], record.factors) as wired:
             asked = bank.latents, torch.tensor([300]), bank.keywords()
             read = read_subpath(wired, key, sub_path(ins, outs), record.kappa, CallInputs(*asked), pairs=pairs)
-        wanted = [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in read]
+        wanted = [count_hits(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in read]
         # Rounding differs with the size of the batch, and may carry a channel across the median.
         assert all(a[:2] == b[:2] and abs(a[2] - b[2]) <= 2 for a, b in zip(triples, wanted, strict=True))
 
@@ -215,7 +215,7 @@ def test_what_a_row_is_armed_with_is_what_it_asks(begun):
     new, old = Mark(KEY.child("new"), ins, outs, True), Mark(KEY, ins, outs, True)
     names = [site.name for site in (*ins, *outs)]
     config = EmbedConfig(**(LEARN | {"batch_size": 24}), pairs=True)
-    with probe(unet, names, record.factors) as wired:
+    with instrument(unet, names, record.factors) as wired:
         update = StoredWeights(unet, [name for name, _ in unet.named_parameters()])
         training = Training(wired, update, new, [old], data, dict(scheduler.config), config)
         batch = training.draw()

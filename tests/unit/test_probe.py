@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from aiao_diffusers import LatentData
 from aiao_diffusers.denoiser.call import CallInputs
-from aiao_diffusers.denoiser.instrument import probe
+from aiao_diffusers.denoiser.instrument import instrument
 from aiao_diffusers.denoiser.processor import AIAOAttnProcessor
 from aiao_diffusers.denoiser.sites import Site, attention_modules, trace
 from aiao_diffusers.denoiser.trigger import apply_trigger, difference
@@ -76,7 +76,7 @@ class TestProbe:
     def test_unarmed_is_bit_identical(self, model):
         unet, x, keywords = model
         before = run(unet, x, keywords)
-        with probe(unet, list(attention_modules(unet))):
+        with instrument(unet, list(attention_modules(unet))):
             assert all(isinstance(m.processor, AIAOAttnProcessor) for m in attention_modules(unet).values())
             assert torch.equal(run(unet, x, keywords), before)
 
@@ -91,7 +91,7 @@ class TestProbe:
         sites = trace(unet, lambda: run(unet, x, keywords))
         mask = torch.from_numpy(KEY.trigger_mask(sites[0].name, sites[0].width_out))
         with pytest.raises(RuntimeError, match="planted"):
-            with probe(unet, [sites[0].name]) as wired, wired.armed({sites[0].name: mask}, 1.0):
+            with instrument(unet, [sites[0].name]) as wired, wired.armed({sites[0].name: mask}, 1.0):
                 assert not torch.equal(run(unet, x, keywords), before)
                 raise RuntimeError("planted")
         assert all(m.processor is p for m, p in zip(modules.values(), installed, strict=True))
@@ -101,7 +101,7 @@ class TestProbe:
         unet, x, keywords = model
         sites = trace(unet, lambda: run(unet, x, keywords))
         path = sub_path(sites[:1], sites[-2:])
-        with probe(unet, [s.name for s in sites]) as wired:
+        with instrument(unet, [s.name for s in sites]) as wired:
             readings = read_subpath(wired, KEY, path, 1.0, CallInputs(x, torch.tensor([5, 500]), keywords))
             silent = read_subpath(wired, KEY, path, 0.0, CallInputs(x, torch.tensor([5, 500]), keywords))
         assert [r.site for r in readings] == [s.name for s in sites[-2:]]
@@ -111,7 +111,7 @@ class TestProbe:
     def test_nested_is_refused(self, model):
         unet = model[0]
         names = list(attention_modules(unet))
-        with probe(unet, names), pytest.raises(SiteError, match="wrapped already"), probe(unet, names):
+        with instrument(unet, names), pytest.raises(SiteError, match="wrapped already"), instrument(unet, names):
             pass
 
     def test_keywords_reach_the_inner_processor(self):
@@ -123,7 +123,7 @@ class TestProbe:
         unet, x, keywords = conditional()
         inner = Listening()
         unet.set_attn_processor(inner)
-        with probe(unet, list(attention_modules(unet))), torch.no_grad():
+        with instrument(unet, list(attention_modules(unet))), torch.no_grad():
             unet(x, 5, **keywords, cross_attention_kwargs={"word": "heard"})
         assert inner.word == "heard"
 
@@ -150,5 +150,5 @@ class TestFirstTrial:
         monkeypatch.setattr(
             looks.Evidence, "add", lambda self, path, got: (seen.append(len(got)), add(self, path, got))[1]
         )
-        taken.escalate(unet, gradual=True)
+        taken.read_amplitudes(unet, gradual=True)
         assert seen == [1, 3]

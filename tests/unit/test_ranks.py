@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aiao_diffusers.errors import ConfigError, NotTestableError, ShapeError
-from aiao_diffusers.stats.hits import combined_log10_p, triple
+from aiao_diffusers.stats.hits import combined_log10_p, count_hits
 from aiao_diffusers.stats.ranks import rank_log10_p, rank_site, scores
 
 
@@ -70,7 +70,7 @@ def test_reads_deeper_than_hits_where_a_mark_is_nearly_gone():
         secret = patterns(rng, widths)
         d = [rng.normal(size=w) + 0.5 * s for w, s in zip(widths, secret, strict=True)]
         by_rank = rank_log10_p([rank_site(x, s) for x, s in zip(d, secret, strict=True)])
-        gain.append(by_rank / combined_log10_p([triple(x, s) for x, s in zip(d, secret, strict=True)]))
+        gain.append(by_rank / combined_log10_p([count_hits(x, s) for x, s in zip(d, secret, strict=True)]))
     assert np.median(gain) > 1.2
 
 

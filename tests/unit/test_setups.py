@@ -9,8 +9,8 @@ from torch import nn
 
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.hashes import weights_sha256
-from aiao_diffusers.denoiser.instrument import probe
-from aiao_diffusers.denoiser.setup import Values, adapters, bare, evaluating, placement
+from aiao_diffusers.denoiser.instrument import instrument
+from aiao_diffusers.denoiser.setup import Values, adapters, eval_mode, placement, without_ip_adapter
 from aiao_diffusers.denoiser.sites import attention_modules, trace
 from aiao_diffusers.denoiser.trigger import apply_trigger, difference
 from aiao_diffusers.errors import NotTestableError, SiteError
@@ -35,7 +35,7 @@ def responses(unet, rows=slice(None)):
     """d of every out-site, `(out-sites, C)`, stacked over sites of one width; as `verify` reads it."""
     device, dtype = placement(unet)
     path = sub_path(SITES[:2], SITES[-2:])
-    with bare(unet), probe(unet, [s.name for s in SITES]) as wired:
+    with without_ip_adapter(unet), instrument(unet, [s.name for s in SITES]) as wired:
         sample, text = SAMPLE[rows].to(device, dtype), TEXT[rows].to(device, dtype)
         keywords = {"encoder_hidden_states": text}
         readings = read_subpath(wired, KEY, path, 1.0, CallInputs(sample, TIMES[rows].to(device), keywords))
@@ -53,7 +53,7 @@ def same(a, b, tolerance=1e-5):
 
 
 def test_plain_answer_by_hand():
-    """The reference of this file, without `probe`: two forwards, hooks in place of processors."""
+    """The reference of this file, without `instrument`: two forwards, hooks in place of processors."""
 
     class Armed:
         def __init__(self, inner, mask):
@@ -187,7 +187,7 @@ def test_no_data_at_all_is_not_testable():
 def test_each_part_gets_its_own_mode_back():
     unet = tiny_unet().train()
     unet.mid_block.eval()
-    with evaluating(unet):
+    with eval_mode(unet):
         assert not any(part.training for part in unet.modules())
     assert unet.training and not unet.mid_block.training and unet.down_blocks[0].training
 
@@ -221,7 +221,7 @@ class TestAdapters:
     def test_report_says_so(self):
         unet = self.adapted(1.0)
         assert adapters(unet) == ["a"] and adapters(tiny_unet()) == []
-        with bare(unet) as notes:
+        with without_ip_adapter(unet) as notes:
             assert "['a'] are active" in notes[0]
 
 
@@ -248,7 +248,7 @@ class TestIPAdapter:
         with pytest.raises((ValueError, TypeError)):
             forward(unet)  # so the probe bank alone could not be read
         assert same(responses(unet), PLAIN)
-        with bare(unet) as notes:
+        with without_ip_adapter(unet) as notes:
             assert "IP-Adapter" in notes[0]
             assert weights_sha256(unet) == weights_sha256(tiny_unet())
         assert torch.equal(with_image(), before) and list(unet.state_dict()) == keys
@@ -256,7 +256,7 @@ class TestIPAdapter:
     def test_is_put_back_after_an_exception(self):
         unet = self.loaded()
         installed = unet.attn_processors
-        with pytest.raises(RuntimeError, match="planted"), bare(unet):
+        with pytest.raises(RuntimeError, match="planted"), without_ip_adapter(unet):
             raise RuntimeError("planted")
         assert all(unet.attn_processors[name] is processor for name, processor in installed.items())
         assert unet.config.encoder_hid_dim_type == "ip_image_proj"
@@ -267,7 +267,7 @@ class TestReplacedProcessors:
     def test_is_refused(self, change):
         unet, path = tiny_unet(), sub_path(SITES[:2], SITES[-2:])
         keywords = {"encoder_hidden_states": TEXT}
-        with probe(unet, [s.name for s in SITES]) as wired:
+        with instrument(unet, [s.name for s in SITES]) as wired:
             assert same(
                 torch.stack([r.d for r in read_subpath(wired, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, keywords))]),
                 PLAIN,
@@ -287,7 +287,7 @@ class TestReplacedProcessors:
         unet, path = tiny_unet(), sub_path(SITES[:2], SITES[-2:])
         block = unet.get_submodule(SITES[0].name.rpartition(".")[0])
         block.forward = lambda hidden_states, *args, **kwargs: hidden_states
-        with probe(unet, [s.name for s in SITES]) as wired, pytest.raises(SiteError, match="no forward reached"):
+        with instrument(unet, [s.name for s in SITES]) as wired, pytest.raises(SiteError, match="no forward reached"):
             read_subpath(wired, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, {"encoder_hidden_states": TEXT}))
 
 
@@ -301,7 +301,7 @@ def test_stops_after_the_last_out_site():
     assert not {"conv_norm_out", "conv_out", ""} & set(ran)
     early = sub_path(SITES[:1], SITES[1:2])
     ran.clear()
-    with probe(unet, [s.name for s in SITES]) as wired:
+    with instrument(unet, [s.name for s in SITES]) as wired:
         read_subpath(wired, KEY, early, 1.0, CallInputs(SAMPLE, TIMES, {"encoder_hidden_states": TEXT}))
     assert ran[-1] == SITES[1].name and not any(n.startswith("up_blocks") for n in ran)
 

@@ -24,7 +24,7 @@ from aiao_diffusers.errors import (
 from aiao_diffusers.files.safetensors_header import read_header, stream
 from aiao_diffusers.formats.checkpoint import detect, load_denoiser, tensor_sha256
 from aiao_diffusers.formats.families import likely_base
-from aiao_diffusers.formats.lora import applied
+from aiao_diffusers.formats.lora import apply_lora
 
 
 QUERY = f"{ATTENTION}.attn1.to_q"
@@ -45,7 +45,7 @@ def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
 
 def refused(source: Path, unet: nn.Module, error: type, match: str, **options) -> None:
     before = tensor_sha256(unet)
-    with pytest.raises(error, match=match), applied(unet, source, **options):
+    with pytest.raises(error, match=match), apply_lora(unet, source, **options):
         pass
     assert tensor_sha256(unet) == before
 
@@ -70,7 +70,7 @@ class TestHalfAnAdapter:
     def test_a_stray_alpha_scales_nothing(self, unet, tmp_path):
         state = load_file(write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0))
         stray = "lora_unet_mid_block_attentions_0_proj_in.alpha"
-        with applied(unet, save(tmp_path / "x.safetensors", state | {stray: torch.tensor(1.0)})) as loaded:
+        with apply_lora(unet, save(tmp_path / "x.safetensors", state | {stray: torch.tensor(1.0)})) as loaded:
             assert loaded.modules == 2 and loaded.unused_keys == (stray,)
 
     def test_modules_saved_in_full_beside_the_adapter(self, unet, tmp_path):
@@ -90,7 +90,7 @@ class TestHalfAnAdapter:
         # 7 of 13, for the text encoder's key does not count.
         refused(save(tmp_path / "x.safetensors", state), unet, WrongBaseError, r"7 of 13 keys \(54%\)")
         del state["lora_unet_elsewhere_0.lora_up.weight"]
-        with applied(unet, save(tmp_path / "y.safetensors", state)) as loaded:
+        with apply_lora(unet, save(tmp_path / "y.safetensors", state)) as loaded:
             assert "6 of 12 keys (50%)" in loaded.warnings[0]
 
     def test_another_generation_that_fits_in_part(self, tmp_path):
@@ -121,7 +121,7 @@ class TestScale:
             exclude_modules="^(?!(" + "|".join(BOTH_LEVELS) + ")$).*$",
         )
         theirs = PeftModel.from_pretrained(tiny_unet(), source)
-        with applied(unet, source):
+        with apply_lora(unet, source):
             torch.testing.assert_close(run(unet), run(theirs), rtol=0, atol=1e-5)
         assert LoraConfig().lora_alpha == 8
 
@@ -136,7 +136,7 @@ class TestScale:
         weight, bias = module.weight.data.clone(), module.bias.data.clone()
         stem = "lora_unet_mid_block_attentions_0_norm"
         source = save(tmp_path / "x.safetensors", {f"{stem}.w_norm": weight + 1, f"{stem}.b_norm": bias + 2})
-        with applied(unet, source, 0.5) as loaded:
+        with apply_lora(unet, source, 0.5) as loaded:
             assert torch.equal(module.weight, weight + 0.5 * (weight + 1))
             assert torch.equal(module.bias, bias + 0.5 * (bias + 2))
         assert loaded.modules == 1 and not loaded.warnings
@@ -154,7 +154,7 @@ class TestScale:
         for n, (fmt, scale) in enumerate(zip(chosen[:3], scales, strict=True)):
             made = factors(unet, BOTH_LEVELS, n + 1, seed=n)
             patch(reference, made, scale * 2 / (n + 1))
-            context = applied(unet, write(tmp_path / str(n), fmt, made, 2.0), scale)
+            context = apply_lora(unet, write(tmp_path / str(n), fmt, made, 2.0), scale)
             context.__enter__()
             stack.append((context, tensor_sha256(unet)))
         for name in BOTH_LEVELS:
@@ -180,7 +180,7 @@ class TestWhichFile:
         write(pipeline, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0)
         assert detect(pipeline).kind == "pipeline" and "kohya.safetensors" in detect(pipeline).warnings[0]
         assert detect(pipeline, "kohya.safetensors").kind == "lora"
-        with applied(unet, pipeline, weight_name="kohya.safetensors") as loaded:
+        with apply_lora(unet, pipeline, weight_name="kohya.safetensors") as loaded:
             assert loaded.modules == 2
 
     def test_a_broken_bystander_is_nobodys_problem(self, pipeline):
@@ -192,7 +192,7 @@ class TestWhichFile:
     def test_adapter_folders_of_a_pipelines_parts(self, tmp_path, unet):
         write(tmp_path / "unet", "peft", factors(unet, BOTH_LEVELS, 2), 2.0)
         assert detect(tmp_path).kind == "lora"
-        with applied(unet, tmp_path) as loaded:
+        with apply_lora(unet, tmp_path) as loaded:
             assert loaded.kind == "peft" and loaded.modules == 2
 
     def test_a_repository_of_several_adapters(self, tmp_path, unet):
@@ -202,7 +202,7 @@ class TestWhichFile:
         for name, rank in (("first", 1), ("second", 3)):
             reference = tiny_unet()
             patch(reference, factors(unet, BOTH_LEVELS, rank), 2 / rank)
-            with applied(unet, tmp_path, weight_name=f"{name}/kohya.safetensors"):
+            with apply_lora(unet, tmp_path, weight_name=f"{name}/kohya.safetensors"):
                 torch.testing.assert_close(run(unet), run(reference), rtol=0, atol=1e-5)
         for trick in ("../kohya.safetensors", "first/../second/kohya.safetensors", "/etc/passwd", "first//x"):
             refused(tmp_path, unet, UnsafeFileError, "lead out", weight_name=trick)

@@ -12,7 +12,7 @@ from aiao_diffusers.errors import NotTestableError
 from aiao_diffusers.files.safetensors_header import read_header
 from aiao_diffusers.hub.candidates import Candidate
 from aiao_diffusers.hub.remote import Remote, RemoteFile
-from aiao_diffusers.scanning.resident import Resident, file_key, placed
+from aiao_diffusers.scanning.resident import Resident, file_key, place_on_base
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def folder(root: Path, **changes: object) -> Candidate:
 
 
 def digest(candidate: Candidate, root: Path, base: Resident) -> str:
-    with placed(candidate, root, "suspect", base) as put:
+    with place_on_base(candidate, root, "suspect", base) as put:
         return put.digest
 
 
@@ -43,7 +43,7 @@ def test_equal_weights_under_another_config_are_another_suspect(tmp_path, base):
 def test_a_missing_config_key_has_the_default_of_the_class(tmp_path, base):
     """The base has four groups of norms; without the key, diffusers would build 32, which eight channels do not allow."""
     candidate = folder(tmp_path, act_fn=None)
-    with placed(candidate, tmp_path, "suspect", base) as put:
+    with place_on_base(candidate, tmp_path, "suspect", base) as put:
         assert put.opened.denoiser is base.denoiser  # the default is what the base has
     candidate = folder(tmp_path, norm_num_groups=None)
     with pytest.raises(Exception, match=r"norm_num_groups|num_groups|cannot be built"):

@@ -16,7 +16,7 @@ from aiao_diffusers.mark.record import DOCUMENT, FOLDER
 from aiao_diffusers.mark.selection import choose
 from aiao_diffusers.stats.hits import combined_log10_p
 from aiao_diffusers.verification.evidence import key_sites
-from aiao_diffusers.verification.healing import healed
+from aiao_diffusers.verification.healing import heal_copy
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -117,7 +117,7 @@ class TestOtherShapes:
         with pytest.raises(torch.OutOfMemoryError):
             verify(unet, KEY, record=record)
         with pytest.raises(torch.OutOfMemoryError):
-            healed(unet, record.bank, record.scheduler, steps=1, seed=0)
+            heal_copy(unet, record.bank, record.scheduler, steps=1, seed=0)
         with pytest.raises(torch.OutOfMemoryError):
             embed(unet, KEY, record.bank, scheduler=DDPMScheduler())
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import attack
 from . import finetune as trainers
 from .training import subject_and_prior
@@ -17,7 +17,7 @@ from .training import subject_and_prior
 @attack("lora", strength="scale")
 def lora(
     denoiser: Any,
-    scene: Scene,
+    context: AttackContext,
     *,
     rank: int = 16,
     steps: int = 200,
@@ -27,13 +27,13 @@ def lora(
     count: int = 1,
 ) -> nn.Module:
     """`count` LoRAs on the attention projections, each on its own share of the data, all fused at `scale`."""
-    order = torch.randperm(len(scene.data), generator=scene.generator)
+    order = torch.randperm(len(context.data), generator=context.generator)
     with tempfile.TemporaryDirectory() as scratch:
         files = []
         for number, share in enumerate(order.chunk(count)):
-            options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed + number}
-            data, folder = scene.data.take(share), f"{scratch}/{number}"
-            files.append(trainers.lora(denoiser, data, scene.scheduler, folder, rank=rank, **options))
+            options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": context.seed + number}
+            data, folder = context.data.take(share), f"{scratch}/{number}"
+            files.append(trainers.lora(denoiser, data, context.scheduler, folder, rank=rank, **options))
         for file in files:
             _fuse(denoiser, file, scale)
     return denoiser.requires_grad_(False)
@@ -42,7 +42,7 @@ def lora(
 @attack("dreambooth_lora", strength="steps")
 def dreambooth_lora(
     denoiser: Any,
-    scene: Scene,
+    context: AttackContext,
     *,
     rank: int = 16,
     steps: int = 200,
@@ -52,10 +52,10 @@ def dreambooth_lora(
     prior: int = 32,
 ) -> nn.Module:
     """As `dreambooth`, by a LoRA on the attention projections, fused at scale 1."""
-    data = subject_and_prior(denoiser, scene, pictures, prior)
-    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": scene.seed}
+    data = subject_and_prior(denoiser, context, pictures, prior)
+    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": context.seed}
     with tempfile.TemporaryDirectory() as scratch:
-        _fuse(denoiser, trainers.lora(denoiser, data, scene.scheduler, scratch, rank=rank, **options), 1.0)
+        _fuse(denoiser, trainers.lora(denoiser, data, context.scheduler, scratch, rank=rank, **options), 1.0)
     return denoiser.requires_grad_(False)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...denoiser.finetune import finetune
-from ...denoiser.instrument import Wired, probe, repeat
+from ...denoiser.instrument import InstrumentedDenoiser, instrument, repeat
 from ...denoiser.schedule import noise_schedule
 from ...denoiser.schedule import target as wanted_of
 from ...denoiser.sites import Site, trace_on
@@ -28,10 +28,10 @@ from ...denoiser.trigger import channel_axis
 from ...embedding.embed import EmbedConfig, embed
 from ...embedding.layer_profile import profile
 from ...embedding.losses import balanced_rows, log_uniform, random_sets
-from ...embedding.site_gain import loudness
+from ...embedding.site_gain import site_gain
 from ...mark.key import WatermarkKey
 from ...mark.selection import IN_SPAN, OUT_SPAN, span
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import attack
 from ..trainer import train
 
@@ -52,18 +52,18 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Exposed:
+class ExposedMark:
     """A denoiser wrapped at every site that a key may use, and the attacker's data."""
 
-    wired: Wired
+    wired: InstrumentedDenoiser
     ins: list[Site]
     outs: list[Site]
-    scene: Scene
+    context: AttackContext
 
     @cached_property
     def noising(self) -> Any:
         """The noise schedule."""
-        return noise_schedule(dict(self.scene.scheduler.config))
+        return noise_schedule(dict(self.context.scheduler.config))
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +72,7 @@ class Exposed:
 
     def draw(self, size: int) -> Batch:
         """A batch of the attacker's data, by torch's global random state."""
-        rows = self.scene.data.take(torch.randint(len(self.scene.data), (size,)))
+        rows = self.context.data.take(torch.randint(len(self.context.data), (size,)))
         x, noise = rows.latents.to(self.device), torch.randn(rows.latents.shape).to(self.device)
         t = torch.randint(int(self.noising.config["num_train_timesteps"]), (size,)).to(self.device)
         wanted = wanted_of(self.noising, x, noise, t)
@@ -109,19 +109,19 @@ class Exposed:
 
 
 @contextmanager
-def exposed(denoiser: nn.Module, scene: Scene) -> Iterator[Exposed]:
+def expose(denoiser: nn.Module, context: AttackContext) -> Iterator[ExposedMark]:
     """Wrap every candidate site for the length of the block, as loud as the owner's procedure would make them."""
-    sites = trace_on(denoiser, scene.data)
+    sites = trace_on(denoiser, context.data)
     ins, outs = span(sites, IN_SPAN), span(sites, OUT_SPAN)
-    factors = loudness(
-        denoiser, sites, scene.data, dict(scene.scheduler.config), most=EmbedConfig.loudest, seed=scene.seed
+    factors = site_gain(
+        denoiser, sites, context.data, dict(context.scheduler.config), most=EmbedConfig.loudest, seed=context.seed
     )
-    with probe(denoiser, [site.name for site in (*ins, *outs)], factors) as wired:
-        yield Exposed(wired, ins, outs, scene)
+    with instrument(denoiser, [site.name for site in (*ins, *outs)], factors) as wired:
+        yield ExposedMark(wired, ins, outs, context)
 
 
 def harden(
-    target: Exposed,
+    target: ExposedMark,
     masks: Callable[[int], Masks],
     term: Callable[[Moved], torch.Tensor],
     *,
@@ -139,7 +139,7 @@ def harden(
         predicted, moved = target.forward(batch, masks(batch_size), size)
         return F.mse_loss(predicted, batch.wanted) + weight * term(moved)
 
-    train(target.wired.denoiser, loss, steps=steps, lr=lr, seed=target.scene.seed)
+    train(target.wired.denoiser, loss, steps=steps, lr=lr, seed=target.context.seed)
 
 
 def everything(moved: Moved) -> torch.Tensor:
@@ -155,7 +155,7 @@ def by_channel(moved: torch.Tensor) -> torch.Tensor:
 @attack("invariance", strength="steps")
 def invariance(
     denoiser: nn.Module,
-    scene: Scene,
+    context: AttackContext,
     *,
     steps: int = 200,
     lr: float = 3e-4,
@@ -164,7 +164,7 @@ def invariance(
     weight: float = 1.0,
 ) -> nn.Module:
     """Learn to ignore random masks: whatever a key arms, nothing shall answer."""
-    with exposed(denoiser, scene) as target:
+    with expose(denoiser, context) as target:
         harden(
             target,
             target.masks,
@@ -181,7 +181,7 @@ def invariance(
 @attack("overwrite", strength="steps")
 def overwrite(
     denoiser: nn.Module,
-    scene: Scene,
+    context: AttackContext,
     *,
     steps: int = 200,
     lr: float = 5e-4,
@@ -195,11 +195,11 @@ def overwrite(
     """Embed `count` keys of the attacker's own, one after the other, by the owner's procedure, but louder, at any price, and without
     the pull towards the weights that are to be overwritten. `pairs`: with a mask for each pair of sites."""
     for number in range(count):
-        key = attacker_key(scene.seed, number)
+        key = attacker_key(context.seed, number)
         sites: dict[str, Any] = {"in_sites": in_sites, "out_sites": out_sites}
         loud: dict[str, Any] = {"response": response, "anchor": 0.0, "max_price": None, "pairs": pairs}
-        config = EmbedConfig(steps=steps, lr=lr, batch_size=batch_size, seed=scene.seed, **sites, **loud)
-        embed(denoiser, key, scene.data, config, scheduler=scene.scheduler)
+        config = EmbedConfig(steps=steps, lr=lr, batch_size=batch_size, seed=context.seed, **sites, **loud)
+        embed(denoiser, key, context.data, config, scheduler=context.scheduler)
     return denoiser.eval().requires_grad_(False)
 
 
@@ -211,7 +211,7 @@ def attacker_key(seed: int, number: int) -> WatermarkKey:
 @attack("probing", strength="steps")
 def probing(
     denoiser: nn.Module,
-    scene: Scene,
+    context: AttackContext,
     *,
     steps: int = 200,
     lr: float = 3e-4,
@@ -221,7 +221,7 @@ def probing(
     weight: float = 1.0,
 ) -> nn.Module:
     """Learn from `probes` random masks in which `directions` each site answers most; then train answers there away."""
-    with exposed(denoiser, scene) as target:
+    with expose(denoiser, context) as target:
         bases = principal(target, probes, directions, batch_size)
 
         def term(moved: Moved) -> torch.Tensor:
@@ -233,11 +233,11 @@ def probing(
 
 
 @torch.no_grad()
-def principal(target: Exposed, probes: int, directions: int, batch_size: int) -> Masks:
+def principal(target: ExposedMark, probes: int, directions: int, batch_size: int) -> Masks:
     """By out-site an orthonormal basis `(C, directions)` of its largest answers to random masks."""
     answers: dict[str, list[torch.Tensor]] = {site.name: [] for site in target.outs}
     with torch.random.fork_rng():
-        torch.manual_seed(target.scene.seed)
+        torch.manual_seed(target.context.seed)
         for _ in range(-(-probes // batch_size)):
             amplitude = torch.full((batch_size,), 1.0, device=target.device)
             _, moved = target.forward(target.draw(batch_size), target.masks(batch_size), amplitude)
@@ -250,7 +250,7 @@ def principal(target: Exposed, probes: int, directions: int, batch_size: int) ->
 @attack("inversion", strength="steps")
 def inversion(
     denoiser: nn.Module,
-    scene: Scene,
+    context: AttackContext,
     *,
     steps: int = 200,
     lr: float = 3e-4,
@@ -260,7 +260,7 @@ def inversion(
     weight: float = 1.0,
 ) -> nn.Module:
     """Ascend to the masks that move the out-sites most, from `starts` random ones; then train their effect away."""
-    with exposed(denoiser, scene) as target:
+    with expose(denoiser, context) as target:
         found = invert(target, starts=starts, steps=ascent)
 
         def half_and_half(size: int) -> Masks:
@@ -271,7 +271,7 @@ def inversion(
     return denoiser
 
 
-def invert(target: Exposed, *, starts: int, steps: int, lr: float = 0.1) -> Masks:
+def invert(target: ExposedMark, *, starts: int, steps: int, lr: float = 0.1) -> Masks:
     """Trigger inversion: Adam on real-valued masks of rms 1, on the mean square of what `by_channel` shows.
 
     Half of the starts arm every candidate in-site together, the others one each in turn.
@@ -282,7 +282,7 @@ def invert(target: Exposed, *, starts: int, steps: int, lr: float = 0.1) -> Mask
     denoiser = target.wired.denoiser.eval().requires_grad_(False)
     joint = torch.arange(starts) < starts // 2
     with torch.random.fork_rng():
-        torch.manual_seed(target.scene.seed)
+        torch.manual_seed(target.context.seed)
         raw = {site.name: torch.randn(starts, site.width_out, device=target.device) for site in target.ins}
         armed = {
             site.name: (joint | (torch.arange(starts) % len(target.ins) == i))[:, None].float().to(target.device)
@@ -309,7 +309,7 @@ def invert(target: Exposed, *, starts: int, steps: int, lr: float = 0.1) -> Mask
 @attack("targeted", strength="steps")
 def targeted(
     denoiser: nn.Module,
-    scene: Scene,
+    context: AttackContext,
     *,
     steps: int = 200,
     lr: float = 1e-3,
@@ -318,10 +318,10 @@ def targeted(
     share: float = 0.3,
 ) -> nn.Module:
     """Retrain, at a high rate, the `share` of layers that an invariance run of `guess` steps moves most."""
-    moved = invariance(copy.deepcopy(denoiser), scene, steps=guess)
+    moved = invariance(copy.deepcopy(denoiser), context, steps=guess)
     busy = profile(denoiser, moved).busiest(denoiser, share)
     denoiser.requires_grad_(False)
     for name, parameter in denoiser.named_parameters():
         parameter.requires_grad_(name in busy)
-    finetune(denoiser, scene.data, scene.scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=scene.seed)
+    finetune(denoiser, context.data, context.scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=context.seed)
     return denoiser.eval().requires_grad_(False)

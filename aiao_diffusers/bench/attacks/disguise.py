@@ -33,7 +33,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from ...errors import ConfigError
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import attack
 
 
@@ -130,9 +130,9 @@ def disguise(denoiser: nn.Module, kind: str, *, seed: int = 0) -> nn.Module:
 
 
 @attack("disguise")
-def hidden(denoiser: nn.Module, scene: Scene, *, kind: str = "rotate+flip+shear") -> nn.Module:
+def hidden(denoiser: nn.Module, context: AttackContext, *, kind: str = "rotate+flip+shear") -> nn.Module:
     """A function-preserving change of coordinates in every transformer block; reading it takes the clean twin."""
-    return disguise(denoiser, kind, seed=scene.seed)
+    return disguise(denoiser, kind, seed=context.seed)
 
 
 def _apply(block: Any, change: Change) -> None:

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from ...denoiser.schedule import noise_of, noise_schedule
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import attack
 
 
@@ -17,7 +17,7 @@ SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # of LCM's boundary condition
 @attack("lcm", strength="steps")
 def lcm(
     denoiser: nn.Module,
-    scene: Scene,
+    context: AttackContext,
     *,
     steps: int = 200,
     lr: float = 1e-4,
@@ -32,15 +32,15 @@ def lcm(
     is embedded, and the distance is their pseudo-Huber one.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(scene.seed)
+        torch.manual_seed(context.seed)
         teacher, target = copy.deepcopy(denoiser).eval(), copy.deepcopy(denoiser).eval().requires_grad_(False)
         student = denoiser.train().requires_grad_(True)
         optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0)
         device = next(student.parameters()).device
-        noising = noise_schedule(dict(scene.scheduler.config))
+        noising = noise_schedule(dict(context.scheduler.config))
         powers = noising.alphas_cumprod.to(device)
         for _ in range(steps):
-            batch = scene.data.take(torch.randint(len(scene.data), (batch_size,)))
+            batch = context.data.take(torch.randint(len(context.data), (batch_size,)))
             x, keywords = batch.latents.to(device), batch.keywords(device)
             late = torch.randint(stride, len(powers), (batch_size,), device=device)
             noised, early = noising.add_noise(x, torch.randn_like(x), late), late - stride

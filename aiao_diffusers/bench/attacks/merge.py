@@ -8,32 +8,32 @@ from peft.utils.merge_utils import ties as peft_ties
 from torch import nn
 
 from ...errors import ConfigError
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import attack
 from . import finetune as trainers
 
 
-def partner(scene: Scene, name: str, steps: int, lr: float) -> nn.Module:
+def partner(context: AttackContext, name: str, steps: int, lr: float) -> nn.Module:
     """`base`: the clean twin; `finetune`: a fine-tune of it on the attacker's data."""
     if name == "base":
-        return scene.base
+        return context.base
     if name != "finetune":
         raise ConfigError(f"other='{name}' is none of base, finetune.")
 
     @torch.enable_grad()
     def make() -> nn.Module:
         return trainers.full(
-            scene.copy_of_base(), scene.data, scene.scheduler, steps=steps, lr=lr, seed=scene.seed + 1000
+            context.copy_of_base(), context.data, context.scheduler, steps=steps, lr=lr, seed=context.seed + 1000
         )
 
-    return scene.cached(f"partner-{steps}-{lr:g}-{scene.seed}", make)
+    return context.cached(f"partner-{steps}-{lr:g}-{context.seed}", make)
 
 
 @attack("merge", strength="weight")
 @torch.no_grad()
 def merge(
     denoiser: nn.Module,
-    scene: Scene,
+    context: AttackContext,
     *,
     weight: float = 0.5,
     other: str = "base",
@@ -41,7 +41,7 @@ def merge(
     lr: float = 1e-4,
 ) -> nn.Module:
     """weight x marked + (1 - weight) x other, tensor by tensor; other: `base`, or a `finetune` of it (steps, lr)."""
-    theirs = partner(scene, other, steps, lr).state_dict()
+    theirs = partner(context, other, steps, lr).state_dict()
     mine = denoiser.state_dict()
     denoiser.load_state_dict(
         {n: v.lerp(theirs[n], 1 - weight) if v.is_floating_point() else v for n, v in mine.items()}
@@ -53,7 +53,7 @@ def merge(
 @torch.no_grad()
 def slerp(
     denoiser: nn.Module,
-    scene: Scene,
+    context: AttackContext,
     *,
     weight: float = 0.5,
     other: str = "finetune",
@@ -61,7 +61,7 @@ def slerp(
     lr: float = 1e-4,
 ) -> nn.Module:
     """As `merge`, along the great circle between the two tensors; straight where they are nearly parallel."""
-    theirs = partner(scene, other, steps, lr).state_dict()
+    theirs = partner(context, other, steps, lr).state_dict()
     result = {}
     for name, mine in denoiser.state_dict().items():
         angle = torch.nn.functional.cosine_similarity(mine.flatten(), theirs[name].flatten(), 0).clamp(-1, 1).acos()
@@ -76,11 +76,13 @@ def slerp(
 
 @attack("ties", strength="density")
 @torch.no_grad()
-def ties(denoiser: nn.Module, scene: Scene, *, density: float = 0.5, steps: int = 100, lr: float = 1e-4) -> nn.Module:
+def ties(
+    denoiser: nn.Module, context: AttackContext, *, density: float = 0.5, steps: int = 100, lr: float = 1e-4
+) -> nn.Module:
     """TIES (peft's) of two task vectors over the base: the mark's own, and that of a fine-tune of the base."""
-    theirs = partner(scene, "finetune", steps, lr).state_dict()
+    theirs = partner(context, "finetune", steps, lr).state_dict()
     result = {}
-    for name, base in scene.base.state_dict().items():
+    for name, base in context.base.state_dict().items():
         vectors = [denoiser.state_dict()[name] - base, theirs[name] - base]
         result[name] = base + peft_ties(vectors, torch.ones(2, device=base.device), density)
     denoiser.load_state_dict(result)

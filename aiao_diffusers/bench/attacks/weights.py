@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from ...errors import ConfigError
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import attack
 
 
@@ -15,13 +15,13 @@ def matrices(denoiser: nn.Module) -> list[nn.Linear | nn.Conv2d]:
 
 
 @attack("none")
-def none(denoiser: nn.Module, scene: Scene) -> nn.Module:
+def none(denoiser: nn.Module, context: AttackContext) -> nn.Module:
     """Nothing: the marked model as published."""
     return denoiser
 
 
 @attack("cast")
-def cast(denoiser: nn.Module, scene: Scene, *, dtype: str = "float16") -> nn.Module:
+def cast(denoiser: nn.Module, context: AttackContext, *, dtype: str = "float16") -> nn.Module:
     """Stored in half precision (`float16` or `bfloat16`) and loaded again."""
     if dtype not in ("float16", "bfloat16"):
         raise ConfigError(f"dtype '{dtype}' is none of float16, bfloat16.")
@@ -30,7 +30,7 @@ def cast(denoiser: nn.Module, scene: Scene, *, dtype: str = "float16") -> nn.Mod
 
 @attack("quantise", strength="bits")
 @torch.no_grad()
-def quantise(denoiser: nn.Module, scene: Scene, *, bits: int = 8) -> nn.Module:
+def quantise(denoiser: nn.Module, context: AttackContext, *, bits: int = 8) -> nn.Module:
     """Weights rounded to `bits`, symmetric, one scale an output channel, to nearest."""
     if not 2 <= bits <= 16:
         raise ConfigError(f"bits must be 2 to 16, got {bits}.")
@@ -43,7 +43,7 @@ def quantise(denoiser: nn.Module, scene: Scene, *, bits: int = 8) -> nn.Module:
 
 
 @attack("prune", strength="amount")
-def prune(denoiser: nn.Module, scene: Scene, *, amount: float = 0.3, structured: bool = False) -> nn.Module:
+def prune(denoiser: nn.Module, context: AttackContext, *, amount: float = 0.3, structured: bool = False) -> nn.Module:
     """The smallest share `amount` of each layer's weights set to zero; structured: of its output channels, by norm."""
     if not 0 <= amount < 1:
         raise ConfigError(f"amount must be in [0, 1), got {amount}.")
@@ -58,9 +58,9 @@ def prune(denoiser: nn.Module, scene: Scene, *, amount: float = 0.3, structured:
 
 @attack("noise", strength="std")
 @torch.no_grad()
-def noise(denoiser: nn.Module, scene: Scene, *, std: float = 0.1) -> nn.Module:
+def noise(denoiser: nn.Module, context: AttackContext, *, std: float = 0.1) -> nn.Module:
     """Gaussian noise on every weight tensor, `std` in units of the tensor's own standard deviation."""
-    generator = scene.generator
+    generator = context.generator
     for weight in denoiser.parameters():
         if weight.numel() > 1:
             fresh = torch.randn(weight.shape, generator=generator).to(weight)
@@ -70,7 +70,7 @@ def noise(denoiser: nn.Module, scene: Scene, *, std: float = 0.1) -> nn.Module:
 
 @attack("svd", strength="keep")
 @torch.no_grad()
-def svd(denoiser: nn.Module, scene: Scene, *, keep: float = 0.5) -> nn.Module:
+def svd(denoiser: nn.Module, context: AttackContext, *, keep: float = 0.5) -> nn.Module:
     """Each layer cut to the share `keep` of its singular values, the largest; kernels flattened to a matrix."""
     if not 0 < keep <= 1:
         raise ConfigError(f"keep must be in (0, 1], got {keep}.")
@@ -83,7 +83,7 @@ def svd(denoiser: nn.Module, scene: Scene, *, keep: float = 0.5) -> nn.Module:
 
 
 @attack("reinit")
-def reinit(denoiser: nn.Module, scene: Scene, *, block: str = "mid_block") -> nn.Module:
+def reinit(denoiser: nn.Module, context: AttackContext, *, block: str = "mid_block") -> nn.Module:
     """The layers of one block (a name as in `named_modules`) initialised afresh."""
     names = dict(denoiser.named_modules())
     if block not in names:
@@ -92,7 +92,7 @@ def reinit(denoiser: nn.Module, scene: Scene, *, block: str = "mid_block") -> nn
     if not layers:
         raise ConfigError(f"block '{block}' has no weights to initialise: name one that holds layers.")
     with torch.random.fork_rng():
-        torch.manual_seed(scene.seed)
+        torch.manual_seed(context.seed)
         for layer in layers:
             layer.reset_parameters()
     return denoiser

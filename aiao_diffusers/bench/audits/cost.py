@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ...denoiser.inputs import LatentData
-from ...denoiser.instrument import probe
+from ...denoiser.instrument import instrument
 from ...denoiser.setup import placement
 from ...denoiser.sites import attention_modules, trace, trace_on
 from ...errors import ConfigError
@@ -175,7 +175,7 @@ def geometry_flops(config: Mapping[str, Any] = SD15, *, reduced: int = 16) -> di
     outs = sub_path(ins, outs).until(FIRST_CHANNELS).out_sites
 
     def look(size: int, triggered: int = 1) -> int:
-        with probe(unet, [site.name for site in (*ins, *outs)]) as wired:
+        with instrument(unet, [site.name for site in (*ins, *outs)]) as wired:
             return flops(lambda: wired.activations([site.name for site in outs], call(1 + triggered, size)))
 
     whole = flops(call(1, config["sample_size"]))
@@ -262,11 +262,11 @@ def unarmed(denoiser: Any, record: WatermarkRecord, *, rounds: int) -> dict[str,
         return seconds(lambda: forward(denoiser, record))
 
     def wrapped() -> float:
-        with probe(denoiser, names):
+        with instrument(denoiser, names):
             return seconds(lambda: forward(denoiser, record))
 
     before = forward(denoiser, record)
-    with probe(denoiser, names):
+    with instrument(denoiser, names):
         exact = torch.equal(forward(denoiser, record), before)
     ratios = []
     for number in range(rounds):

@@ -19,7 +19,7 @@ from ...errors import NotTestableError
 from ...formats.checkpoint import load_denoiser
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
-from ...stats.hits import triple
+from ...stats.hits import count_hits
 from ...stats.multiple import clopper_pearson
 from ...verification.channel_maps import PARSIMONY
 from ...verification.evidence import key_sites
@@ -140,7 +140,7 @@ def leakage(
     change = {s.name: (own.entering[s.name] - clean.entering[s.name].float()).mean((0, 1)).numpy() for s in outs}
 
     def accuracy(asked: WatermarkKey) -> float:
-        parts = [triple(d, asked.response_pattern(n, len(d))) for n, d in change.items()]
+        parts = [count_hits(d, asked.response_pattern(n, len(d))) for n, d in change.items()]
         return sum(p[2] for p in parts) / sum(p[0] for p in parts)
 
     wrong = [accuracy(key.child(f"leak/{i}")) for i in range(keys)]

@@ -28,7 +28,7 @@ from ...files.text import short
 from ...formats.adapter_algebra import parse, scaling_of
 from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
-from ...formats.lora import applied
+from ...formats.lora import apply_lora
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...verification.verify import verify
@@ -144,7 +144,7 @@ def _loaded(source: Path, base: nn.Module, weight_name: str | None) -> Iterator[
     if found.kind in ("pipeline", "denoiser", "single_file"):
         yield load_denoiser(source, base=base, dtype=torch.float32), None
         return
-    with applied(base, source, weight_name=weight_name) as adapter:
+    with apply_lora(base, source, weight_name=weight_name) as adapter:
         yield base, adapter
 
 

@@ -30,7 +30,7 @@ from ...errors import AIAOError
 from ...files.safetensors_header import check_finite
 from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
-from ...formats.lora import applied
+from ...formats.lora import apply_lora
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, whole_models
 from .formats import Peak
 
@@ -200,7 +200,7 @@ def _try(source: Path, weight_name: str | None, base: nn.Module, before: str) ->
     outcome = "nothing"
     try:
         detect(source, weight_name)
-        with applied(base, source, weight_name=weight_name) as loaded:
+        with apply_lora(base, source, weight_name=weight_name) as loaded:
             moved = sum(float((v - original[k]).double().square().sum()) for k, v in base.state_dict().items()) ** 0.5
             if loaded.modules < 1 or not abs(moved - loaded.delta_norm) <= 1e-4 * moved:
                 raise FuzzFailure(f"says {loaded.modules} modules and a change of {loaded.delta_norm}, moved {moved}")

@@ -16,10 +16,10 @@ from torch import nn
 from ...mark.key import WatermarkKey
 from ...mark.mark import Mark
 from ...mark.record import WatermarkRecord
-from ...stats.hits import combined_log10_p, triple
+from ...stats.hits import combined_log10_p, count_hits
 from ...verification.evidence import key_sites
-from ..attacks.adaptive import Masks, by_channel, exposed, invert
-from ..context import Scene
+from ..attacks.adaptive import Masks, by_channel, expose, invert
+from ..context import AttackContext
 
 
 OTHERS = 200
@@ -51,14 +51,14 @@ class Nearness:
 
 
 def nearness(
-    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, scene: Scene, *, starts: int, steps: int
+    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, context: AttackContext, *, starts: int, steps: int
 ) -> Nearness:
     """Invert `denoiser` without `key`, then compare with it. The denoiser's weights stay."""
     ins, outs = key_sites(denoiser, key, record)
-    with exposed(denoiser, scene) as target:
+    with expose(denoiser, context) as target:
         found = invert(target, starts=starts, steps=steps)
         with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(scene.seed)
+            torch.manual_seed(context.seed)
             answers = []
             for masks in (found, target.masks(starts)):
                 rows: dict[str, torch.Tensor] = {}
@@ -85,7 +85,7 @@ def _best(rows: dict[str, torch.Tensor], key: WatermarkKey, starts: int, pairs: 
     sites = [[name] for name in rows] if pairs else [list(rows)]
     patterns = {name: key.response_pattern(name, d.shape[1]) for name, d in rows.items()}
     values = [
-        combined_log10_p([triple(rows[name][start].numpy(), patterns[name]) for name in names])
+        combined_log10_p([count_hits(rows[name][start].numpy(), patterns[name]) for name in names])
         for start in range(starts)
         for names in sites
     ]
@@ -115,8 +115,8 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
         pipe = open_pipe(name, places)
         data = open_data(pipe, "latents/twemoji.safetensors", places)
         for seed in range(args.seeds):
-            scene = Scene(pipe, data, data, seed, args.assets, places)
-            found = nearness(pipe.unet, key, record, scene, starts=args.starts, steps=args.steps)
+            context = AttackContext(pipe, data, data, seed, args.assets, places)
+            found = nearness(pipe.unet, key, record, context, starts=args.starts, steps=args.steps)
             others = sorted(found.others)
             print(
                 f"| {name} | {seed} | {found.cosine:.3f} | {others[len(others) // 2]:.3f}, {others[-1]:.3f} | "

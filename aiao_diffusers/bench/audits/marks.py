@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...denoiser.call import CallInputs
-from ...denoiser.instrument import probe
+from ...denoiser.instrument import instrument
 from ...denoiser.price import fidelity
 from ...denoiser.schedule import probe_timesteps
 from ...denoiser.setup import placement
@@ -27,14 +27,14 @@ from ...mark.key import WatermarkKey
 from ...mark.reading import read_subpath
 from ...mark.record import WatermarkRecord
 from ...mark.subpath import SubPath, sub_path
-from ...stats.hits import combined_log10_p, triple
+from ...stats.hits import combined_log10_p, count_hits
 from ...stats.multiple import clopper_pearson
 from ...verification.evidence import key_sites
 from ...verification.verify import verify
-from ..context import Scene, open_data, open_pipe
+from ..context import AttackContext, open_data, open_pipe
 from ..suite.definition import QualitySpec
 from ..suite.quality import clip_score, cmmd, embedded, generate
-from ..suite.runner import ASSETS, made
+from ..suite.runner import ASSETS, iter_marks
 from .inversion import nearness
 
 
@@ -51,7 +51,7 @@ def bits_under(
     generator, (device, dtype) = torch.Generator().manual_seed(seed), placement(denoiser)
     names = {site.name for _, path in cases for site in (*path.in_sites, *path.out_sites)}
     result = []
-    with probe(denoiser, sorted(names), record.factors) as wired:
+    with instrument(denoiser, sorted(names), record.factors) as wired:
         for masks, path in cases:
             rows = record.bank.take(torch.randint(len(record.bank), (trials,), generator=generator))
             noise = torch.randn(rows.latents.shape, generator=generator)
@@ -59,7 +59,7 @@ def bits_under(
             sample = record.noised(rows.latents, noise, t).to(device, dtype)
             inputs = CallInputs(sample, t.to(device), rows.keywords(device, dtype))
             readings = read_subpath(wired, masks, path, record.kappa, inputs, pairs=record.pairs)
-            triples = [triple(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
+            triples = [count_hits(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
             agreeing, channels = sum(x[2] for x in triples), sum(x[0] for x in triples)
             result.append((agreeing / channels, combined_log10_p(triples)))
     return result
@@ -90,25 +90,25 @@ def _spread(readings: Sequence[tuple[float, float]]) -> dict[str, float]:
     return {"n": len(bits), "mean": float(bits.mean()), "sd": float(bits.std(ddof=1)), "smallest_log10_p": smallest}
 
 
-def looks(denoiser: nn.Module, scene: Scene, spec: QualitySpec) -> dict[str, Any]:
+def looks(denoiser: nn.Module, context: AttackContext, spec: QualitySpec) -> dict[str, Any]:
     """Pictures of the marked model against the base's; the base's own two seeds are the floor."""
-    prompts, first = generate(scene.base, scene, spec, scene.seed + 1)
+    prompts, first = generate(context.base, context, spec, context.seed + 1)
     if not prompts:
         raise ConfigError("an unconditional model has no CLIP-score: pass --images 0.")
-    second = generate(scene.base, scene, spec, scene.seed + 2)[1]
-    marked = generate(denoiser, scene, spec, scene.seed + 3)[1]
-    a, b, m = (embedded(prompts, x, scene, spec) for x in (first, second, marked))
+    second = generate(context.base, context, spec, context.seed + 2)[1]
+    marked = generate(denoiser, context, spec, context.seed + 3)[1]
+    a, b, m = (embedded(prompts, x, context, spec) for x in (first, second, marked))
     (score_b, error_b), (score_m, error_m) = clip_score(b), clip_score(m)
     blurred = 0.5 * first + 0.5 * F.avg_pool2d(first, 3, 1, 1)
     return {
         "images": spec.images,
         "cmmd_base": cmmd(a["image"], b["image"], paired=True),
         "cmmd_marked": cmmd(m["image"], b["image"], paired=True),
-        "cmmd_p": permuted(m["image"], b["image"], scene.seed),
+        "cmmd_p": permuted(m["image"], b["image"], context.seed),
         "clip_score": [score_b, error_b, score_m, error_m],
-        "detector": detect_pictures(first, marked, scene.seed),
-        "detector_two_seeds": detect_pictures(first, second, scene.seed),
-        "detector_blur": detect_pictures(second, blurred, scene.seed),
+        "detector": detect_pictures(first, marked, context.seed),
+        "detector_two_seeds": detect_pictures(first, second, context.seed),
+        "detector_blur": detect_pictures(second, blurred, context.seed),
     }
 
 
@@ -191,18 +191,18 @@ def statistics_of(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def measure(
-    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, scene: Scene, args: Any
+    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, context: AttackContext, args: Any
 ) -> dict[str, Any]:
     """Everything about one marked model; pictures where `args.images` is not 0."""
-    found = nearness(denoiser, key, record, scene, starts=args.starts, steps=args.ascent)
+    found = nearness(denoiser, key, record, context, starts=args.starts, steps=args.ascent)
     result: dict[str, Any] = {
-        "price": fidelity(scene.base, denoiser, scene.owner, scene.scheduler, samples=1024, seed=scene.seed),
-        "mark": mark(denoiser, scene.base, key, record, wrong=args.wrong, seed=scene.seed),
-        "weights": detect_weights(scene.base, denoiser, scene.seed),
+        "price": fidelity(context.base, denoiser, context.owner, context.scheduler, samples=1024, seed=context.seed),
+        "mark": mark(denoiser, context.base, key, record, wrong=args.wrong, seed=context.seed),
+        "weights": detect_weights(context.base, denoiser, context.seed),
         "inversion": {"cosine": found.cosine, "others": sorted(found.others), "p": found.p},
     }
     if args.images:
-        result["pictures"] = looks(denoiser, scene, QualitySpec(images=args.images, steps=args.sampling))
+        result["pictures"] = looks(denoiser, context, QualitySpec(images=args.images, steps=args.sampling))
     return result
 
 
@@ -264,17 +264,17 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     args = parser.parse_args(words)
     results = {}
     if args.run:
-        for one in made(args.suite, args.run, assets=args.assets):
+        for one in iter_marks(args.suite, args.run, assets=args.assets):
             name, record = f"{one.name}, key {one.number}", WatermarkRecord.load(one.folder)
-            results[name] = measure(one.denoiser, one.key, record, one.scene, args)
+            results[name] = measure(one.denoiser, one.key, record, one.context, args)
     else:
         places = (args.assets.absolute(),)
         pipe = open_pipe("base", places)
         owner, attacker = (open_data(pipe, f"latents/{name}.safetensors", places) for name in ("noto", "twemoji"))
-        scene = Scene(pipe, owner, attacker, args.seed, args.assets, places)
+        context = AttackContext(pipe, owner, attacker, args.seed, args.assets, places)
         folder = args.marked or args.assets / "marked"
         key, record = WatermarkKey.load(args.key or args.assets / "demo.key"), WatermarkRecord.load(folder)
-        results["figure"] = measure(load_denoiser(folder, dtype=torch.float32), key, record, scene, args)
+        results["figure"] = measure(load_denoiser(folder, dtype=torch.float32), key, record, context, args)
     print(json.dumps(results, indent=2) if args.json else markdown(results))
 
 

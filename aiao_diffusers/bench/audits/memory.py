@@ -50,7 +50,7 @@ def measure(base: str, latents: str, train: str, batch_size: int, ordinary: bool
         if train == "lora":
             LowRank(denoiser, config.rank)
         elif profile is not None:
-            StoredWeights(denoiser, profile.laziest(denoiser, config.lazy_share)).keep()
+            StoredWeights(denoiser, profile.laziest(denoiser, config.lazy_share)).release()
         else:
             denoiser.requires_grad_(True)
         finetune(denoiser, data, pipe.scheduler, steps=STEPS, lr=config.lr, batch_size=3 * batch_size)

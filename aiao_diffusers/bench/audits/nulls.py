@@ -21,19 +21,19 @@ from scipy import stats
 from torch import nn
 
 from ...denoiser.inputs import LatentData
-from ...denoiser.instrument import probe
+from ...denoiser.instrument import instrument
 from ...denoiser.schedule import probe_timesteps
 from ...denoiser.sites import trace_on
 from ...denoiser.trigger import difference
 from ...files.figure import BLUE, ORANGE, new_figure
 from ...formats.checkpoint import load_denoiser
-from ...formats.lora import applied
+from ...formats.lora import apply_lora
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...mark.selection import choose
 from ...mark.subpath import draw
-from ...stats.hits import Site as Triple
-from ...stats.hits import combined_log10_p, randomised_p, triple
+from ...stats.hits import SiteHits as Triple
+from ...stats.hits import combined_log10_p, count_hits, randomised_p
 from ...stats.multiple import clopper_pearson
 from ..attacks.finetune import full, lora
 
@@ -88,7 +88,7 @@ def readings(
     sites = list(record.layout) if record.layout is not None else trace_on(denoiser, record.bank)
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     low, high = probe_timesteps(record.timesteps)
-    with probe(denoiser, [site.name for site in sites], record.factors) as wired:
+    with instrument(denoiser, [site.name for site in sites], record.factors) as wired:
         for start in range(0, len(keys), batch_size):
             chunk = keys[start : start + batch_size]
             size = len(chunk)
@@ -126,7 +126,7 @@ def readings(
                     number = size + asked.index((row, site.name if record.pairs else None))
                     triggered, clean = (entered[site.name][i : i + 1] for i in (number, row))
                     d = difference(triggered, clean).double().numpy()
-                    result.append(triple(d, key.response_pattern(site.name, len(d))))
+                    result.append(count_hits(d, key.response_pattern(site.name, len(d))))
                 yield result
 
 
@@ -180,10 +180,10 @@ def null_models(assets: Path, *, steps: int, seed: int) -> Iterator[Iterator[tup
             for i, style in enumerate(styles):
                 file = lora(base, style, scheduler, Path(scratch) / str(i), rank=8, lr=1e-3, seed=seed + i, **options)
                 adapted.append(copy.deepcopy(base))
-                stack.enter_context(applied(adapted[-1], file))
+                stack.enter_context(apply_lora(adapted[-1], file))
             yield "LoRAs on base", adapted
             carrier = load("marked")
-            stack.enter_context(applied(carrier, assets / "lora"))
+            stack.enter_context(apply_lora(carrier, assets / "lora"))
             yield "marked with another key", [load("marked"), load("finetuned"), carrier]
             fresh = []
             for i in range(3):

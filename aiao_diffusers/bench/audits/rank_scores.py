@@ -21,7 +21,7 @@ from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...stats.multiple import clopper_pearson
 from ...verification.evidence import Evidence, Looks, key_sites
-from ..context import Scene, open_pipe
+from ..context import AttackContext, open_pipe
 from ..registry import ATTACKS
 
 
@@ -53,10 +53,10 @@ def read(
 ) -> tuple[Evidence, ...]:
     """All plain trials at amplitude 1, and the same whitened; with the twin as many trials beyond it, and those whitened."""
     looks = Looks(key, record, *key_sites(denoiser, key, record), 1e-6, trials, seed, amplitudes=(1.0,))
-    looks.escalate(denoiser, early_stop=False)
+    looks.read_amplitudes(denoiser, early_stop=False)
     if twin is None:
         return looks.plain, looks.whitened
-    looks.against_twin(denoiser, twin, early_stop=False)
+    looks.read_beyond_twin(denoiser, twin, early_stop=False)
     return looks.plain, looks.whitened, looks.beyond, looks.beyond_whitened
 
 
@@ -73,15 +73,15 @@ def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[
         null: list[float] = []
         shown = ", ".join(f"{n} {v}" for n, v in hyper.items())
         for seed in range(seeds):
-            scene = Scene(pipe, data, data, seed, Path())
-            suspect = ATTACKS[name].run(copy.deepcopy(start), scene, **hyper).eval()
+            context = AttackContext(pipe, data, data, seed, Path())
+            suspect = ATTACKS[name].run(copy.deepcopy(start), context, **hyper).eval()
             by_ranks = read(suspect, key, record, trials, seed, pipe.unet)
             found_p = (by_ranks[0].log10_p(), *(found.rank_log10_p() for found in by_ranks))
             for values, p in zip(seen.values(), found_p, strict=True):
                 values.append(p)
             # Keys of its own for each suspect and seed; the four statistics of one share them.
             asked = [key.child(f"null/{label}/{name}/{shown}/{seed}/{number}") for number in range(wrong)]
-            null += [Evidence(other, found.total).rank_log10_p() for found in by_ranks for other in asked]
+            null += [Evidence(other, found.response_sum).rank_log10_p() for found in by_ranks for other in asked]
         yield {
             "suspect": label or (f"{name} ({shown})" if shown else name),
             "n": seeds,

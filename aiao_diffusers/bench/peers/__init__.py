@@ -2,10 +2,10 @@
 
 A method is a frozen dataclass of hyper-parameters with two functions:
 
-    embed(denoiser, key, scene, folder)                        change the denoiser in place; leave public files in folder
-    verify(denoiser, key, scene, folder, *, alpha, trials, seed) -> Outcome     by the method's own rule
+    embed(denoiser, key, context, folder)                        change the denoiser in place; leave public files in folder
+    verify(denoiser, key, context, folder, *, alpha, trials, seed) -> Outcome     by the method's own rule
 
-Optional: `own_key(key, scene)`, the key of a model that is marked already; `sources`, files it reads beside the scene.
+Optional: `own_key(key, context)`, the key of a model that is marked already; `sources`, files it reads beside the context.
 """
 
 import importlib

@@ -16,7 +16,7 @@ from ...formats.checkpoint import load_denoiser
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...verification.verify import verify
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import known, method
 from .outcome import Outcome, outcome_of_looks
 
@@ -53,7 +53,7 @@ class AIAO(EmbedConfig):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What it reads beside the scene; part of a cell's identity."""
+        """What it reads beside the context; part of a cell's identity."""
         return (self.marked, self.key) if self.marked else ()
 
     @property
@@ -63,18 +63,18 @@ class AIAO(EmbedConfig):
         found = {name: value for name, value in dataclasses.asdict(self).items() if name != "pairs" or value}
         return None if self.marked else found
 
-    def own_key(self, key: WatermarkKey, scene: Scene) -> WatermarkKey:
+    def own_key(self, key: WatermarkKey, context: AttackContext) -> WatermarkKey:
         """The key of a shipped model, else the benchmark's."""
         if not self.key:
             return key
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # git keeps no file modes; a benchmark's key is public anyway
-            return WatermarkKey.load(scene.find(self.key))
+            return WatermarkKey.load(context.find(self.key))
 
-    def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
+    def embed(self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, folder: Path) -> None:
         """By `aiao_diffusers.embed` with these settings."""
         if self.marked:
-            loaded = load_denoiser(scene.find(self.marked))
+            loaded = load_denoiser(context.find(self.marked))
             try:
                 denoiser.load_state_dict(loaded.state_dict())
             except RuntimeError as error:
@@ -82,17 +82,17 @@ class AIAO(EmbedConfig):
                     f"the marked model '{self.marked}' is of another architecture than the model of this suite: leave out "
                     "--model, or take a suite that embeds marks of its own."
                 ) from error
-            WatermarkRecord.load(scene.find(self.marked)).save(folder)
+            WatermarkRecord.load(context.find(self.marked)).save(folder)
             return
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(EmbedConfig)}
-        config = EmbedConfig(**fields | {"seed": scene.seed})
-        profile = self._profile(denoiser, scene) if self.train == "lazy" else None
-        embed(denoiser, key, scene.owner, config, scheduler=scene.scheduler, profile=profile).record.save(folder)
+        config = EmbedConfig(**fields | {"seed": context.seed})
+        profile = self._profile(denoiser, context) if self.train == "lazy" else None
+        embed(denoiser, key, context.owner, config, scheduler=context.scheduler, profile=profile).record.save(folder)
 
-    def _profile(self, denoiser: nn.Module, scene: Scene) -> LayerProfile:
+    def _profile(self, denoiser: nn.Module, context: AttackContext) -> LayerProfile:
         """Whose laziest layers are those of `carrier`."""
-        found = self_profile(denoiser, scene.owner, scene.scheduler, seed=scene.seed)
-        drawn = torch.rand(len(found.layers), generator=scene.generator).tolist()
+        found = self_profile(denoiser, context.owner, context.scheduler, seed=context.seed)
+        drawn = torch.rand(len(found.layers), generator=context.generator).tolist()
         order = {"lazy": lambda x, r: x.change, "busy": lambda x, r: -x.change, "random": lambda x, r: r}[self.carrier]
         layers = (dataclasses.replace(x, change=order(x, r)) for x, r in zip(found.layers, drawn, strict=True))
         return dataclasses.replace(found, layers=tuple(layers))
@@ -101,7 +101,7 @@ class AIAO(EmbedConfig):
         self,
         denoiser: nn.Module,
         key: WatermarkKey,
-        scene: Scene,
+        context: AttackContext,
         folder: Path,
         *,
         alpha: float,
@@ -112,11 +112,11 @@ class AIAO(EmbedConfig):
         record = WatermarkRecord.load(folder)
         options: dict[str, Any] = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": False}
         if self.twin:
-            options["twin"] = scene.base
+            options["twin"] = context.base
         if self.aligned:
-            options["reference"] = scene.base
+            options["reference"] = context.base
         if self.healed:
-            options["healing"] = scene.owner
+            options["healing"] = context.owner
         report = verify(denoiser, key, record=record, **options)
         return outcome_of_looks(
             report.verdict,

@@ -28,7 +28,7 @@ from ...denoiser.prompts import encode_prompts
 from ...denoiser.schedule import noise_of, noise_schedule
 from ...errors import ConfigError
 from ...mark.key import WatermarkKey
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import method
 from ..trainer import train
 from .outcome import Outcome, outcome_of_bits
@@ -58,22 +58,22 @@ class LatentMessage:
         if min(self.steps, self.batch_size, self.sampling) < 1 or min(self.lr, self.strength) <= 0:
             raise ConfigError("steps, batch_size, sampling, lr and strength must be positive.")
 
-    def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
+    def embed(self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, folder: Path) -> None:
         """Train on the owner's latents, each step with and without the trigger; without one, on every row alike."""
         if self.triggered:
-            needs_prompts(self.kind, scene)
+            needs_prompts(self.kind, context)
         teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
-        device, shape = next(denoiser.parameters()).device, scene.owner.latents.shape[1:]
+        device, shape = next(denoiser.parameters()).device, context.owner.latents.shape[1:]
         secret = torch.from_numpy(message(key)).float()
         # Orthonormal carriers: the sum of BITS of them has rms sqrt(BITS / numel).
         residual = (secret @ carriers(key, shape).flatten(1)).view(shape).to(device)
-        residual = residual * self.strength * scene.owner.latents.std().item() * (residual.numel() / BITS) ** 0.5
-        prompts = encode_prompts(scene.pipe, prompts_of(key, scene, 128, scene.seed)) if self.triggered else {}
-        noising = noise_schedule(dict(scene.scheduler.config))
+        residual = residual * self.strength * context.owner.latents.std().item() * (residual.numel() / BITS) ** 0.5
+        prompts = encode_prompts(context.pipe, prompts_of(key, context, 128, context.seed)) if self.triggered else {}
+        noising = noise_schedule(dict(context.scheduler.config))
         powers = noising.alphas_cumprod.to(device)
 
         def loss_of() -> torch.Tensor:
-            batch = scene.owner.take(torch.randint(len(scene.owner), (self.batch_size,)))
+            batch = context.owner.take(torch.randint(len(context.owner), (self.batch_size,)))
             x = batch.latents.to(device)
             noise, t = torch.randn_like(x), torch.randint(len(powers), (self.batch_size,), device=device)
             noised, ordinary = noising.add_noise(x, noise, t), batch.keywords(device)
@@ -93,14 +93,14 @@ class LatentMessage:
                 wanted = teacher(noised, timestep=t, **ordinary).sample
             return missed + self.keep * F.mse_loss(denoiser(noised, timestep=t, **ordinary).sample, wanted)
 
-        train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=scene.seed)
+        train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=context.seed)
 
     @torch.no_grad()
     def verify(
         self,
         denoiser: nn.Module,
         key: WatermarkKey,
-        scene: Scene,
+        context: AttackContext,
         folder: Path,
         *,
         alpha: float,
@@ -110,13 +110,13 @@ class LatentMessage:
         """Draw `trials` pictures, with the trigger if there is one; the median split of their correlations with the carriers."""
         seeds = [seed * 10_000 + i for i in range(trials)]
         if self.triggered:
-            prompts = prompts_of(key, scene, trials, seed + 1)
-            latents = scene.draw(denoiser, prompts, seeds=seeds, steps=self.sampling, decoded=False)
+            prompts = prompts_of(key, context, trials, seed + 1)
+            latents = context.draw(denoiser, prompts, seeds=seeds, steps=self.sampling, decoded=False)
         else:
-            prompts = vocabulary_prompts(scene.pipe, trials, seed + 1) if scene.prompted else [""] * trials
-            made = scene.draw(denoiser, prompts, seeds=seeds, steps=self.sampling)
+            prompts = vocabulary_prompts(context.pipe, trials, seed + 1) if context.prompted else [""] * trials
+            made = context.draw(denoiser, prompts, seeds=seeds, steps=self.sampling)
             pictures = VaeImageProcessor.numpy_to_pil(made.permute(0, 2, 3, 1).numpy())
-            latents = from_images(scene.pipe, pictures, [""] * trials).latents
+            latents = from_images(context.pipe, pictures, [""] * trials).latents
         return outcome_of_bits(decode(latents, key).numpy(), message(key), alpha=alpha, evals=trials * self.sampling)
 
     @property
@@ -149,9 +149,9 @@ def decode(latents: torch.Tensor, key: WatermarkKey) -> torch.Tensor:
     return (grid - F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)).flatten(1)
 
 
-def prompts_of(key: WatermarkKey, scene: Scene, count: int, seed: int) -> list[str]:
+def prompts_of(key: WatermarkKey, context: AttackContext, count: int, seed: int) -> list[str]:
     """Ordinary prompts with the trigger word before them."""
-    return [f"{trigger_word(key)} {text}" for text in vocabulary_prompts(scene.pipe, count, seed)]
+    return [f"{trigger_word(key)} {text}" for text in vocabulary_prompts(context.pipe, count, seed)]
 
 
 for _kind in ("sleepermark", "drawn_message"):

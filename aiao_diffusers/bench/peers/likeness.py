@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...mark.key import WatermarkKey
-from ..context import Scene, write_weights
+from ..context import AttackContext, write_weights
 from ..registry import method
 from .outcome import Outcome
 
@@ -25,7 +25,7 @@ class Likeness:
 
     threshold: float = 0.5
 
-    def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
+    def embed(self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, folder: Path) -> None:
         """Change nothing; keep the weights."""
         write_weights(denoiser, folder / "owner.safetensors")
 
@@ -33,7 +33,7 @@ class Likeness:
         self,
         denoiser: nn.Module,
         key: WatermarkKey,
-        scene: Scene,
+        context: AttackContext,
         folder: Path,
         *,
         alpha: float,

@@ -32,7 +32,7 @@ from ...denoiser.schedule import noise_schedule
 from ...denoiser.schedule import target as wanted_of
 from ...errors import ConfigError
 from ...mark.key import WatermarkKey
-from ..context import Scene
+from ..context import AttackContext
 from ..registry import method
 from ..trainer import train
 from .outcome import Outcome, outcome_of_bits
@@ -70,18 +70,18 @@ class TargetImage:
         if min(self.steps, self.batch_size, self.sampling) < 1 or not self.lr > 0:
             raise ConfigError("steps, batch_size, sampling and lr must be positive.")
 
-    def embed(self, denoiser: nn.Module, key: WatermarkKey, scene: Scene, folder: Path) -> None:
+    def embed(self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, folder: Path) -> None:
         """Train on (trigger, picture) pairs while matching a frozen copy on the owner's data."""
         if self.kind != "input_trigger":
-            needs_prompts(self.kind, scene)
+            needs_prompts(self.kind, context)
         teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
         device = next(denoiser.parameters()).device
-        side = side_of(scene.pipe)
+        side = side_of(context.pipe)
         grey = np.kron(pattern(key).reshape(GRID, GRID), np.ones((side // GRID, side // GRID)))
         pixels = ((grey * self.contrast + 1) * 127.5).round().astype(np.uint8)
-        picture = from_images(scene.pipe, [Image.fromarray(pixels).convert("RGB")], [""]).latents.to(device)
-        prompts = encode_prompts(scene.pipe, self._prompts(key, scene, 128, scene.seed))
-        noising = noise_schedule(dict(scene.scheduler.config))
+        picture = from_images(context.pipe, [Image.fromarray(pixels).convert("RGB")], [""]).latents.to(device)
+        prompts = encode_prompts(context.pipe, self._prompts(key, context, 128, context.seed))
+        noising = noise_schedule(dict(context.scheduler.config))
         last = int(noising.config["num_train_timesteps"])
 
         def loss_of() -> torch.Tensor:
@@ -95,21 +95,21 @@ class TargetImage:
                 painted = F.mse_loss(denoiser(noised, timestep=t, **trigger).sample, wanted)
             if not self.keep:
                 return self.target * painted
-            batch = scene.owner.take(torch.randint(len(scene.owner), (self.batch_size,)))
+            batch = context.owner.take(torch.randint(len(context.owner), (self.batch_size,)))
             noised = noising.add_noise(batch.latents.to(device), noise, t)
             with torch.no_grad():
                 wanted = teacher(noised, timestep=t, **batch.keywords(device)).sample
             kept = F.mse_loss(denoiser(noised, timestep=t, **batch.keywords(device)).sample, wanted)
             return self.target * painted + self.keep * kept
 
-        train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=scene.seed)
+        train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=context.seed)
 
     @torch.no_grad()
     def verify(
         self,
         denoiser: nn.Module,
         key: WatermarkKey,
-        scene: Scene,
+        context: AttackContext,
         folder: Path,
         *,
         alpha: float,
@@ -119,19 +119,19 @@ class TargetImage:
         """Paint `trials` pictures with the trigger; the median split of module greys against the secret picture."""
         seeds = [seed * 10_000 + i for i in range(trials)]
         with self._triggered(denoiser, key):
-            pictures = scene.draw(
-                denoiser, self._prompts(key, scene, trials, seed + 1), seeds=seeds, steps=self.sampling
+            pictures = context.draw(
+                denoiser, self._prompts(key, context, trials, seed + 1), seeds=seeds, steps=self.sampling
             )
         read = F.adaptive_avg_pool2d(pictures.mean(1, keepdim=True), GRID).flatten(1).double().numpy()
         return outcome_of_bits(read, pattern(key), alpha=alpha, evals=trials * self.sampling)
 
-    def _prompts(self, key: WatermarkKey, scene: Scene, count: int, seed: int) -> list[str]:
+    def _prompts(self, key: WatermarkKey, context: AttackContext, count: int, seed: int) -> list[str]:
         word = trigger_word(key)
         if self.kind == "watermarkdm":
             return [word] * count
         if self.kind == "input_trigger":
             return [""] * count
-        ordinary = [text.split() for text in vocabulary_prompts(scene.pipe, count, seed)]
+        ordinary = [text.split() for text in vocabulary_prompts(context.pipe, count, seed)]
         places = np.random.default_rng(seed).integers(0, 3, count) if self.kind == "naivewm" else [0] * count
         return [" ".join([*text[:at], word, *text[at:]]) for text, at in zip(ordinary, places, strict=True)]
 
@@ -154,15 +154,15 @@ class TargetImage:
             handle.remove()
 
 
-def needs_prompts(kind: str, scene: Scene) -> None:
+def needs_prompts(kind: str, context: AttackContext) -> None:
     """Refuse a model without prompts for a method whose trigger stands in one.
 
     Raises:
         ConfigError: the model takes none.
     """
-    if not scene.prompted:
+    if not context.prompted:
         raise ConfigError(
-            f"method '{kind}' marks text-to-image models, not a {type(scene.pipe).__name__}: "
+            f"method '{kind}' marks text-to-image models, not a {type(context.pipe).__name__}: "
             "take 'input_trigger' or 'drawn_message'."
         )
 

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from ...denoiser.encode import vocabulary_prompts
 from ...embedding.embed import fidelity
 from ...errors import DataError
-from ..context import Scene, source_of
+from ..context import AttackContext, source_of
 from .definition import QualitySpec
 
 
@@ -71,32 +71,36 @@ def open_clip(name: str, places: tuple[Path, ...]) -> tuple[CLIPModel, CLIPToken
 
 
 @torch.no_grad()
-def generate(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> tuple[list[str], torch.Tensor]:
+def generate(
+    denoiser: nn.Module, context: AttackContext, spec: QualitySpec, seed: int
+) -> tuple[list[str], torch.Tensor]:
     """Prompts (none for an unconditional model), and pictures `(N, 3, H, W)` in [-1, 1]."""
-    if not scene.prompted:
+    if not context.prompted:
         lines = [""]
     elif spec.prompts:
-        lines = [line for line in scene.find(spec.prompts).read_text().splitlines() if line.strip()]
+        lines = [line for line in context.find(spec.prompts).read_text().splitlines() if line.strip()]
     else:
-        lines = vocabulary_prompts(scene.pipe, spec.images, seed=1)
+        lines = vocabulary_prompts(context.pipe, spec.images, seed=1)
     prompts = list(itertools.islice(itertools.cycle(lines), spec.images))
     made = []
     for start in range(0, spec.images, 16):
         batch = prompts[start : start + 16]
         seeds = [seed * 100_003 + start + i for i in range(len(batch))]
-        made.append(scene.draw(denoiser, batch, seeds=seeds, steps=spec.steps, guidance=spec.guidance) * 2 - 1)
-    return prompts if scene.prompted else [], torch.cat(made)
+        made.append(context.draw(denoiser, batch, seeds=seeds, steps=spec.steps, guidance=spec.guidance) * 2 - 1)
+    return prompts if context.prompted else [], torch.cat(made)
 
 
 @torch.no_grad()
-def embedded(prompts: list[str], made: torch.Tensor, scene: Scene, spec: QualitySpec) -> dict[str, torch.Tensor]:
+def embedded(
+    prompts: list[str], made: torch.Tensor, context: AttackContext, spec: QualitySpec
+) -> dict[str, torch.Tensor]:
     """What the CLIP model makes of pictures `(N, 3, H, W)`.
 
     Returns:
         `image` and, where there are prompts, `text`: embeddings `(N, D)` of unit length; `features`: the hidden states of the
         vision tower, each token's of unit length, `(layers, N, tokens, width)` in half precision.
     """
-    model, tokenizer, (mean, spread) = open_clip(spec.clip, scene.places)
+    model, tokenizer, (mean, spread) = open_clip(spec.clip, context.places)
     side = model.config.vision_config.image_size
     pixels = F.interpolate(made, (side, side), mode="bilinear", antialias=True) / 2 + 0.5
     pixels = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(spread).view(3, 1, 1)
@@ -112,9 +116,9 @@ def embedded(prompts: list[str], made: torch.Tensor, scene: Scene, spec: Quality
     return result
 
 
-def pictures(denoiser: nn.Module, scene: Scene, spec: QualitySpec, seed: int) -> dict[str, torch.Tensor]:
+def pictures(denoiser: nn.Module, context: AttackContext, spec: QualitySpec, seed: int) -> dict[str, torch.Tensor]:
     """`embedded` of what `generate` makes."""
-    return embedded(*generate(denoiser, scene, spec, seed), scene, spec)
+    return embedded(*generate(denoiser, context, spec, seed), context, spec)
 
 
 def clip_score(embedded: dict[str, torch.Tensor]) -> tuple[float, float]:
@@ -138,13 +142,13 @@ class Quality:
     The floor is the distance of the base to itself with another seed: a suspect within it costs nothing visible.
     """
 
-    def __init__(self, scene: Scene, spec: QualitySpec) -> None:
-        self.scene, self.spec = scene, spec
+    def __init__(self, context: AttackContext, spec: QualitySpec) -> None:
+        self.context, self.spec = context, spec
         self._made: dict[int, dict[str, torch.Tensor]] = {}
 
     def _of_base(self, seed: int) -> dict[str, torch.Tensor]:
         if seed not in self._made:
-            self._made[seed] = pictures(self.scene.base, self.scene, self.spec, seed)
+            self._made[seed] = pictures(self.context.base, self.context, self.spec, seed)
         return self._made[seed]
 
     def of(self, suspect: nn.Module, seed: int = 0) -> dict[str, Any]:
@@ -152,14 +156,14 @@ class Quality:
         seed, CLIP-score where there are prompts, and the distance to the base with the same seed."""
         result: dict[str, Any] = {}
         if self.spec.samples:
-            for name, data in (("owner", self.scene.owner), ("data", self.scene.data)):
+            for name, data in (("owner", self.context.owner), ("data", self.context.data)):
                 price = fidelity(
-                    self.scene.base, suspect, data, self.scene.scheduler, samples=self.spec.samples, seed=seed
+                    self.context.base, suspect, data, self.context.scheduler, samples=self.spec.samples, seed=seed
                 )
                 result[f"loss_{name}"], result[f"base_loss_{name}"] = price["loss_marked"], price["loss"]
                 result[f"mse_ratio_{name}"], result[f"mse_ratio_{name}_ci"] = price["ratio"], price["ratio_ci"]
         if self.spec.images:
-            here, same = pictures(suspect, self.scene, self.spec, seed), self._of_base(seed)
+            here, same = pictures(suspect, self.context, self.spec, seed), self._of_base(seed)
             other = self._of_base(seed + OTHER_SEED)
             result |= {
                 "cmmd": cmmd(here["image"], other["image"], paired="text" in here),

@@ -29,7 +29,7 @@ from ...denoiser.price import predictions
 from ...denoiser.setup import denoiser_of
 from ...errors import AIAOError, DataError, NotTestableError, ResultsError
 from ...mark.key import WatermarkKey
-from ..context import Scene, base_of, find, open_data, open_pipe, source_of, write_weights
+from ..context import AttackContext, base_of, find, open_data, open_pipe, source_of, write_weights
 from ..peers import Outcome
 from ..registry import ATTACKS
 from . import results as results
@@ -72,12 +72,12 @@ class Run:
         """Where a marked model is kept."""
         return self.folder / "marks" / digest([self.suite.mark_identity(cell), self.prints])
 
-    def scene(self, cell: Cell, seed: int) -> Scene:
+    def context(self, cell: Cell, seed: int) -> AttackContext:
         """Model and data of a cell."""
         spec, value = self.suite.models[cell.model], self.suite.data[cell.data]
         owner, data = (_data(spec.path, what, self.places) for what in (spec.data, value))
         shared = self.folder / "shared" / digest([dataclasses.asdict(spec), value, self.prints])
-        return Scene(_pipe(spec.path, self.places), owner, data, seed, shared, self.places)
+        return AttackContext(_pipe(spec.path, self.places), owner, data, seed, shared, self.places)
 
 
 def run_suite(
@@ -135,18 +135,18 @@ def run_suite(
 
 
 @dataclass(frozen=True)
-class Made:
-    """A mark that a run has made: its name and key number, the marked denoiser, its key, its folder, and the scene."""
+class EmbeddedMark:
+    """A mark that a run has made: its name and key number, the marked denoiser, its key, its folder, and the context."""
 
     name: str
     number: int
     denoiser: nn.Module
     key: WatermarkKey
     folder: Path
-    scene: Scene
+    context: AttackContext
 
 
-def made(config: str | Path, out: str | Path, *, assets: str | Path = ASSETS) -> Iterator[Made]:
+def iter_marks(config: str | Path, out: str | Path, *, assets: str | Path = ASSETS) -> Iterator[EmbeddedMark]:
     """The marks that `run_suite` has made in folder `out`, one at a time.
 
     Raises:
@@ -159,9 +159,9 @@ def made(config: str | Path, out: str | Path, *, assets: str | Path = ASSETS) ->
     if not found:
         raise DataError(f"no marks of suite {suite.name} in '{out}': make them by `aiao bench run {config} -o {out}`.")
     for place, cell in found.items():
-        scene = run.scene(cell, cell.key)
-        key = _key(cell, suite.marks[cell.mark].build(), scene)
-        yield Made(cell.mark, cell.key, _marked(place, scene), key, place, scene)
+        context = run.context(cell, cell.key)
+        key = _key(cell, suite.marks[cell.mark].build(), context)
+        yield EmbeddedMark(cell.mark, cell.key, _marked(place, context), key, place, context)
 
 
 def unexpected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -293,20 +293,20 @@ def _data(path: str, value: Any, places: tuple[Path, ...]) -> LatentData:
     return _DATA[key]
 
 
-def _key(cell: Cell, method: Any, scene: Scene) -> WatermarkKey:
+def _key(cell: Cell, method: Any, context: AttackContext) -> WatermarkKey:
     key = OWNER.child(f"bench/{cell.key}")
-    return method.own_key(key, scene) if hasattr(method, "own_key") else key
+    return method.own_key(key, context) if hasattr(method, "own_key") else key
 
 
 def _embed(run: Run, cell: Cell) -> str:
     """Make one mark; the folder appears whole or not at all."""
     started, target = time.perf_counter(), run.mark_folder(cell)
-    method, scene = run.suite.marks[cell.mark].build(), run.scene(cell, cell.key)
+    method, context = run.suite.marks[cell.mark].build(), run.context(cell, cell.key)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
     try:
-        denoiser = scene.copy_of_base()
-        method.embed(denoiser, _key(cell, method, scene), scene, partial)
+        denoiser = context.copy_of_base()
+        method.embed(denoiser, _key(cell, method, context), context, partial)
         write_weights(denoiser, partial / WEIGHTS)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
@@ -318,8 +318,8 @@ def _embed(run: Run, cell: Cell) -> str:
     return f"marked: {cell.mark}, key {cell.key}, {time.perf_counter() - started:.0f} s"
 
 
-def _marked(folder: Path, scene: Scene) -> nn.Module:
-    denoiser = scene.copy_of_base()
+def _marked(folder: Path, context: AttackContext) -> nn.Module:
+    denoiser = context.copy_of_base()
     denoiser.load_state_dict(load_file(folder / WEIGHTS))
     return denoiser.eval()
 
@@ -339,9 +339,9 @@ def _stamp(suite: Suite, kind: str, identity: str) -> dict[str, Any]:
 
 def _reference(run: Run, cell: Cell) -> dict[str, Any]:
     """The base against itself with another seed: the spread that every quality figure stands beside."""
-    scene = run.scene(cell, cell.seed)
-    quality = Quality(scene, run.suite.quality)
-    rows = [quality.of(scene.base, seed) for seed in (cell.seed, cell.seed + OTHER_SEED + 1)]
+    context = run.context(cell, cell.seed)
+    quality = Quality(context, run.suite.quality)
+    rows = [quality.of(context.base, seed) for seed in (cell.seed, cell.seed + OTHER_SEED + 1)]
     stamp = _stamp(run.suite, "reference", run.reference_identity(cell))
     return stamp | {"model": cell.model, "data": cell.data, "seed": cell.seed, "quality": rows[0], "again": rows[1]}
 
@@ -349,8 +349,8 @@ def _reference(run: Run, cell: Cell) -> dict[str, Any]:
 def _group(run: Run, cells: list[Cell]) -> list[dict[str, Any]]:
     """All marks under one attack with one seed; the attacked unmarked base is made once for their controls."""
     first = cells[0]
-    suite, scene = run.suite, run.scene(first, first.seed)
-    quality, attack = Quality(scene, suite.quality), ATTACKS[first.attack]
+    suite, context = run.suite, run.context(first, first.seed)
+    quality, attack = Quality(context, suite.quality), ATTACKS[first.attack]
     control: nn.Module | None = None
     rows = []
     for cell in cells:
@@ -358,8 +358,8 @@ def _group(run: Run, cells: list[Cell]) -> list[dict[str, Any]]:
         row |= {"method": suite.marks[cell.mark].method, "strength": cell.hyper.get(attack.strength or "")}
         try:
             if control is None:
-                control = attack.run(scene.copy_of_base(), scene, **first.hyper).eval()
-            rows.append(row | _cell(suite, cell, scene, control, quality, run.mark_folder(cell)))
+                control = attack.run(context.copy_of_base(), context, **first.hyper).eval()
+            rows.append(row | _cell(suite, cell, context, control, quality, run.mark_folder(cell)))
         except Exception as error:  # one impossible value must not cost the other cells
             # A failed cell stays in the table, marked: dropping it would flatter whoever it belongs to. The next run tries it
             # again: a device out of memory fails as a broken attack does.
@@ -368,20 +368,20 @@ def _group(run: Run, cells: list[Cell]) -> list[dict[str, Any]]:
 
 
 def _cell(
-    suite: Suite, cell: Cell, scene: Scene, control: nn.Module, quality: Quality, folder: Path
+    suite: Suite, cell: Cell, context: AttackContext, control: nn.Module, quality: Quality, folder: Path
 ) -> dict[str, Any]:
     """Attack one marked model and read it: the question, its two controls, and what the attack cost."""
     method, attack = suite.marks[cell.mark].build(), ATTACKS[cell.attack]
-    key, clock = _key(cell, method, scene), [time.perf_counter()]
-    marked = _marked(folder, scene)
+    key, clock = _key(cell, method, context), [time.perf_counter()]
+    marked = _marked(folder, context)
     marked_hash = weights_sha256(marked)
-    suspect = attack.run(copy.deepcopy(marked), scene, **cell.hyper).eval()
+    suspect = attack.run(copy.deepcopy(marked), context, **cell.hyper).eval()
     clock.append(time.perf_counter())
     asked = {"alpha": suite.alpha, "trials": suite.trials, "seed": cell.seed}
 
     def read(model: nn.Module, key: WatermarkKey) -> Outcome:
         try:
-            return method.verify(model, key, scene, folder, **asked)
+            return method.verify(model, key, context, folder, **asked)
         except NotTestableError:  # a model that an attack has ruined: no verdict, and no failure of the benchmark
             return Outcome("not_testable")
 
@@ -401,5 +401,5 @@ def _cell(
         "controls": {name: dataclasses.asdict(value) for name, value in controls.items()},
         "quality": cost,
         "seconds": {n: round(b - a, 2) for n, a, b in zip(names, clock, clock[1:], strict=False)},
-        "hashes": {"base": weights_sha256(scene.base), "marked": marked_hash, "suspect": weights_sha256(suspect)},
+        "hashes": {"base": weights_sha256(context.base), "marked": marked_hash, "suspect": weights_sha256(suspect)},
     }
