@@ -45,8 +45,8 @@ demo: install  ## six verdicts on the shipped model and its descendants
 test: install  ## every test, slow ones too
 	$(PYTEST)
 
-test-fast: install  ## unit tests, seconds
-	$(PYTEST) -m "not slow" tests/unit
+test-fast: install  ## all but the slow tests
+	$(PYTEST) -m "not slow"
 
 style: install  ## rewrite the code in the house style
 	"$(BIN)/ruff" check --fix .

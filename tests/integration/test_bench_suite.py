@@ -16,8 +16,8 @@ from PIL import Image
 from aiao_diffusers import WatermarkRecord, verify
 from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.suite import results
-from aiao_diffusers.bench.suite.definition.runner import made, run_suite, unexpected
-from aiao_diffusers.bench.suite.definition.tables import table
+from aiao_diffusers.bench.suite.runner import iter_marks, run_suite, unexpected
+from aiao_diffusers.bench.suite.tables import table
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
 
@@ -69,12 +69,12 @@ class TestSmoke:
 
     def test_its_marks_are_found_again(self, smoke, tmp_path):
         out, rows = smoke
-        (one,) = made("smoke", out, assets=ASSETS)
+        (one,) = iter_marks("smoke", out, assets=ASSETS)
         assert weights_sha256(one.denoiser) == next(row["hashes"]["marked"] for row in rows if row["kind"] == "cell")
         record = WatermarkRecord.load(one.folder)
         assert record.belongs_to(one.key) and verify(one.denoiser, one.key, record=record).verified
         with pytest.raises(DataError, match="no marks of suite smoke"):
-            next(made("smoke", tmp_path, assets=ASSETS))
+            next(iter_marks("smoke", tmp_path, assets=ASSETS))
 
     def test_table_and_curves_by_the_command(self, smoke, tmp_path, capsys):
         out, _ = smoke

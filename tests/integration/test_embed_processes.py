@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 
-UNIT = Path(__file__).parents[1] / "unit"
+TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 START = """
@@ -45,7 +45,7 @@ def weights(unet):
 def command(body: str, out: Path, *launcher: str) -> list[str]:
     out.mkdir(exist_ok=True)
     script = out / "script.py"
-    script.write_text(START.format(unit=str(UNIT)) + body)
+    script.write_text(START.format(unit=str(TESTS)) + body)
     return [sys.executable, *launcher, str(script), str(out)]
 
 

@@ -10,8 +10,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import BadRequestError, RemoteEntryNotFoundError
 from huggingface_hub.utils.sha import git_hash
 
-from tests.hub.samples import CARD, card, safetensors
 from tests.hub_server import HubServer
+from tests.samples import CARD, card, safetensors
 
 
 class TestListing:

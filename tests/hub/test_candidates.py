@@ -20,9 +20,9 @@ from aiao_diffusers.hub.candidates import candidates, declared_base
 from aiao_diffusers.hub.download import pull
 from aiao_diffusers.hub.remote import fetch, look_up, read_remote_header
 from aiao_diffusers.verification.suspect import open_suspect
-from tests.hub.samples import card, safetensors
-from tests.hub.suspects import ASSETS, LORA, UNET, folder
 from tests.hub_server import Cut, Hollow, HubServer, RateLimit, ServerError
+from tests.samples import card, safetensors
+from tests.suspects import ASSETS, LORA, UNET, folder
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")

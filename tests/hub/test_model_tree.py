@@ -6,8 +6,8 @@ import pytest
 
 from aiao_diffusers.errors import ConfigError, HubError
 from aiao_diffusers.hub.model_tree import walk
-from tests.hub.samples import card, safetensors
 from tests.hub_server import EndlessPages, HubServer, RateLimit, ServerError
+from tests.samples import card, safetensors
 
 
 def child(server: HubServer, name: str, *bases: str, year: int = 2025, **fields: object) -> None:

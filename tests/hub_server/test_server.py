@@ -17,10 +17,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import get_session
 from huggingface_hub.utils.sha import git_hash
 
-from tests.hub.samples import CARD, safetensors
 from tests.hub_server import Hollow, HubServer
 from tests.hub_server.blobs import BlobStore
 from tests.hub_server.store import Entry, tree_oid
+from tests.samples import CARD, safetensors
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from safetensors.torch import save
 
 from aiao_diffusers import WatermarkKey, scan
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError
-from tests.hub.samples import card
-from tests.hub.suspects import ASSETS, BASE, LORA, Suspect, folder, lora, mistakes, population, publish
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
+from tests.samples import card
+from tests.suspects import ASSETS, BASE, LORA, Suspect, folder, lora, mistakes, population, publish
 
 
 pytestmark = pytest.mark.slow

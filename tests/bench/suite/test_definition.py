@@ -8,7 +8,7 @@ import yaml
 
 from aiao_diffusers import EmbedConfig
 from aiao_diffusers.bench.registry import ATTACKS, METHODS
-from aiao_diffusers.bench.suite.definition.definition import parse, read_suite, shipped
+from aiao_diffusers.bench.suite.definition import parse, read_suite, shipped
 from aiao_diffusers.errors import ConfigError
 
 

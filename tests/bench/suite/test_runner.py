@@ -14,7 +14,7 @@ from _tiny import tiny_unconditional
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from aiao_diffusers import LatentData, WatermarkKey
-from aiao_diffusers.bench.suite.definition.runner import _each, run_suite
+from aiao_diffusers.bench.suite.runner import _each, run_suite
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
 
 

@@ -162,7 +162,7 @@ def test_consistency_distillation_brings_far_and_near_predictions_together(conte
 @pytest.mark.parametrize("name, hyper", [("dreambooth", {"lr": 1e-4}), ("dreambooth_lora", {"lr": 1e-3, "rank": 4})])
 def test_dreambooth_binds_a_rare_word_to_its_subject(name, hyper, tmp_path):
     """The example's own model: a subject needs prompts, and pictures of the model itself."""
-    places = (Path(__file__).parents[2] / "examples" / "emoji_diffusion",)
+    places = (Path(__file__).parents[3] / "examples" / "emoji_diffusion",)
     pipe = open_pipe("base", places)
     data = open_data(pipe, "latents/twemoji.safetensors", places)
     context = AttackContext(pipe, data, data, 0, tmp_path, places)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aiao_diffusers.bench.audits.marks import permuted
-from aiao_diffusers.bench.suite.definition.quality import clip_score, cmmd, perceptual
+from aiao_diffusers.bench.suite.quality import clip_score, cmmd, perceptual
 
 
 def unit(count, shift=0.0, seed=0):

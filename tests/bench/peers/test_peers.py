@@ -27,7 +27,7 @@ from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.stats.hits import hits
 
 
-BASE = Path(__file__).parents[2] / "examples" / "emoji_diffusion" / "base"
+BASE = Path(__file__).parents[3] / "examples" / "emoji_diffusion" / "base"
 KEY = WatermarkKey(bytes(range(32)), "Test")
 ASKED = {"alpha": 1e-6, "trials": 3, "seed": 0}
 

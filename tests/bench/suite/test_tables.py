@@ -7,14 +7,14 @@ import pytest
 
 from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.suite import results
-from aiao_diffusers.bench.suite.definition.curves import curves
-from aiao_diffusers.bench.suite.definition.runner import unexpected
-from aiao_diffusers.bench.suite.definition.tables import load, table, update
+from aiao_diffusers.bench.suite.curves import curves
+from aiao_diffusers.bench.suite.runner import unexpected
+from aiao_diffusers.bench.suite.tables import load, table, update
 from aiao_diffusers.errors import ConfigError, ResultsError
 from aiao_diffusers.stats.multiple import clopper_pearson
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def row(attack, hyper, seed, log10_p, *, mark="ours", passed=8, base=-0.4, verdict=None, **changes):
