@@ -10,6 +10,7 @@ SOURCE = Path(aiao_diffusers.__file__).parent
 # Low to high; packages of one floor know nothing of each other.
 FLOORS = (
     ("errors",),
+    ("deprecation",),
     ("files", "stats"),
     ("denoiser",),
     ("mark", "formats"),
