@@ -35,7 +35,7 @@ from ..denoiser.sites import Site, unwrap
 from ..denoiser.trigger import channel_axis
 from ..errors import NotTestableError
 from .channel_maps import TINY, SiteMap, fit, fit_stream
-from .reference import Reference, _capture
+from .reference import Reference, capture_activations
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def align(reference: Reference, denoiser: nn.Module, ins: Sequence[Site], outs: 
     missing += [s.name for s in outs if s.name not in reference.entering]
     if missing:
         raise NotTestableError(f"the reference has no activations of {missing}: it is of another architecture.")
-    left, entered = _capture(
+    left, entered = capture_activations(
         unwrap(denoiser),
         reference.inputs,
         reference.timesteps,

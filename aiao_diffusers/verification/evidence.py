@@ -1,14 +1,5 @@
-"""Looks at a suspect: trials, averaged, give a p-value at each look, and each look pays its share of alpha.
+"""What trials of a key show at a suspect: responses summed over sub-paths, and the p-values that follow from them."""
 
-The list of looks is fixed by what the verifier passes in, not by what is seen: the plain amplitude x1 after 1, 2, 4, ...
-trials; with the clean twin two looks at what the suspect answers beyond it (`read_beyond_twin`); x2 and x4 as x1; with a reference the
-three amplitudes through an alignment; with healing the three amplitudes on the healed copy, and, with a reference too, on the
-healed copy through its own alignment; these once each, after all trials. After an
-amplitude's last trial the same readings are looked at once more, by rank scores (`ranks`), and those of the first amplitude
-a third time, seen against what wrong masks call up (`whiten`). Seeing decides only when to stop, as `SequentialTest` asks.
-"""
-
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,9 +10,9 @@ import torch
 from torch import nn
 
 from ..denoiser.call import CallInputs
-from ..denoiser.instrument import Coordinates, InstrumentedDenoiser, instrument
+from ..denoiser.instrument import Coordinates, InstrumentedDenoiser
 from ..denoiser.schedule import probe_timesteps
-from ..denoiser.setup import eval_mode, placement
+from ..denoiser.setup import placement
 from ..denoiser.sites import Site, attention_modules, trace_on
 from ..errors import AIAOError, NotTestableError, ShapeError
 from ..mark.key import WatermarkKey
@@ -32,12 +23,9 @@ from ..mark.subpath import SubPath, draw
 from ..stats.hits import SiteTest, combined_log10_p, count_hits, site_log10_p
 from ..stats.natural_response import orthogonal_to, whiten
 from ..stats.ranks import rank_log10_p, rank_site
-from ..stats.sequential import SequentialTest
 
 
 MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
-FIRST_CHANNELS = 1024  # bits whose floor, 1e-306, is as deep as anyone needs: a wide model's first forward ends there
-AMPLITUDES = (1.0, 2.0, 4.0)  # an attacker who suppresses a mark rarely erases it
 WRONG_INPUTS, WRONG_MASKS = 16, 4  # forwards of a whitened look, and wrong masks in each beside a clean part
 
 
@@ -89,167 +77,70 @@ class Evidence:
         )
 
 
-@dataclass
-class Looks:
-    """All looks at one suspect, in order; `read_amplitudes` takes the next ones.
+class EvidenceReader:
+    """Draws trials of a key at a suspect and reads them; all draws come from one seed, in the order they are asked for.
 
     Args:
-        ins, outs: the key's sites. trials (`int`): for each amplitude, at most. seed (`int`): of sub-paths and inputs. whiten
-        (`bool`): take the look at whitened responses.
+        key (`WatermarkKey`): whose masks are armed. record (`WatermarkRecord`): probe bank, amplitude and noise schedule.
+        ins, outs (`Sequence[Site]`): the key's sites. seed (`int`): of sub-paths and inputs.
     Attributes:
-        sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. whitened: of the last
-        whitened look. wrong: responses to wrong masks that it saw, `(N, C)` by out-site. beyond, beyond_whitened: of the looks
-        beyond the twin. response, tests, by_ranks: of the best look, and whether its p-value is by rank scores. notes: for each
-        look what the report adds to it. missed: looks that could not be taken, and why. evaluations: single-sample forwards
-        spent.
+        evaluations (`int`): single-sample forwards spent.
     """
 
-    key: WatermarkKey
-    record: WatermarkRecord
-    ins: Sequence[Site]
-    outs: Sequence[Site]
-    alpha: float
-    trials: int
-    seed: int
-    amplitudes: Sequence[float] = AMPLITUDES
-    whiten: bool = True
-
-    def __post_init__(self) -> None:
-        self.sequence = SequentialTest(alpha=self.alpha)
-        self.random, self.generator = np.random.default_rng(self.seed), torch.Generator().manual_seed(self.seed)
-        self.plain = self.whitened = self.beyond = self.beyond_whitened = Evidence(self.key)
-        self.wrong: dict[str, np.ndarray] = {}
-        self.response: dict[str, np.ndarray] = {}
-        self.tests: tuple[SiteTest, ...] = ()
-        self.by_ranks = False
-        self.notes: list[dict[str, Any]] = []
+    def __init__(
+        self, key: WatermarkKey, record: WatermarkRecord, ins: Sequence[Site], outs: Sequence[Site], seed: int
+    ) -> None:
+        self.key, self.record, self.ins, self.outs = key, record, ins, outs
+        self.random, self.generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         self.evaluations = 0
-        self.missed: list[str] = []
-        self._best = (math.inf, math.inf)
 
     @property
-    def verified(self) -> bool:
-        """Whether some look has verified."""
-        return self.sequence.verdict == "verified"
+    def site_names(self) -> list[str]:
+        """Of in-sites and out-sites, for `instrument`."""
+        return [site.name for site in (*self.ins, *self.outs)]
 
-    def read_amplitudes(
+    def read_trial(
         self,
-        denoiser: nn.Module,
-        label: str = "amplitude",
-        *,
-        through: Coordinates | None = None,
-        note: dict[str, Any] | None = None,
-        gradual: bool = False,
-        early_stop: bool = True,
-        which: slice = slice(None),
-    ) -> None:
-        """Take the looks at the amplitudes, until one verifies.
-
-        Args:
-            through: an alignment to read through. note: what the report adds to these looks.
-            gradual (`bool`): look after 1, 2, 4, ... trials, not only after all, the first of them on the first
-                `FIRST_CHANNELS` channels alone if it may be the last.
-            early_stop (`bool`): stop at the first look that verifies; False takes the others of its amplitude too.
-            which (`slice`): of the amplitudes, all by default.
-        """
-        names = [site.name for site in (*self.ins, *self.outs)]
-        with eval_mode(denoiser), instrument(denoiser, names, self.record.factors) as wired:
-            for number, amplitude in list(enumerate(self.amplitudes))[which]:
-                named = f"{label} x{amplitude:g}"
-                evidence = Evidence(self.key)
-                if not self.sequence.looks:
-                    self.plain = evidence
-                try:
-                    for trial in range(1, self.trials + 1):
-                        subpath = draw(self.ins, self.outs, self.random)
-                        if gradual and early_stop and trial == 1:
-                            subpath = subpath.until(FIRST_CHANNELS)
-                        evidence.add(subpath, self.trial(wired, subpath, amplitude, through))
-                        if trial == self.trials or (gradual and not trial & (trial - 1)):
-                            self._look(named, evidence, note)
-                            if self.verified and early_stop:
-                                return
-                    self._look(f"{named}, ranks", evidence, note, ranks=True)
-                    if self.verified and early_stop:
-                        return
-                    if self.whiten and not number:
-                        self.wrong = self._wrong(wired, amplitude, through)
-                        self.whitened = evidence.whitened_by(self.wrong)
-                        self._look(f"{named}, whitened", self.whitened, note, ranks=True)
-                except NotTestableError as error:
-                    # A larger trigger may overflow a half-precision model; whether it does hangs on no response pattern,
-                    # so the looks that are left stay exact.
-                    if not self.sequence.looks:
-                        raise
-                    self.missed.append(f"the looks '{named}' ended early: {error}")
-                if self.verified:
-                    return
-
-    def read_beyond_twin(self, denoiser: nn.Module, twin: nn.Module, *, early_stop: bool = True) -> None:
-        """Looks, by rank scores, at what the suspect answers beyond its clean twin, on the same inputs (`whiten.beyond`).
-
-        What any mask calls up is in both and goes; what embedding added stays, however little a merge has left of it. Where
-        wrong masks were seen (`read_amplitudes`), a second look weighs the same readings by them.
-        The twin was made before the response patterns were of any use, so what is beyond it depends on them no more than d does:
-        p stays exact. That binds an honest owner, as an alignment does (`align`): a twin made with the key in mind could push
-        every suspect towards the patterns, which the same look at another clean model shows.
-
-        Args:
-            early_stop (`bool`): stop at the first look if it verifies.
-        Raises:
-            NotTestableError: an activation is not finite. SiteError: suspect and twin are one and the same module.
-        """
-        names, amplitude = [site.name for site in (*self.ins, *self.outs)], self.amplitudes[0]
-        self.beyond, factors = Evidence(self.key), self.record.factors
-        with (
-            eval_mode(denoiser),
-            eval_mode(twin),
-            instrument(denoiser, names, factors) as own,
-            instrument(twin, names, factors) as clean,
-        ):
-            for _ in range(self.trials):
-                subpath, state = draw(self.ins, self.outs, self.random), self.generator.get_state()
-                readings = self.trial(own, subpath, amplitude, None)
-                # The very same inputs once more: what is left is then the weights' alone.
-                self.generator.set_state(state)
-                pairs = zip(readings, self.trial(clean, subpath, amplitude, None, "the clean twin"), strict=True)
-                left = ((a.site, orthogonal_to(a.d.double().numpy(), b.d.double().numpy())) for a, b in pairs)
-                self.beyond.add(subpath, [Reading(site, torch.from_numpy(d)) for site, d in left])
-        label = f"beyond the twin x{amplitude:g}"
-        self._look(f"{label}, ranks", self.beyond, None, ranks=True)
-        if self.wrong and not (self.verified and early_stop):
-            # Their mean is a natural response, which is gone from these readings.
-            spread = {name: rows - rows.mean(0) for name, rows in self.wrong.items()}
-            self.beyond_whitened = self.beyond.whitened_by(spread)
-            self._look(f"{label}, whitened", self.beyond_whitened, None, ranks=True)
-
-    def _look(self, label: str, evidence: Evidence, note: dict[str, Any] | None, *, ranks: bool = False) -> None:
-        log10_p = evidence.rank_log10_p() if ranks else evidence.log10_p()
-        self.sequence = self.sequence.look(label, trials=len(evidence.trial_log10_p), log10_p=log10_p)
-        self.notes.append(note or {})
-        # Adjusted p-values of an unmarked model are all 1; the raw ones tell which look came nearest.
-        rank = (self.sequence.looks[-1].log10_p_adjusted, log10_p)
-        if rank < self._best:
-            self._best = rank
-            self.response, self.tests, self.by_ranks = dict(evidence.response_sum), evidence.tests(), ranks
-
-    def trial(
-        self,
-        wired: InstrumentedDenoiser,
-        subpath: SubPath,
+        suspect: InstrumentedDenoiser,
+        evidence: Evidence,
         amplitude: float,
-        through: Coordinates | None,
-        who: str = "the suspect",
-    ) -> list[Reading]:
-        """The readings of one sub-path, each of its out-sites once."""
-        inputs = self.draw_input(wired)
-        kappa, pairs = self.record.kappa * amplitude, self.record.pairs
-        self.evaluations += 1 + (len(subpath.out_sites) if pairs else 1)
-        with untestable_on_failure(who):
-            return read_subpath(wired, self.key, subpath, kappa, inputs, through, pairs=pairs)
+        through: Coordinates | None = None,
+        *,
+        first_channels: int | None = None,
+    ) -> None:
+        """Add one trial to `evidence`: a random sub-path on a random input.
 
-    def _wrong(
-        self, wired: InstrumentedDenoiser, amplitude: float, through: Coordinates | None
+        Args:
+            through (`Coordinates`, *optional*): an alignment to read through.
+            first_channels (`int`, *optional*): end the forward behind so many channels of out-sites; default: read all.
+        Raises:
+            NotTestableError: the suspect does not take the inputs, or its activations are not finite.
+        """
+        subpath = draw(self.ins, self.outs, self.random)
+        if first_channels is not None:
+            subpath = subpath.until(first_channels)
+        evidence.add(subpath, self._read(suspect, subpath, amplitude, through))
+
+    def read_trial_beyond(
+        self, suspect: InstrumentedDenoiser, clean_twin: InstrumentedDenoiser, evidence: Evidence, amplitude: float
+    ) -> None:
+        """Add to `evidence` what the suspect answers beyond its clean twin in one trial, on the same input (`orthogonal_to`).
+
+        What any mask calls up is in both and goes; what embedding added stays, however little a merge has left of it. The twin
+        was made before the response patterns were of any use, so what is beyond it depends on them no more than d does: p stays
+        exact. That binds an honest owner, as an alignment does (`alignment`): a twin made with the key in mind could push every
+        suspect towards the patterns, which the same look at another clean model shows.
+        """
+        subpath, state = draw(self.ins, self.outs, self.random), self.generator.get_state()
+        readings = self._read(suspect, subpath, amplitude, None)
+        # The very same inputs once more: what is left is then the weights' alone.
+        self.generator.set_state(state)
+        pairs = zip(readings, self._read(clean_twin, subpath, amplitude, None, "the clean twin"), strict=True)
+        left = ((a.site, orthogonal_to(a.d.double().numpy(), b.d.double().numpy())) for a, b in pairs)
+        evidence.add(subpath, [Reading(site, torch.from_numpy(d)) for site, d in left])
+
+    def read_wrong_masks(
+        self, suspect: InstrumentedDenoiser, amplitude: float, through: Coordinates | None = None
     ) -> dict[str, np.ndarray]:
         """Responses to wrong masks, `(N, C)` by out-site.
 
@@ -258,7 +149,7 @@ class Looks:
         """
         found: dict[str, list[torch.Tensor]] = {}
         for number in range(WRONG_INPUTS):
-            subpath, inputs = draw(self.ins, self.outs, self.random), self.draw_input(wired)
+            subpath, inputs = draw(self.ins, self.outs, self.random), self._draw_inputs(suspect)
             children = [self.key.child(f"whiten/{number}/{row}") for row in range(WRONG_MASKS)]
             masks = {
                 site.name: torch.from_numpy(np.stack([c.trigger_mask(site.name, site.width_out) for c in children]))
@@ -266,28 +157,35 @@ class Looks:
             }
             self.evaluations += 1 + WRONG_MASKS
             with untestable_on_failure():
-                rows = wired.responses(masks, subpath.out_sites, self.record.kappa * amplitude, inputs, through)
+                rows = suspect.responses(masks, subpath.out_sites, self.record.kappa * amplitude, inputs, through)
             for name, d in rows.items():
                 found.setdefault(name, []).append(d)
         return {name: torch.cat(rows).double().numpy() for name, rows in found.items()}
 
-    def draw_input(self, wired: InstrumentedDenoiser) -> CallInputs:
+    def _read(
+        self,
+        denoiser: InstrumentedDenoiser,
+        subpath: SubPath,
+        amplitude: float,
+        through: Coordinates | None,
+        who: str = "the suspect",
+    ) -> list[Reading]:
+        """The readings of one sub-path, each of its out-sites once."""
+        inputs = self._draw_inputs(denoiser)
+        kappa, pairs = self.record.kappa * amplitude, self.record.pairs
+        self.evaluations += 1 + (len(subpath.out_sites) if pairs else 1)
+        with untestable_on_failure(who):
+            return read_subpath(denoiser, self.key, subpath, kappa, inputs, through, pairs=pairs)
+
+    def _draw_inputs(self, denoiser: InstrumentedDenoiser) -> CallInputs:
         """A noised row of the bank, its timestep and its conditioning, where the denoiser is."""
         record, generator = self.record, self.generator
         row = record.bank.take(torch.randint(len(record.bank), (1,), generator=generator))
         noise = torch.randn(row.latents.shape, generator=generator)
         t = torch.randint(*probe_timesteps(record.timesteps), (1,), generator=generator)
-        device, dtype = placement(wired.denoiser)
+        device, dtype = placement(denoiser.denoiser)
         sample = record.noised(row.latents, noise, t).to(device, dtype)
         return CallInputs(sample, t.to(device), row.keywords(device, dtype))
-
-    def to_dicts(self) -> tuple[dict[str, Any], ...]:
-        """The looks for a report."""
-        fields = ("label", "trials", "log10_p", "log10_p_adjusted")
-        return tuple(
-            {**{name: getattr(look, name) for name in fields}, **note}
-            for look, note in zip(self.sequence.looks, self.notes, strict=True)
-        )
 
 
 def key_sites(
@@ -329,31 +227,3 @@ def untestable_on_failure(who: str = "the suspect") -> Iterator[None]:
         raise  # the latter tells of this machine, not of the suspect
     except (RuntimeError, ValueError, TypeError) as error:
         raise NotTestableError(f"{who} does not take the record's probe inputs: {error}") from error
-
-
-def wrong_responses(
-    response: dict[str, np.ndarray], key: WatermarkKey, count: int | None = None, *, ranks: bool = False
-) -> dict[str, Any]:
-    """The same readings against `count` wrong response patterns: their p-values must look uniform.
-
-    Args:
-        count (`int`, *optional*): default 100, of rank scores 20: those of a wide model take up to seconds each.
-        ranks (`bool`): by rank scores, if the verdict is by them.
-
-    Returns:
-        `{"n", "median_log10_p", "smallest_log10_p", "hits"}`; about -.3 and -log10(n) are expected. `hits` holds each
-        pattern's total, for a histogram.
-    """
-    count = count or (20 if ranks else 100)
-    values, totals = [], []
-    for number in range(count):
-        wrong = key.child(f"control/{number}")
-        other = Evidence(wrong, response)
-        values.append(other.rank_log10_p() if ranks else other.log10_p())
-        totals.append(sum(agreeing for _, (_, _, agreeing) in other.triples(response)))
-    return {
-        "n": count,
-        "median_log10_p": float(np.median(values)),
-        "smallest_log10_p": float(min(values)),
-        "hits": totals,
-    }

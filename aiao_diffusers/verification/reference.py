@@ -120,7 +120,7 @@ def observe(
 
     leaving = {site.name: count(site.width_out) for site in span(sites, IN_SPAN)}
     entering = {site.name: count(site.width_in) for site in span(sites, OUT_SPAN)}
-    return Reference(noised, times, *_capture(model, noised, times, leaving, entering))
+    return Reference(noised, times, *capture_activations(model, noised, times, leaving, entering))
 
 
 def reference_for(record: WatermarkRecord, source: Any) -> tuple[Reference, tuple[str, ...]]:
@@ -129,7 +129,7 @@ def reference_for(record: WatermarkRecord, source: Any) -> tuple[Reference, tupl
     Args:
         source: a `Reference`, its file, or the clean twin: a denoiser, a pipeline, a folder or a Hub repository id.
     Raises:
-        RecordError: the record names another reference or twin, or the twin cannot be run. Errors of `suspect.opened`.
+        RecordError: the record names another reference or twin, or the twin cannot be run. Errors of `open_suspect`.
     """
     if isinstance(source, str | Path) and Path(source).is_file():
         source = Reference.load(source)
@@ -138,7 +138,7 @@ def reference_for(record: WatermarkRecord, source: Any) -> tuple[Reference, tupl
         _require_named(stated, reference.sha256, what)
     else:
         stated, what = record.teacher_sha256, "clean twin"
-        with clean_twin(record, source) as twin:
+        with open_clean_twin(record, source) as twin:
             reference = observe(twin, record.bank, record.scheduler)
     if stated is None:
         return reference, (
@@ -148,13 +148,13 @@ def reference_for(record: WatermarkRecord, source: Any) -> tuple[Reference, tupl
 
 
 @contextmanager
-def clean_twin(record: WatermarkRecord, source: Any) -> Iterator[nn.Module]:
+def open_clean_twin(record: WatermarkRecord, source: Any) -> Iterator[nn.Module]:
     """The model that embedding started from, open within the block and checked against the record, if that names one.
 
     Args:
         source: a denoiser, a pipeline, a folder or a Hub repository id.
     Raises:
-        RecordError: the record names another twin, or the twin cannot be run. Errors of `suspect.opened`.
+        RecordError: the record names another twin, or the twin cannot be run. Errors of `open_suspect`.
     """
     with ExitStack() as stack:
         try:
@@ -173,7 +173,7 @@ def _require_named(stated: str | None, found: str, what: str) -> None:
 
 
 @torch.no_grad()
-def _capture(
+def capture_activations(
     denoiser: nn.Module,
     inputs: LatentData,
     timesteps: torch.Tensor,

@@ -1,7 +1,7 @@
 """The report of one verification: frozen data, as JSON, Markdown or a plot."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..stats.hits import SiteTest
@@ -29,6 +29,8 @@ class VerificationReport:
         subpaths (`tuple[dict]`): of each plain trial the armed in-sites and each out-site's share of agreeing bits. It
             names sites that the key chose: masks stay secret, but hand a report only to who needs it.
         kind (`str`, *optional*): what a file or folder was recognised as.
+        plan (`dict`): the plan that was fixed beforehand: its `name` (`thorough` or `fast`), its fields, the labels of its `looks` in
+            order, and how the reading `ended`: `verified`, `futile` (nothing seen, stopped early) or `all looks taken`.
     """
 
     verdict: str
@@ -54,6 +56,16 @@ class VerificationReport:
     source: dict[str, Any] = field(default_factory=dict)
     subpaths: tuple[dict[str, Any], ...] = ()
     seed: int | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def with_control(self, name: str, control: "VerificationReport") -> "VerificationReport":
+        """This report with the answer of one more unmarked model."""
+        answer = {"verdict": control.verdict, "log10_p": control.log10_p}
+        return replace(self, controls={**self.controls, name: answer})
+
+    def with_warning(self, text: str) -> "VerificationReport":
+        """This report with one more warning."""
+        return replace(self, warnings=(*self.warnings, text))
 
     @property
     def verified(self) -> bool:
@@ -83,6 +95,7 @@ class VerificationReport:
                 f"- bit accuracy {self.bit_accuracy:.3f} (chance .5)",
                 f"- verification rate {self.verification_rate:.2f} over {self.trials} trials, 95% CI {low:.2f}-{high:.2f}",
                 f"- denoiser evaluations: {self.denoiser_evals}; base: {self.base or 'none'}",
+                *_plan_line(self.plan, len(self.looks)),
                 "",
                 "| out-site | channels | hits | log10 p |",
                 "|---|---|---|---|",
@@ -123,6 +136,16 @@ def describe_control(fields: Any) -> str:
         n: f"{v:.2f}" if isinstance(v, float) else v for n, v in fields.items() if not isinstance(v, list | tuple)
     }
     return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _plan_line(plan: dict[str, Any], taken: int) -> list[str]:
+    """The plan in one line; nothing for reports of older versions."""
+    if not plan:
+        return []
+    ended = f"; ended: {plan['ended']}" if "ended" in plan else ""
+    return [
+        f"- plan: {plan['name']}, {taken} of {len(plan['looks'])} looks taken, in an order fixed beforehand{ended}"
+    ]
 
 
 def _sources(source: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,31 +1,52 @@
-"""Verify a suspect: Monte Carlo trials over sub-paths, exact statistics, a report."""
+"""Verify a suspect: open it, read it by a plan that was fixed beforehand, and report what follows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
-from ..denoiser.inputs import LatentData, fitting
 from ..denoiser.setup import Values, denoiser_of, without_ip_adapter
 from ..denoiser.sites import unwrap
-from ..errors import ConfigError, KeyMismatchError, NotTestableError, RecordError, SiteError
+from ..deprecation import warn_renamed
+from ..errors import ConfigError, KeyMismatchError, NotTestableError, RecordError
 from ..files.safetensors_header import check_finite
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
-from .alignment import align
-from .evidence import AMPLITUDES, Looks, key_sites, wrong_responses
-from .healing import BATCH, STEPS, heal_copy
-from .reference import Reference, clean_twin, reference_for
+from .evidence import EvidenceReader, key_sites
+from .plan import ReadingPlan
+from .plan_run import Offers, PlanRun
+from .reference import open_clean_twin, reference_for
 from .report import VerificationReport
 from .suspect import Suspect, label_of, open_suspect, require_record
+from .wrong_patterns import wrong_responses
+
+
+class VerifyOptions(TypedDict, total=False):
+    """Options of `verify` that few callers need; see there."""
+
+    weight_name: str | None
+    revision: str | None
+    reference: Any
+    healing: Any
+    alpha: float
+    trials: int
+    seed: int
+    early_stop: bool
+    amplitudes: Sequence[float]
+    whiten: bool
+    clean_base: Any
+    twin: Any
+
+
+PLAN_OPTIONS = ("alpha", "trials", "seed", "early_stop", "amplitudes", "whiten")
 
 
 def verify(
@@ -33,214 +54,193 @@ def verify(
     key: WatermarkKey,
     base: Any = None,
     record: Any = None,
-    clean_base: Any = None,
-    weight_name: str | None = None,
-    revision: str | None = None,
-    alpha: float = 1e-6,
-    trials: int = 8,
-    seed: int = 0,
     *,
-    early_stop: bool = True,
-    amplitudes: Sequence[float] = AMPLITUDES,
-    whiten: bool = True,
-    twin: Any = None,
-    reference: Any = None,
-    healing: Any = None,
+    clean_twin: Any = None,
+    plan: ReadingPlan | None = None,
+    controls: Any = None,
+    **options: Unpack[VerifyOptions],
 ) -> VerificationReport:
     """Does `suspect` descend from a model marked with `key`?
 
     Args:
-        suspect, base: a denoiser, a pipeline, a folder, a `.safetensors` file or a Hub repository id; a LoRA needs `base`.
-        record: a `WatermarkRecord` or the folder that holds it; default: the one beside `base`, else the suspect's
+        suspect: a denoiser, a pipeline, a folder, a `.safetensors` file or a Hub repository id.
+        key (`WatermarkKey`): the owner's key.
+        base (*optional*): what an adapter sits on, of the same kinds; a LoRA needs it.
+        record (*optional*): a `WatermarkRecord` or the folder that holds it; default: the one beside `base`, else the suspect's
             own copy, which its publisher could have altered.
-        clean_base: a model known to be unmarked; the same question is asked of it, as a control.
-        alpha (`float`, defaults to 1e-6): significance. trials (`int`, defaults to 8): Monte Carlo trials a look, at most.
-        seed (`int`): of sub-paths, timesteps, probe inputs and noise. It and the other options are to be fixed beforehand: of n
-            runs that differ in them the smallest p counts n times itself.
-        early_stop (`bool`, defaults to True): stop at the first look that verifies; False runs all plain trials, which
-            the verification rate wants, and all looks of that amplitude and beyond the twin, of which the deepest is reported.
-        amplitudes (`Sequence[float]`, defaults to 1, 2, 4): trigger amplitudes of the looks, in units of the record's;
-            fixed beforehand, for a list chosen by an earlier outcome makes p too small.
-        whiten (`bool`, defaults to True): look at whitened responses too (`whiten`), only where the plain looks before do not
-            verify; False saves 80 of the 128 forwards that an unmarked model costs (272 with masks for pairs, seven out-sites).
-        twin: the clean twin (a denoiser, a pipeline, a folder, a repository id): looks at what the suspect answers beyond it,
-            which bring merges with the twin back. Costs `4 * trials` forwards, only where the looks before did not verify
-            (with masks for pairs `2 * (1 + out-sites) * trials`).
-        reference: clean activations for reading through function-preserving disguises, see `align`: the file that
-            embedding wrote, or the clean twin (a denoiser, a pipeline, a folder, a repository id). Costs 32 forwards and
-            the looks, only where the plain looks did not verify.
-        healing: opt-in; a short key-blind fine-tune of a copy of the suspect before a last set of looks. True trains on
-            the record's probe bank, else training latents (`LatentData` or its file). Costs 150 steps of batch 8.
+        clean_twin (*optional*): the owner's unmarked original (a denoiser, a pipeline, a folder, a repository id). Two looks then
+            read what the suspect answers beyond it, which brings merges with it back. Costs `4 * trials` evaluations, only where
+            the looks before did not verify (with masks for pairs `2 * (1 + out-sites) * trials`).
+        plan (`ReadingPlan`, *optional*): the looks and their order, fixed beforehand; default: `ReadingPlan.thorough()`.
+        controls (*optional*): unmarked models that are asked the same question: one, a sequence, or a mapping from names. Their
+            verdicts stand in the report and must be `not_verified`.
+        weight_name (`str`, *optional*): which file of a folder or repository is meant.
+        revision (`str`, *optional*): of a Hub repository.
+        reference (*optional*): clean activations for reading through function-preserving disguises (`alignment`): the file that
+            embedding wrote, or the clean twin. Costs 32 evaluations and the looks, only where the plain looks did not verify.
+        healing (*optional*): a short key-blind fine-tune of a copy of the suspect before a last set of looks. True trains on the
+            record's probe bank, else training latents (`LatentData` or its file). Costs 150 steps of batch 8.
+        alpha, trials, seed, early_stop, amplitudes, whiten: fields of the plan, where no plan is given.
     Returns:
-        `VerificationReport`.
+        `VerificationReport`: `report.plan` says by which plan it was read.
     Raises:
-        ConfigError: alpha or trials out of range. RecordError, SuspectError, UnsafeFileError, SiteError: misuse and broken
-        files. HubError: a repository is missing, private, gated or away. KeyMismatchError: the folder passed as `record`
-        commits to another key (a record found beside the suspect only warns, for it is evidence, not a choice).
-        RecordError: the record names another reference or twin, or no twin. ConfigError: the twin is no model, or carries the
-        suspect's adapter.
-    Source: our choice. The looks and their order are in `looks`; the k-th pays 2^k.
+        ConfigError: an option out of range, or a field of the plan beside a plan; the clean twin is no model, or carries the
+            suspect's adapter.
+        RecordError: no record, or it names another reference or twin, or no twin.
+        SuspectError, UnsafeFileError, SiteError: misuse and broken files.
+        HubError: a repository is missing, private, gated or away.
+        KeyMismatchError: the folder passed as `record` commits to another key. A record found beside the suspect only warns, for
+            it is evidence, not a choice.
+    Source: our choice. The looks and their order are in `plan`; the k-th pays 2^k.
     """
-    if not 0 < alpha < 1:
-        raise ConfigError(f"alpha is a probability between 0 and 1, got {alpha}.")
-    if trials < 1:
-        raise ConfigError(f"trials must be at least 1, got {trials}.")
-    if not amplitudes or not all(0 < amplitude < math.inf for amplitude in amplitudes):
-        raise ConfigError(f"amplitudes are positive numbers, at least one, got {list(amplitudes)}.")
+    if "twin" in options:
+        warn_renamed("twin=", "clean_twin=", stacklevel=1)
+        clean_twin = _only_one("clean_twin", clean_twin, "twin", options.pop("twin"))
+    if "clean_base" in options:
+        warn_renamed("clean_base=", "controls=", stacklevel=1)
+        old = options.pop("clean_base")
+        controls = _only_one("controls", controls, "clean_base", None if old is None else {"clean_base": old})
+    chosen_plan = _plan(plan, options)
     given = None if record is None else require_record(record, None)
+    where = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}
     try:
-        with open_suspect(suspect, base, weight_name=weight_name, revision=revision, record=given) as found:
+        with open_suspect(suspect, base, record=given, **where) as found:
             chosen = require_record(given, found.record)
             if isinstance(record, str | Path) and not chosen.belongs_to(key):
                 raise KeyMismatchError(
                     f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
                     "pass the record that was published with this key."
                 )
-            means = _means(chosen, reference, healing)
-            with _twin(chosen, twin, found) as clean, without_ip_adapter(unwrap(found.denoiser)) as notes:
-                means = replace(means, twin=clean)
+            offers = _offers(chosen, options)
+            twin = _open_clean_twin(chosen, clean_twin, found)
+            with twin as clean, without_ip_adapter(unwrap(found.denoiser)) as notes:
                 found = replace(found, warnings=(*found.warnings, *notes))
-                report = _read(
-                    found,
-                    key,
-                    chosen,
-                    means,
-                    alpha=alpha,
-                    trials=trials,
-                    seed=seed,
-                    early_stop=early_stop,
-                    amplitudes=amplitudes,
-                    whiten=whiten,
-                )
+                report = _read(found, key, chosen, replace(offers, clean_twin=clean), chosen_plan)
     except NotTestableError as error:
-        return VerificationReport("not_testable", label_of(suspect), alpha, reason=str(error))
-    if clean_base is not None:
-        # Through the same reference: one made with the key in mind gives itself away here.
+        return VerificationReport(
+            "not_testable", label_of(suspect), chosen_plan.alpha, reason=str(error), plan=chosen_plan.to_dict()
+        )
+    for name, model in _named(controls).items():
+        # Through the same twin and reference: one made with the key in mind gives itself away here.
         control = verify(
-            clean_base,
+            model,
             key,
             record=chosen,
-            alpha=alpha,
-            trials=trials,
-            seed=seed,
-            amplitudes=amplitudes,
-            whiten=whiten,
-            twin=twin,
-            reference=reference,
-            healing=healing,
+            clean_twin=clean_twin,
+            plan=replace(chosen_plan, early_stop=True),
+            reference=options.get("reference"),
+            healing=options.get("healing"),
         )
-        answer = {"verdict": control.verdict, "log10_p": control.log10_p}
-        report = replace(report, controls={**report.controls, "clean_base": answer})
-        if twin is not None and control.hashes.get("suspect") == chosen.teacher_sha256:
-            note = "clean_base is the clean twin, which answers nothing beyond itself: another unmarked model controls that look."
-            report = replace(report, warnings=(*report.warnings, note))
+        report = report.with_control(name, control)
+        if clean_twin is not None and control.hashes.get("suspect") == chosen.teacher_sha256:
+            report = report.with_warning(
+                f"{name} is the clean twin, which answers nothing beyond itself: another unmarked model controls that look."
+            )
     return report
 
 
-@dataclass(frozen=True)
-class _Means:
-    """What the verifier offers for looking further than plainly."""
-
-    reference: Reference | None
-    healing: LatentData | None
-    warnings: tuple[str, ...] = ()
-    twin: nn.Module | None = None
+def _only_one(name: str, value: Any, former: str, old: Any) -> Any:
+    if value is not None and old is not None:
+        raise ConfigError(f"verify() got {name}= and {former}=, its former name: pass {name}= alone.")
+    return old if value is None else value
 
 
-def _twin(record: WatermarkRecord, source: Any, suspect: Suspect) -> AbstractContextManager[nn.Module | None]:
+def _plan(plan: ReadingPlan | None, options: VerifyOptions) -> ReadingPlan:
+    """The plan given, or the thorough one with the fields given."""
+    unknown = sorted(set(options) - set(VerifyOptions.__annotations__))
+    if unknown:
+        raise TypeError(f"verify() got an unexpected keyword argument {unknown[0]!r}")
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if name in PLAN_OPTIONS}
+    if plan is None:
+        return ReadingPlan.thorough(**chosen)
+    if chosen:
+        raise ConfigError(f"{sorted(chosen)} are fields of the plan, and plan= was given too: set them in the plan.")
+    return plan
+
+
+def _offers(record: WatermarkRecord, options: VerifyOptions) -> Offers:
+    # Before any look: a broken offer is misuse, whatever the suspect.
+    reference, healing = options.get("reference"), options.get("healing")
+    found, warnings = (None, ()) if reference is None else reference_for(record, reference)
+    if healing is None or healing is False:
+        return Offers(None, found, None, warnings)
+    return Offers(None, found, record.bank if healing is True else prepare(None, healing), warnings)
+
+
+def _open_clean_twin(
+    record: WatermarkRecord, source: Any, suspect: Suspect
+) -> AbstractContextManager[nn.Module | None]:
     if source is None:
         return nullcontext()
     if isinstance(source, bool):
-        raise ConfigError(f"twin is the clean model itself or where it lies, got {source}.")
+        raise ConfigError(f"clean_twin is the clean model itself or where it lies, got {source}.")
     if record.teacher_sha256 is None:
         # A model made with the response patterns in mind could push any suspect towards them.
         raise RecordError(
-            "the record names no clean twin, so none can be told from one made with the key: leave twin out."
+            "the record names no clean twin, so none can be told from one made with the key: leave clean_twin out."
         )
     module = denoiser_of(source)
     if module is not None and unwrap(module) is unwrap(suspect.denoiser) and suspect.adapter is not None:
-        raise ConfigError("twin is the model that carries the suspect's adapter here: load the clean twin anew.")
-    return clean_twin(record, source)
+        raise ConfigError("clean_twin is the model that carries the suspect's adapter here: load the clean twin anew.")
+    return open_clean_twin(record, source)
 
 
-def _means(record: WatermarkRecord, reference: Any, healing: Any) -> _Means:
-    # Before any look: a broken offer is misuse, whatever the suspect.
-    found, warnings = (None, ()) if reference is None else reference_for(record, reference)
-    if healing is None or healing is False:
-        return _Means(found, None, warnings)
-    return _Means(found, record.bank if healing is True else prepare(None, healing), warnings)
+def _named(controls: Any) -> dict[str, Any]:
+    """Controls by the name that the report gives them."""
+    if controls is None:
+        return {}
+    if isinstance(controls, Mapping):
+        return dict(controls)
+    models = list(controls) if isinstance(controls, list | tuple) else [controls]
+    labels = [label_of(model) for model in models]
+    return {
+        label if labels.count(label) == 1 else f"{label} ({number})": model
+        for number, (label, model) in enumerate(zip(labels, models, strict=True), 1)
+    }
 
 
 def _read(
-    found: Suspect,
-    key: WatermarkKey,
-    record: WatermarkRecord,
-    means: _Means,
-    *,
-    alpha: float,
-    trials: int,
-    seed: int,
-    early_stop: bool,
-    amplitudes: Sequence[float],
-    whiten: bool,
+    found: Suspect, key: WatermarkKey, record: WatermarkRecord, offers: Offers, plan: ReadingPlan
 ) -> VerificationReport:
     denoiser = unwrap(found.denoiser)
     record.check_fits(denoiser)
     check_finite(Values(denoiser), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
-    looks = Looks(key, record, ins, outs, alpha, trials, seed, amplitudes, whiten)
-    looks.read_amplitudes(denoiser, gradual=True, early_stop=early_stop, which=slice(1))
-    further = _beyond(looks, denoiser, means.twin, early_stop=early_stop)
-    if not looks.verified:
-        looks.read_amplitudes(denoiser, gradual=True, early_stop=early_stop, which=slice(1, None))
-    further += _further(looks, denoiser, means)
-    warnings = [*found.warnings, *means.warnings, *further, *looks.missed]
-    if len(ins) < record.in_sites or len(outs) < record.out_sites:
-        warnings.append(
-            f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
-            f"{record.out_sites} out-sites: read on those."
-        )
-    if not record.belongs_to(key):
-        warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
-    if found.own_record and not looks.verified:
-        warnings.append(
-            "read with the suspect's own copy of the record, which its publisher could have altered: pass record= (or --record)."
-        )
-    source = {name: dict(told) for name, told in found.source.items()}
-    base_sha256 = found.hashes.get("base")
-    if base_sha256 is not None and record.marked_sha256 is not None:
-        matches = base_sha256 == record.marked_sha256
-        source.setdefault("base", {})["matches_record"] = matches
-        if not matches:
-            warnings.append("the base's weights are not those of the marked model in the record (another SHA-256).")
-    tests, plain = looks.tests, looks.plain
-    if looks.by_ranks:
-        warnings.append(
-            "log10_p is by rank scores; hits, bit accuracy and the sites' own p-values are of the same readings."
-        )
-    passed = sum(p <= math.log10(alpha) for p in plain.trial_log10_p)
+    plan = replace(
+        plan,
+        clean_twin=offers.clean_twin is not None,
+        reference=offers.reference is not None,
+        healing=offers.healing is not None,
+    )
+    reader = EvidenceReader(key, record, ins, outs, plan.seed)
+    run = PlanRun(plan, reader, denoiser, offers).run()
+    source, base_warnings = _sources(found, record)
+    warnings = [*found.warnings, *offers.warnings, *_reading_warnings(run, found), *base_warnings]
+    tests, plain = run.tests, run.plain
+    passed = sum(p <= math.log10(plan.alpha) for p in plain.trial_log10_p)
     return VerificationReport(
-        verdict=looks.sequence.verdict,
+        verdict=run.sequence.verdict,
         suspect=found.label,
-        alpha=alpha,
+        alpha=plan.alpha,
         base=found.base,
-        log10_p=looks.sequence.log10_p,
+        log10_p=run.sequence.log10_p,
         log10_p_floor=floor_log10_p([(t.channels, t.channels // 2, t.channels) for t in tests]),
         bit_accuracy=sum(t.hits for t in tests) / sum(t.channels for t in tests),
         verification_rate=passed / len(plain.trial_log10_p),
         verification_rate_ci=clopper_pearson(passed, len(plain.trial_log10_p)),
         trials=len(plain.trial_log10_p),
-        denoiser_evals=looks.evaluations,
+        denoiser_evals=reader.evaluations,
         sites=tests,
-        proves=found.proves if looks.verified else "nothing",
-        controls={"wrong_response": wrong_responses(looks.response, key, ranks=looks.by_ranks)},
+        proves=found.proves if run.verified else "nothing",
+        controls={"wrong_response": wrong_responses(run.response, key, ranks=run.by_ranks)},
         warnings=tuple(warnings),
-        looks=looks.to_dicts(),
+        looks=run.to_dicts(),
+        plan={**plan.to_dict(), "ended": run.ending},
         adapter=found.adapter,
         kind=found.kind,
         source=source,
         subpaths=tuple(plain.trial_bits),
-        seed=seed,
+        seed=plan.seed,
         hashes={
             # Of an adapter its file was hashed already.
             **(found.hashes or {"suspect": weights_sha256(denoiser)}),
@@ -251,44 +251,46 @@ def _read(
     )
 
 
-def _beyond(looks: Looks, denoiser: nn.Module, twin: nn.Module | None, *, early_stop: bool) -> list[str]:
-    """The looks beyond the twin; returns why they could not be taken, if so."""
-    if twin is None or (looks.verified and early_stop):
-        return []
-    try:
-        looks.read_beyond_twin(denoiser, twin, early_stop=early_stop)
-    except (NotTestableError, SiteError) as error:
-        return [f"the look beyond the twin is not available: {error}"]
-    return []
-
-
-def _further(looks: Looks, denoiser: nn.Module, means: _Means) -> list[str]:
-    """The looks after the plain ones, until one verifies; returns what could not be done and why."""
-    notes = _aligned(looks, denoiser, means.reference, "aligned")
-    if looks.verified or means.healing is None:
-        return notes
-    try:
-        copy = heal_copy(
-            denoiser, fitting(means.healing, denoiser), looks.record.scheduler, steps=STEPS, seed=looks.seed
+def _reading_warnings(run: PlanRun, found: Suspect) -> list[str]:
+    """What a reader of the figures must know of how they were read."""
+    reader = run.reader
+    key, record, ins, outs = reader.key, reader.record, reader.ins, reader.outs
+    warnings = list(run.missed)
+    if not run.verified and not run.futile and run.offers.reference is None:
+        warnings.append(
+            "the alignment looks are not available: pass reference= (the file from embedding, or the clean twin)."
         )
-    except NotTestableError as error:
-        return [*notes, f"the healing looks are not available: {error}"]
-    looks.evaluations += STEPS * BATCH
-    looks.read_amplitudes(copy, "healed")
-    if means.reference is not None:
-        _aligned(looks, copy, means.reference, "healed, aligned")
-    return notes
+    if run.futile:
+        warnings.append(
+            f"{len(run.plain.trial_log10_p)} trials showed nothing and the plan ended the reading there; a mark that an attack "
+            "has worn down may show in the other looks: read by the thorough plan."
+        )
+    if len(ins) < record.in_sites or len(outs) < record.out_sites:
+        warnings.append(
+            f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
+            f"{record.out_sites} out-sites: read on those."
+        )
+    if not record.belongs_to(key):
+        warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
+    if found.own_record and not run.verified:
+        warnings.append(
+            "read with the suspect's own copy of the record, which its publisher could have altered: pass record= (or --record)."
+        )
+    if run.by_ranks:
+        warnings.append(
+            "log10_p is by rank scores; hits, bit accuracy and the sites' own p-values are of the same readings."
+        )
+    return warnings
 
 
-def _aligned(looks: Looks, denoiser: nn.Module, reference: Reference | None, label: str) -> list[str]:
-    if looks.verified:
-        return []
-    if reference is None:
-        return ["the alignment looks are not available: pass reference= (the file from embedding, or the clean twin)."]
-    try:
-        alignment = align(reference, denoiser, looks.ins, looks.outs)
-    except NotTestableError as error:
-        return [f"the alignment looks are not available: {error}"]
-    looks.evaluations += len(reference.inputs)
-    looks.read_amplitudes(denoiser, label, through=alignment, note=alignment.summary())
-    return []
+def _sources(found: Suspect, record: WatermarkRecord) -> tuple[dict[str, Any], list[str]]:
+    """Where suspect and base came from, and a warning where the base is not the marked model of the record."""
+    source = {name: dict(told) for name, told in found.source.items()}
+    base_sha256 = found.hashes.get("base")
+    if base_sha256 is None or record.marked_sha256 is None:
+        return source, []
+    matches = base_sha256 == record.marked_sha256
+    source.setdefault("base", {})["matches_record"] = matches
+    return source, (
+        [] if matches else ["the base's weights are not those of the marked model in the record (another SHA-256)."]
+    )

@@ -17,7 +17,10 @@ from aiao_diffusers.errors import SiteError
 from aiao_diffusers.mark.key import WatermarkKey
 from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.subpath import sub_path
-from aiao_diffusers.verification import evidence as looks
+from aiao_diffusers.verification import plan_run
+from aiao_diffusers.verification.evidence import Evidence, EvidenceReader
+from aiao_diffusers.verification.plan import ReadingPlan
+from aiao_diffusers.verification.plan_run import Offers, PlanRun
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -137,7 +140,7 @@ class TestFirstTrial:
 
     def test_only_the_first_trial_of_a_wide_model_ends_early(self, monkeypatch):
         seen = []
-        monkeypatch.setattr(looks, "FIRST_CHANNELS", 8)
+        monkeypatch.setattr(plan_run, "FIRST_CHANNELS", 8)
         unet, x, keywords = conditional()
         sites = trace(unet, lambda: run(unet, x, keywords))
         ins, outs = tuple(sites[:1]), tuple(sites[-3:])
@@ -145,10 +148,8 @@ class TestFirstTrial:
         record = SimpleNamespace(
             bank=bank, kappa=1.0, pairs=False, factors={}, timesteps=1000, noised=lambda x, noise, t: x + noise
         )
-        taken = looks.Looks(KEY, record, ins, outs, 1e-6, 2, 0, amplitudes=(1.0,))
-        add = looks.Evidence.add
-        monkeypatch.setattr(
-            looks.Evidence, "add", lambda self, path, got: (seen.append(len(got)), add(self, path, got))[1]
-        )
-        taken.read_amplitudes(unet, gradual=True)
+        add = Evidence.add
+        monkeypatch.setattr(Evidence, "add", lambda self, path, got: (seen.append(len(got)), add(self, path, got))[1])
+        plan = ReadingPlan(trials=2, amplitudes=(1.0,), whiten=False)
+        PlanRun(plan, EvidenceReader(KEY, record, ins, outs, 0), unet, Offers()).run()
         assert seen == [1, 3]

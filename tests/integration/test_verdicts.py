@@ -74,14 +74,17 @@ class TestVerdicts:
             for p in unmarked.parameters():
                 p.add_(0.02 * p.square().mean().sqrt() * torch.randn_like(p))
         # Beyond itself the twin answers nothing, so models that differ from it are the controls that can fail.
-        report = verify(base, KEY, record=record, twin=ASSETS / "base", clean_base=unmarked, **few)
+        report = verify(base, KEY, record=record, clean_twin=ASSETS / "base", controls={"another": unmarked}, **few)
         assert report.verdict == "verified" and report.log10_p < -20
         assert report.looks[-1]["label"] == "beyond the twin x1, ranks"
-        assert report.controls["clean_base"]["verdict"] == "not_verified"
-        assert not any("clean_base" in warning for warning in report.warnings)
-        assert verify(base, KEY.child("wrong"), record=record, twin=ASSETS / "base", **few).verdict == "not_verified"
+        assert report.controls["another"]["verdict"] == "not_verified"
+        assert not any("clean twin, which" in warning for warning in report.warnings)
+        assert (
+            verify(base, KEY.child("wrong"), record=record, clean_twin=ASSETS / "base", **few).verdict
+            == "not_verified"
+        )
         for suspect, base_of in ((unmarked, None), (ASSETS / "lora", ASSETS / "base")):
-            control = verify(suspect, KEY, base=base_of, record=record, twin=ASSETS / "base", **few)
+            control = verify(suspect, KEY, base=base_of, record=record, clean_twin=ASSETS / "base", **few)
             assert control.verdict == "not_verified" and control.log10_p > -5
             assert control.looks[-1]["label"] == "beyond the twin x1, ranks"
 
@@ -90,7 +93,7 @@ class TestVerdicts:
         # Whether x1 verified or not: what look k reads must not hang on an earlier outcome.
         few = {"amplitudes": (1.0, 2.0), "whiten": False, "trials": 1, "early_stop": early_stop}
         for suspect in ("base", "marked"):
-            report = verify(ASSETS / suspect, KEY, record=record, twin=load_denoiser(ASSETS / "base"), **few)
+            report = verify(ASSETS / suspect, KEY, record=record, clean_twin=load_denoiser(ASSETS / "base"), **few)
             labels = [look["label"] for look in report.looks]
             order = [
                 "amplitude x1",
@@ -105,32 +108,34 @@ class TestVerdicts:
     def test_a_control_that_is_the_twin_itself_is_said_to_be_none(self, record):
         few = {"amplitudes": (1.0,), "whiten": False, "trials": 1}
         for twin in (ASSETS / "base", load_denoiser(ASSETS / "base")):
-            report = verify(ASSETS / "marked", KEY, record=record, twin=twin, clean_base=twin, **few)
+            report = verify(ASSETS / "marked", KEY, record=record, clean_twin=twin, controls=twin, **few)
             assert any("another unmarked model controls that look" in warning for warning in report.warnings)
 
     def test_what_is_no_twin_is_refused(self, record):
         with pytest.raises(ConfigError, match="got True"):
-            verify(ASSETS / "marked", KEY, record=record, twin=True)
+            verify(ASSETS / "marked", KEY, record=record, clean_twin=True)
         with pytest.raises(RecordError, match="names no clean twin"):
             nameless = dataclasses.replace(record, teacher_sha256=None)
-            verify(ASSETS / "marked", KEY, record=nameless, twin=ASSETS / "base")
+            verify(ASSETS / "marked", KEY, record=nameless, clean_twin=ASSETS / "base")
         clean = load_denoiser(ASSETS / "base")
         with pytest.raises(ConfigError, match="carries the suspect's adapter"):
-            verify(ASSETS / "lora", KEY, base=clean, record=record, twin=clean)
+            verify(ASSETS / "lora", KEY, base=clean, record=record, clean_twin=clean)
         assert (
-            verify(clean, KEY, record=record, twin=clean, trials=1).warnings[0].startswith("the look beyond the twin")
+            verify(clean, KEY, record=record, clean_twin=clean, trials=1)
+            .warnings[0]
+            .startswith("the look beyond the twin")
         )
 
     def test_twin_is_the_one_of_the_record(self, record):
         with pytest.raises(RecordError, match="another clean twin"):
-            verify(ASSETS / "base", KEY, record=record, twin=ASSETS / "marked")
+            verify(ASSETS / "base", KEY, record=record, clean_twin=ASSETS / "marked")
 
     def test_same_seed_same_report(self):
         assert verify(ASSETS / "marked", KEY, seed=3).to_dict() == verify(ASSETS / "marked", KEY, seed=3).to_dict()
 
     def test_clean_base_control(self):
-        report = verify(ASSETS / "marked", KEY, clean_base=ASSETS / "base")
-        assert report.controls["clean_base"]["verdict"] == "not_verified"
+        report = verify(ASSETS / "marked", KEY, controls=ASSETS / "base")
+        assert report.controls[str(ASSETS / "base")]["verdict"] == "not_verified"
 
 
 def test_demo_shows_a_verdict_without_numbers():

@@ -291,7 +291,7 @@ class TestMark:
         assert verify(learner()[0], KEY, record=record).log10_p > -5
         # To such a mark the masks of the other kind are wrong ones.
         assert verify(unet, KEY, record=dataclasses.replace(record, pairs=False)).log10_p > -5
-        twin = verify(unet, KEY, record=record, twin=learner()[0], early_stop=False, trials=4)
+        twin = verify(unet, KEY, record=record, clean_twin=learner()[0], early_stop=False, trials=4)
         assert twin.verified and any("beyond" in look["label"] and look["log10_p"] < -6 for look in twin.looks)
 
     def test_stops_early_when_it_holds(self):

@@ -1,7 +1,6 @@
 """Function-preserving disguises and the answer to them, on miniatures."""
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from aiao_diffusers.bench.attacks.disguise import KINDS, disguise
 from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
 from aiao_diffusers.mark.record import WatermarkRecord
+from aiao_diffusers.verification import plan_run
 from aiao_diffusers.verification.alignment import Alignment, align
 from aiao_diffusers.verification.channel_maps import SiteMap, fit, fit_stream
 from aiao_diffusers.verification.evidence import key_sites
@@ -237,8 +237,8 @@ class TestVerify:
     def test_the_clean_base_is_asked_through_the_same_reference(self, marked):
         teacher, unet, report = marked
         suspect = disguise(copy.deepcopy(unet), "permute")
-        seen = verify(suspect, KEY, record=report.record, reference=teacher, clean_base=teacher)
-        assert seen.verified and seen.controls["clean_base"]["verdict"] == "not_verified"
+        seen = verify(suspect, KEY, record=report.record, reference=teacher, controls={"clean twin": teacher})
+        assert seen.verified and seen.controls["clean twin"]["verdict"] == "not_verified"
 
     def test_records_of_before(self, marked, tmp_path):
         teacher, unet, report = marked
@@ -273,7 +273,7 @@ class TestVerify:
 class TestHealing:
     def test_looks_of_an_unmarked_model_stay_null_and_its_weights_untouched(self, marked, monkeypatch):
         # The package's name `verify` is the function; the module is reached by its path.
-        monkeypatch.setattr(sys.modules["aiao_diffusers.verification.verify"], "STEPS", 15)
+        monkeypatch.setattr(plan_run, "STEPS", 15)
         teacher, _, report = marked
         suspect = disguise(copy.deepcopy(teacher), "permute")
         state = {n: p.clone() for n, p in suspect.state_dict().items()}

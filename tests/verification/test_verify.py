@@ -1,7 +1,6 @@
 """Suspects that fit the record badly: read on what is there, or refused with the reason; never a silent verdict."""
 
 import dataclasses
-import sys
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from aiao_diffusers.errors import ConfigError, NotTestableError, RecordError
 from aiao_diffusers.mark.record import DOCUMENT, FOLDER
 from aiao_diffusers.mark.selection import choose
 from aiao_diffusers.stats.hits import combined_log10_p
+from aiao_diffusers.verification import plan_run
 from aiao_diffusers.verification.evidence import key_sites
 from aiao_diffusers.verification.healing import heal_copy
 
@@ -210,7 +210,7 @@ class TestLooks:
 
     @pytest.mark.parametrize("data", ["bank", "other channels"])
     def test_healing_inside_no_grad_and_on_data_that_does_not_fit(self, record, monkeypatch, data):
-        monkeypatch.setattr(sys.modules["aiao_diffusers.verification.verify"], "STEPS", 2)
+        monkeypatch.setattr(plan_run, "STEPS", 2)
         given = True if data == "bank" else LatentData(torch.randn(2, 3, 8, 8), {})
         with torch.no_grad():
             report = verify(tiny_unet(), KEY, record=record, trials=1, amplitudes=(1.0,), healing=given)

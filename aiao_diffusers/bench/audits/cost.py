@@ -26,7 +26,7 @@ from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...mark.selection import choose
 from ...mark.subpath import sub_path
-from ...verification.evidence import FIRST_CHANNELS
+from ...verification.plan_run import FIRST_CHANNELS
 from ...verification.verify import verify
 
 

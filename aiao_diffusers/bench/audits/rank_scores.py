@@ -20,7 +20,9 @@ from ...denoiser.inputs import LatentData
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...stats.multiple import clopper_pearson
-from ...verification.evidence import Evidence, Looks, key_sites
+from ...verification.evidence import Evidence, EvidenceReader, key_sites
+from ...verification.plan import ReadingPlan, View
+from ...verification.plan_run import Offers, PlanRun
 from ..context import AttackContext, open_pipe
 from ..registry import ATTACKS
 
@@ -49,15 +51,16 @@ def read(
     record: WatermarkRecord,
     trials: int,
     seed: int,
-    twin: nn.Module | None = None,
+    clean_twin: nn.Module | None = None,
 ) -> tuple[Evidence, ...]:
     """All plain trials at amplitude 1, and the same whitened; with the twin as many trials beyond it, and those whitened."""
-    looks = Looks(key, record, *key_sites(denoiser, key, record), 1e-6, trials, seed, amplitudes=(1.0,))
-    looks.read_amplitudes(denoiser, early_stop=False)
-    if twin is None:
-        return looks.plain, looks.whitened
-    looks.read_beyond_twin(denoiser, twin, early_stop=False)
-    return looks.plain, looks.whitened, looks.beyond, looks.beyond_whitened
+    plan = ReadingPlan(
+        trials=trials, seed=seed, amplitudes=(1.0,), early_stop=False, clean_twin=clean_twin is not None
+    )
+    reader = EvidenceReader(key, record, *key_sites(denoiser, key, record), seed)
+    run = PlanRun(plan, reader, denoiser, Offers(clean_twin)).run()
+    views: tuple[View, ...] = ("plain",) if clean_twin is None else ("plain", "beyond the twin")
+    return tuple(found[view] for view in views for found in (run.evidence, run.whitened))
 
 
 def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[str, Any]]:
