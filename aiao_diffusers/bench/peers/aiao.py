@@ -112,7 +112,7 @@ class AIAO(EmbedConfig):
         record = WatermarkRecord.load(folder)
         options: dict[str, Any] = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": False}
         if self.twin:
-            options["twin"] = context.base
+            options["clean_twin"] = context.base
         if self.aligned:
             options["reference"] = context.base
         if self.healed:
