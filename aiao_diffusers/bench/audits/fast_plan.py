@@ -64,7 +64,7 @@ def measure(
     owner, data = (LatentData.load(assets / "latents" / f"{name}.safetensors") for name in ("noto", "twemoji"))
     rows = []
     for name, hyper in attacks(suites):
-        row = Row(attack_name(name, hyper))
+        row = Row(attack_name({"attack": name, "hyper": hyper}))
         for seed in range(seeds):
             context = AttackContext(pipe, owner, data, seed, Path())
             read_both(row, _attacked(marked.unet, name, hyper, context), key, record, seed)
