@@ -5,6 +5,7 @@ wrong keys on the attacked marked model: they say what a negative verdict costs.
 """
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,15 +64,16 @@ def measure(
     key, record = WatermarkKey.load(assets / "demo.key"), WatermarkRecord.load(assets / "marked")
     owner, data = (LatentData.load(assets / "latents" / f"{name}.safetensors") for name in ("noto", "twemoji"))
     rows = []
-    for name, hyper in attacks(suites):
-        row = Row(attack_name({"attack": name, "hyper": hyper}))
-        for seed in range(seeds):
-            context = AttackContext(pipe, owner, data, seed, Path())
-            read_both(row, _attacked(marked.unet, name, hyper, context), key, record, seed)
-            base = _attacked(pipe.unet, name, hyper, context)
-            _control(row, verify(base, key, record=record, plan=ReadingPlan.fast(seed=seed)))
-        note(f"{row.attack}: thorough {row.thorough_verified}, fast {row.fast_verified} of {row.n}")
-        rows.append(row)
+    with tempfile.TemporaryDirectory() as folder:  # for the other fine-tune of a merge, which rows share
+        for name, hyper in attacks(suites):
+            row = Row(attack_name({"attack": name, "hyper": hyper}))
+            for seed in range(seeds):
+                context = AttackContext(pipe, owner, data, seed, Path(folder))
+                read_both(row, _attacked(marked.unet, name, hyper, context), key, record, seed)
+                base = _attacked(pipe.unet, name, hyper, context)
+                _control(row, verify(base, key, record=record, plan=ReadingPlan.fast(seed=seed)))
+            note(f"{row.attack}: thorough {row.thorough_verified}, fast {row.fast_verified} of {row.n}")
+            rows.append(row)
     return rows
 
 

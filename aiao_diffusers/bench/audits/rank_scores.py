@@ -23,6 +23,7 @@ from ...stats.multiple import clopper_pearson
 from ...verification.evidence import Evidence, EvidenceReader, key_sites
 from ...verification.plan import ReadingPlan, View
 from ...verification.plan_run import Offers, PlanRun
+from .. import attacks as _attacks  # noqa: F401 (fills the registry)
 from ..context import AttackContext, open_pipe
 from ..registry import ATTACKS
 

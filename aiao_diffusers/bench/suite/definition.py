@@ -21,6 +21,8 @@ from typing import Any
 import yaml
 
 from ...errors import ConfigError
+from .. import attacks as _attacks  # noqa: F401 (fills the registry)
+from .. import peers as _peers  # noqa: F401 (fills the registry)
 from ..registry import ATTACKS, METHODS, build, known, same_kind
 
 

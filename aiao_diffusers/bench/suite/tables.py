@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import ConfigError, ResultsError
 from ...stats.multiple import clopper_pearson
+from .. import attacks as _attacks  # noqa: F401 (fills the registry, which labels come from)
 from ..registry import ATTACKS, known
 from . import results as results
 
