@@ -1,13 +1,11 @@
 """A marked pipeline pulled from a Hub: the record comes along, and no weight is downloaded twice."""
 
-from pathlib import Path
-
 import pytest
+from _shipped import ASSETS
 
 from tests.hub_server import HubServer
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 CODE = """
 from aiao_diffusers import WatermarkedStableDiffusionPipeline, WatermarkKey
 pipe = WatermarkedStableDiffusionPipeline.from_pretrained("owner/{name}")

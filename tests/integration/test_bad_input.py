@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from _shipped import ASSETS
 from safetensors.torch import load_file, save_file
 
 from aiao_diffusers import WatermarkKey
 from aiao_diffusers.cli import main
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 

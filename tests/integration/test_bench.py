@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _shipped import ASSETS
 from typer.testing import CliRunner
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, verify
@@ -16,7 +16,6 @@ from aiao_diffusers.errors import OutputExistsError, SuspectError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 pytestmark = pytest.mark.slow
 SMALL = {

@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from _shipped import ASSETS
 from _tiny import tiny_unconditional
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
@@ -22,7 +22,6 @@ from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 pytestmark = pytest.mark.slow
 
 

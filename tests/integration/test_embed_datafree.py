@@ -1,15 +1,13 @@
 """Owners without their data: prompts alone. A miniature U-Net under the shipped text encoder and tokenizer."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from _shipped import BASE
 from diffusers import UNet2DConditionModel
 
 from aiao_diffusers import EmbedConfig, WatermarkedStableDiffusionPipeline, WatermarkKey
 
 
-BASE = Path(__file__).parents[2] / "examples" / "emoji_diffusion" / "base"
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,10 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from _shipped import ASSETS
 from _tiny import tiny_unconditional
 from diffusers import AutoPipelineForText2Image, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 
@@ -21,7 +21,6 @@ from aiao_diffusers.mark.record import WatermarkRecord
 from aiao_diffusers.verification.suspect import open_suspect
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 pytestmark = pytest.mark.slow
 

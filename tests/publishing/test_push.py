@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from _shipped import ASSETS
 from huggingface_hub import EvalResult, HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 
@@ -29,7 +30,6 @@ from aiao_diffusers.publishing.secrets import check_secrets
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 DEMO = WatermarkKey(bytes(range(32)), "Demo")
 KEY = WatermarkKey(bytes.fromhex("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"), "Acme Labs")
 DENOISER = "unet/diffusion_pytorch_model.safetensors"

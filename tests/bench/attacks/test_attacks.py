@@ -1,10 +1,10 @@
 """Attacks do what they are named after, on a miniature denoiser in a real pipeline."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
+from _shipped import ASSETS
 from _tiny import run, tiny_context, tiny_unet
 
 from aiao_diffusers.bench.attacks.few_steps import consistent, picture
@@ -162,7 +162,7 @@ def test_consistency_distillation_brings_far_and_near_predictions_together(conte
 @pytest.mark.parametrize("name, hyper", [("dreambooth", {"lr": 1e-4}), ("dreambooth_lora", {"lr": 1e-3, "rank": 4})])
 def test_dreambooth_binds_a_rare_word_to_its_subject(name, hyper, tmp_path):
     """The example's own model: a subject needs prompts, and pictures of the model itself."""
-    places = (Path(__file__).parents[3] / "examples" / "emoji_diffusion",)
+    places = (ASSETS,)
     pipe = open_pipe("base", places)
     data = open_data(pipe, "latents/twemoji.safetensors", places)
     context = AttackContext(pipe, data, data, 0, tmp_path, places)

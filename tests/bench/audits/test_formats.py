@@ -3,10 +3,10 @@
 import os
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from _shipped import ASSETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from aiao_diffusers.formats.checkpoint import detect, load_denoiser, tensor_sha2
 from aiao_diffusers.formats.lora import apply_lora
 
 
-ASSETS = Path(__file__).parents[3] / "examples" / "emoji_diffusion"
 ROUNDS = int(os.environ.get("AIAO_FUZZ_ROUNDS", "300"))
 SINGLE = 4  # a single weight may be off by more than the denoiser's output, which averages over many
 

@@ -1,10 +1,9 @@
 """The peers: they learn their mark, read it by their own rule, and say no where no is due."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from _shipped import BASE
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -27,7 +26,6 @@ from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.stats.hits import hits
 
 
-BASE = Path(__file__).parents[3] / "examples" / "emoji_diffusion" / "base"
 KEY = WatermarkKey(bytes(range(32)), "Test")
 ASKED = {"alpha": 1e-6, "trials": 3, "seed": 0}
 
