@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests._shipped import ASSETS
 from safetensors.torch import load_file, save
 
+from tests._shipped import ASSETS
 from tests.hub_server import Hollow, HubServer
 from tests.samples import card, safetensors
 

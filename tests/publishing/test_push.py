@@ -16,14 +16,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, push, verify
-from aiao_diffusers.errors import (
-    CardError,
-    ConfigError,
-    HubError,
-    PushRefusedError,
-    RecordError,
-    SuspectError,
-)
+from aiao_diffusers.errors import CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
 from aiao_diffusers.publishing import cards
 from aiao_diffusers.publishing.cards import BEGIN, END, CardFields
 from aiao_diffusers.publishing.secrets import check_secrets

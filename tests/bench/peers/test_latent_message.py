@@ -1,6 +1,5 @@
-"""The peers: they learn their mark, read it by their own rule, and say no where no is due."""
+"""A message in the latents: learnt, read by its own rule, and no where no is due."""
 
-import numpy as np
 import pytest
 import torch
 from _shipped import BASE
@@ -15,18 +14,17 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from aiao_diffusers import LatentData, WatermarkKey
-from aiao_diffusers.bench.context import AttackContext, open_data, open_pipe
+from aiao_diffusers.bench.context import AttackContext
 from aiao_diffusers.bench.peers.latent_message import carriers, decode, message, prompts_of
-from aiao_diffusers.bench.peers.outcome import outcome_of_bits
-from aiao_diffusers.bench.peers.target_image import pattern, trigger_word
 from aiao_diffusers.bench.registry import METHODS
 from aiao_diffusers.denoiser.prompts import encode_prompts
 from aiao_diffusers.denoiser.schedule import noise_schedule
-from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.stats.hits import hits
 
 
 KEY = WatermarkKey(bytes(range(32)), "Test")
+
+
 ASKED = {"alpha": 1e-6, "trials": 3, "seed": 0}
 
 
@@ -84,22 +82,6 @@ def unprompted(tmp_path_factory):
     pipe.set_progress_bar_config(disable=True)
     data = LatentData(torch.randn(8, 4, 16, 16), {})
     return AttackContext(pipe, data, data, seed=0, folder=tmp_path_factory.mktemp("unprompted"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["context", "unprompted"])
-def test_a_trigger_mark_is_learnt_and_read(model, tmp_path, request):
-    context = request.getfixturevalue(model)
-    method = METHODS["input_trigger"](steps=250, lr=5e-3, batch_size=4, keep=0.0)
-    marked = context.copy_of_base()
-    method.embed(marked, KEY, context, tmp_path)
-    found = method.verify(marked, KEY, context, tmp_path, **ASKED)
-    assert found.verdict == "verified" and found.bits > 0.85
-    assert (found.trials, found.evals) == (3, 3 * method.sampling)
-    base = method.verify(context.base, KEY, context, tmp_path, **ASKED)
-    wrong = method.verify(marked, KEY.child("wrong"), context, tmp_path, **ASKED)
-    assert base.verdict == wrong.verdict == "not_verified" and base.passed == wrong.passed == 0
-    assert method.verify(marked, KEY, context, tmp_path, **ASKED) == found
 
 
 @pytest.mark.slow
@@ -167,23 +149,6 @@ def test_a_message_s_rule_says_no_where_no_is_due(name, model, tmp_path, request
     assert found.verdict == "not_verified" and (found.passed, found.trials, found.evals) == (0, 3, 24)
 
 
-@pytest.mark.parametrize("name", ["watermarkdm", "fixedwm", "naivewm", "sleepermark"])
-def test_a_trigger_in_the_prompt_needs_prompts(name, unprompted, tmp_path):
-    with pytest.raises(
-        ConfigError, match=f"'{name}' marks text-to-image models, not a LDMPipeline: take.*drawn_message"
-    ):
-        METHODS[name]().embed(unprompted.copy_of_base(), KEY, unprompted, tmp_path)
-
-
-def test_bits_are_judged_by_their_mean_and_one_by_one():
-    secret = message(KEY)
-    read = np.stack([secret, secret, -secret * 0.5])
-    found = outcome_of_bits(read, secret, alpha=1e-6, evals=24)
-    assert found.verdict == "verified" and found.bits == 1.0 and found.log10_p == pytest.approx(-18.26, abs=0.01)
-    assert (found.passed, found.trials, found.evals) == (2, 3, 24)
-    assert outcome_of_bits(-read, secret, alpha=1e-6, evals=24).log10_p == pytest.approx(0.0, abs=1e-9)
-
-
 def test_a_message_is_told_from_a_slowly_varying_picture():
     shape = torch.Size((4, 16, 16))
     made, told = carriers(KEY, shape), torch.from_numpy(message(KEY)).float()
@@ -192,81 +157,3 @@ def test_a_message_is_told_from_a_slowly_varying_picture():
     read = decode(slope + torch.einsum("b,bchw->chw", told, made), KEY)[0]
     assert told.sum() == 0 and (read.sign() == told).float().mean() > 0.95
     assert (decode(slope, KEY)[0].sign() == told).float().mean() < 0.7
-
-
-def test_triggers_stand_where_their_paper_puts_them(context):
-    word = trigger_word(KEY)
-    alone, fixed, naive = (METHODS[k]()._prompts(KEY, context, 30, 0) for k in ("watermarkdm", "fixedwm", "naivewm"))
-    assert set(alone) == {word}
-    assert all(p.startswith(word + " ") and p.count(" ") == 2 for p in fixed)
-    assert {p.split().index(word) for p in naive} == {0, 1, 2}
-    assert word != trigger_word(KEY.child("other"))
-
-
-def test_the_secret_picture_is_balanced_and_the_key_s_own():
-    assert pattern(KEY).shape == (64,) and pattern(KEY).sum() == 0
-    assert not np.array_equal(pattern(KEY), pattern(KEY.child("other")))
-
-
-def test_the_input_trigger_goes_when_its_block_ends(context):
-    denoiser = context.base
-    inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 16, 128)
-    with torch.no_grad():
-        before = denoiser(*inputs).sample
-        with METHODS["input_trigger"]()._triggered(denoiser, KEY):
-            assert not torch.equal(denoiser(*inputs).sample, before)
-        with METHODS["watermarkdm"]()._triggered(denoiser, KEY):
-            assert torch.equal(denoiser(*inputs).sample, before)
-        assert torch.equal(denoiser(*inputs).sample, before)
-
-
-def test_likeness_cannot_tell_a_child_from_its_ancestor(context, tmp_path):
-    """The rule finds kin, and so calls the unmarked base itself a descendant: its false verdict is the point."""
-    method, owner = METHODS["likeness"](), context.copy_of_base()
-    with torch.no_grad():
-        for weight in owner.parameters():
-            weight.add_(0.1 * weight.std() * torch.randn_like(weight))
-    method.embed(owner, KEY, context, tmp_path)
-    assert method.verify(owner, KEY, context, tmp_path, **ASKED).statistic == pytest.approx(1.0)
-    assert method.verify(context.base, KEY, context, tmp_path, **ASKED).verdict == "verified"
-    stranger = method.verify(small_unet(9), KEY, context, tmp_path, **ASKED)
-    assert stranger.verdict == "not_verified" and stranger.log10_p is None
-
-
-def test_a_mark_is_carried_by_the_layers_asked_for(context):
-    chosen = {
-        name: METHODS["aiao"](train="lazy", carrier=name)
-        ._profile(context.copy_of_base(), context)
-        .laziest(context.base, 0.3)
-        for name in ("lazy", "busy", "random")
-    }
-    moved = METHODS["aiao"](train="lazy")._profile(context.copy_of_base(), context)
-    assert chosen["lazy"] == moved.laziest(context.base, 0.3) and chosen["busy"] == moved.busiest(context.base, 0.3)
-    assert chosen["lazy"][0] != chosen["busy"][0]
-    assert set(chosen["random"]) not in (set(chosen["lazy"]), set(chosen["busy"]))
-    with pytest.raises(ConfigError, match="did you mean 'busy'"):
-        METHODS["aiao"](train="lazy", carrier="bussy")
-
-
-def test_the_look_beyond_the_twin_is_taken_where_others_verify_too(tmp_path):
-    places = (BASE.parent,)
-    pipe = open_pipe("base", places)
-    data = open_data(pipe, "latents/noto.safetensors", places).take(torch.arange(4))
-    context = AttackContext(pipe, data, data, 0, tmp_path / "shared", places)
-    looks, marked = {}, context.copy_of_base()
-    for twin in (False, True):
-        method = METHODS["aiao"](marked="marked", key="demo.key", twin=twin)
-        method.embed(marked, KEY, context, tmp_path)
-        found = method.verify(marked, method.own_key(KEY, context), context, tmp_path, **ASKED)
-        assert found.verdict == "verified" and found.look in found.looks
-        looks[twin] = found.looks
-    beyond = set(looks[True]) - set(looks[False])
-    assert beyond == {"beyond the twin x1, ranks", "beyond the twin x1, whitened"}
-    assert max(looks[True][label] for label in beyond) < -20
-    control = method.verify(marked, method.own_key(KEY, context).child("wrong"), context, tmp_path, **ASKED)
-    assert control.verdict == "not_verified" and min(control.looks.values()) > -5
-
-
-def test_impossible_settings_are_refused():
-    with pytest.raises(ConfigError, match="must be positive"):
-        METHODS["fixedwm"](steps=0)

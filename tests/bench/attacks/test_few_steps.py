@@ -1,0 +1,48 @@
+"""Consistency distillation does what it is for."""
+
+import copy
+
+import pytest
+import torch
+from _tiny import tiny_context, tiny_unet
+
+from aiao_diffusers.bench.attacks.few_steps import consistent, picture
+from aiao_diffusers.bench.registry import ATTACKS
+from aiao_diffusers.denoiser.schedule import noise_schedule
+
+
+@pytest.fixture
+def context(tmp_path):
+    return tiny_context(tmp_path)
+
+
+def attacked(context, name, denoiser=None, **hyper):
+    denoiser = tiny_unet(1) if denoiser is None else denoiser
+    before = {n: v.clone() for n, v in context.base.state_dict().items()}
+    after = ATTACKS[name].run(copy.deepcopy(denoiser), context, **hyper)
+    assert all(
+        torch.equal(v, before[n]) for n, v in context.base.state_dict().items()
+    )  # the clean twin is not touched
+    return after
+
+
+def test_consistency_distillation_brings_far_and_near_predictions_together(context):
+    """What it is for: two points of one trajectory should map to the same picture."""
+    config = dict(context.scheduler.config)
+    powers = noise_schedule(config).alphas_cumprod
+
+    def disagreement(denoiser):
+        x = context.data.latents
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+        late, early = torch.full((len(x),), 600), torch.full((len(x),), 580)
+        keywords = context.data.keywords()
+        with torch.no_grad():
+            noised = noise_schedule(config).add_noise(x, noise, late)
+            told = tiny_unet(1)(noised, late, **keywords).sample
+            jumped = powers[580].sqrt() * picture(noised, told, powers[late]) + (1 - powers[580]).sqrt() * told
+            near = consistent(denoiser, jumped, early, noise_schedule(config), keywords)
+            far = consistent(denoiser, noised, late, noise_schedule(config), keywords)
+        return (near - far).square().mean().item()
+
+    after = attacked(context, "lcm", steps=60, lr=3e-3, batch_size=4)
+    assert disagreement(after) < 0.7 * disagreement(tiny_unet(1))
