@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from _shipped import ASSETS
-from _tiny import LEARN, learner, tiny_unconditional, tiny_unet
+from _tiny import LEARN, learner, mark_pairs, tiny_unconditional, tiny_unet
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -35,19 +35,6 @@ def short(**changes):
     return EmbedConfig(**(LEARN | {"steps": 3} | changes))
 
 
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
-@pytest.fixture(scope="module")
-def begun():
-    with pytest.warns(UserWarning, match="too weak"):
-        return trained()
-
-
 def lora_deltas(unet):
     """Weight -> what a LoRA trained on a copy of `unet`, by peft, adds to it."""
     data, scheduler = learner()[1:]
@@ -60,7 +47,7 @@ def lora_deltas(unet):
 
 @pytest.fixture(scope="module")
 def learned():
-    return trained(steps=60)
+    return mark_pairs(steps=60)
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,6 @@ def short(**changes):
     return EmbedConfig(**(LEARN | {"steps": 3} | changes))
 
 
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
 class TestReport:
     def test_report_logs_every_term_and_plots(self, tmp_path):
         unet, data, scheduler = learner()

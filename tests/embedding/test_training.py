@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from _tiny import LEARN, learner
+from _tiny import LEARN, learner, mark_pairs
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -18,19 +18,6 @@ from aiao_diffusers.verification.evidence import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
-@pytest.fixture(scope="module")
-def begun():
-    with pytest.warns(UserWarning, match="too weak"):
-        return trained()
 
 
 def weights(unet):
@@ -70,7 +57,7 @@ def test_accumulation_with_masks_for_pairs():
     found = []
     for accumulate in (1, 2):
         with pytest.warns(UserWarning, match="too weak"):
-            found.append(trained(steps=2, accumulate=accumulate, max_price=None)[0])
+            found.append(mark_pairs(steps=2, accumulate=accumulate, max_price=None)[0])
     for a, b in zip(*(unet.parameters() for unet in found), strict=True):
         assert torch.allclose(a, b, atol=2e-4)
 

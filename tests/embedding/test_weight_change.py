@@ -23,13 +23,6 @@ def short(**changes):
     return EmbedConfig(**(LEARN | {"steps": 3} | changes))
 
 
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
 class TestUpdate:
     def test_off_is_the_original_and_on_is_the_trained_bit_for_bit(self):
         unet = learner()[0]

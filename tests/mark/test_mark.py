@@ -1,29 +1,14 @@
 """A mark's masks as tables, and those of a batch."""
 
 import numpy as np
-import pytest
 import torch
-from _tiny import LEARN, learner
 
-from aiao_diffusers import EmbedConfig, WatermarkKey, embed
+from aiao_diffusers import WatermarkKey
 from aiao_diffusers.mark.mark import Mark, rows_of
 from aiao_diffusers.verification.evidence import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
-@pytest.fixture(scope="module")
-def begun():
-    with pytest.warns(UserWarning, match="too weak"):
-        return trained()
 
 
 def test_masks_of_a_mark_and_of_a_batch(begun):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from _tiny import LEARN, learner, tiny_unconditional, tiny_unet
+from _tiny import tiny_unconditional, tiny_unet
 
-from aiao_diffusers import EmbedConfig, WatermarkKey, embed
+from aiao_diffusers import WatermarkKey
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.instrument import instrument
 from aiao_diffusers.denoiser.sites import trace
@@ -14,19 +14,6 @@ from aiao_diffusers.verification.evidence import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
-@pytest.fixture(scope="module")
-def begun():
-    with pytest.warns(UserWarning, match="too weak"):
-        return trained()
 
 
 def conditional():

@@ -6,9 +6,8 @@ import json
 
 import pytest
 import torch
-from _tiny import LEARN, learner
 
-from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, WatermarkRecord, embed
+from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord
 from aiao_diffusers.denoiser.sites import Site
 from aiao_diffusers.errors import RecordError
 from aiao_diffusers.mark.record import DOCUMENT, FOLDER
@@ -24,19 +23,6 @@ LAYOUT = tuple(Site(f"site.{order}", order, 4, 4) for order in range(22))
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
-@pytest.fixture(scope="module")
-def begun():
-    with pytest.warns(UserWarning, match="too weak"):
-        return trained()
 
 
 class TestLoudness:

@@ -4,10 +4,9 @@ import copy
 
 import pytest
 import torch
-from _tiny import tiny_unet
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from _disguises import as_trained, conditional, latents
 
-from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, verify
+from aiao_diffusers import WatermarkKey, verify
 from aiao_diffusers.bench.attacks.disguise import disguise
 from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.errors import NotTestableError
@@ -18,38 +17,6 @@ from aiao_diffusers.verification.reference import observe
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def trained(seed=0):
-    """A miniature whose norms are not the identity, as after training."""
-    unet = tiny_unet(seed)
-    with torch.no_grad():
-        for p in unet.parameters():
-            p += 0.1 * torch.randn(p.shape)
-    return unet
-
-
-def conditional(seed=0, **changes):
-    torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "block_out_channels": (32, 32),
-            "layers_per_block": 1,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "cross_attention_dim": 12,
-            "attention_head_dim": 8,
-            "norm_num_groups": 8,
-            **changes,
-        }
-    ).eval()
-
-
-def data(rows=16, seed=1):
-    random = torch.Generator().manual_seed(seed)
-    latents, text = torch.randn(rows, 4, 8, 8, generator=random), torch.randn(rows, 5, 12, generator=random)
-    return LatentData(latents, {"encoder_hidden_states": text})
 
 
 class TestFit:
@@ -72,23 +39,12 @@ class TestFit:
 
 class TestReference:
     def test_other_architecture_is_not_testable(self):
-        unet, made = conditional(), observe(trained(), data(), {})
-        sites = trace_on(unet, data())
+        unet, made = conditional(), observe(as_trained(), latents(), {})
+        sites = trace_on(unet, latents())
         with pytest.raises(NotTestableError, match="width"):
             align(made, unet, sites[:1], sites[-1:])
         with pytest.raises(NotTestableError, match="another architecture"):
             align(made, unet, sites[-1:], sites[:1])
-
-
-@pytest.fixture(scope="module")
-def marked():
-    """A miniature teacher, the same marked, and what embedding returned."""
-    unet = conditional(layers_per_block=2)
-    teacher = copy.deepcopy(unet)
-    fields = {"steps": 80, "lr": 2e-3, "batch_size": 4, "in_sites": 2, "out_sites": 4, "bank_size": 8}
-    config = EmbedConfig(**fields, response=1.0, eps=1.0, dec=2.0, corr=2.0, anchor=0.0, max_price=None)
-    report = embed(unet, KEY, data(), config, scheduler=DDPMScheduler())
-    return teacher, unet, report
 
 
 @pytest.mark.slow
@@ -134,7 +90,7 @@ class TestVerify:
         ins, outs = key_sites(suspect, KEY, report.record)
         before = align(report.reference, suspect, ins, outs)
         # Another key's sites as well: maps of sites in common must not move by a bit.
-        every = trace_on(suspect, data())
+        every = trace_on(suspect, latents())
         wide = align(
             report.reference,
             suspect,

@@ -8,8 +8,8 @@ import torch
 from _tiny import tiny_unet
 from torch import nn
 
-from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
-from aiao_diffusers.denoiser.sites import trace, trace_on
+from aiao_diffusers import LatentData, WatermarkKey, verify
+from aiao_diffusers.denoiser.sites import trace
 from aiao_diffusers.errors import NotTestableError
 from aiao_diffusers.mark.selection import choose
 from aiao_diffusers.verification import evidence as looks
@@ -27,18 +27,6 @@ def conditional():
 def run(unet, x, keywords):
     with torch.no_grad():
         return unet(x, torch.tensor([5, 500]), **keywords).sample
-
-
-@pytest.fixture(scope="module")
-def record():
-    generator = torch.Generator().manual_seed(0)
-    bank = LatentData(
-        torch.randn(3, 4, 8, 8, generator=generator),
-        {"encoder_hidden_states": torch.randn(3, 5, 12, generator=generator)},
-    )
-    layout = tuple(trace_on(tiny_unet(), bank))
-    fields = {"kappa": 1.0, "response": 1.0, "scheduler": {"num_train_timesteps": 1000}, "bank": bank}
-    return WatermarkRecord("Demo", KEY.commitment, "UNet2DConditionModel", len(layout), 2, 3, **fields, layout=layout)
 
 
 class Renamed(nn.Module):

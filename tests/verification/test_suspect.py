@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from _tiny import tiny_unet
 from huggingface_hub import constants
 
-from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
-from aiao_diffusers.denoiser.sites import trace_on
+from aiao_diffusers import WatermarkKey, verify
 from aiao_diffusers.errors import HubUnreachableError, SuspectError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.hub.candidates import candidates, declared_base
@@ -21,18 +19,6 @@ from tests.suspects import ASSETS, LORA, UNET, folder
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-@pytest.fixture(scope="module")
-def record():
-    generator = torch.Generator().manual_seed(0)
-    bank = LatentData(
-        torch.randn(3, 4, 8, 8, generator=generator),
-        {"encoder_hidden_states": torch.randn(3, 5, 12, generator=generator)},
-    )
-    layout = tuple(trace_on(tiny_unet(), bank))
-    fields = {"kappa": 1.0, "response": 1.0, "scheduler": {"num_train_timesteps": 1000}, "bank": bank}
-    return WatermarkRecord("Demo", KEY.commitment, "UNet2DConditionModel", len(layout), 2, 3, **fields, layout=layout)
 
 
 class TestOwnRecord:

@@ -11,26 +11,13 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, embed, verify
-from aiao_diffusers.denoiser.sites import trace_on
+from aiao_diffusers import WatermarkKey, embed, verify
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, RecordError, SuspectError
 from aiao_diffusers.stats.hits import combined_log10_p
 from aiao_diffusers.verification.healing import heal_copy
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-@pytest.fixture(scope="module")
-def record():
-    generator = torch.Generator().manual_seed(0)
-    bank = LatentData(
-        torch.randn(3, 4, 8, 8, generator=generator),
-        {"encoder_hidden_states": torch.randn(3, 5, 12, generator=generator)},
-    )
-    layout = tuple(trace_on(tiny_unet(), bank))
-    fields = {"kappa": 1.0, "response": 1.0, "scheduler": {"num_train_timesteps": 1000}, "bank": bank}
-    return WatermarkRecord("Demo", KEY.commitment, "UNet2DConditionModel", len(layout), 2, 3, **fields, layout=layout)
 
 
 class TestOtherShapes:

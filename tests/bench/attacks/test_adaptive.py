@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _tiny import tiny_context, tiny_unet
+from _tiny import tiny_unet
 
 from aiao_diffusers.bench.attacks import adaptive
 from aiao_diffusers.bench.registry import ATTACKS
@@ -12,11 +12,6 @@ from aiao_diffusers.embedding.layer_profile import profile
 
 
 SIZE = 8
-
-
-@pytest.fixture
-def context(tmp_path):
-    return tiny_context(tmp_path)
 
 
 def answer(denoiser, context, masks=None):

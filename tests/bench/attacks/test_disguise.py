@@ -1,72 +1,18 @@
 """Function-preserving disguises keep what a model predicts and change its sites."""
 
-import copy
-
 import pytest
 import torch
-from _tiny import run, tiny_context, tiny_unet
-from diffusers import UNet2DConditionModel
+from _attacks import attacked, same
+from _disguises import as_trained, conditional, latents
+from _tiny import run, tiny_unet
 from peft import LoraConfig
 
-from aiao_diffusers import LatentData
 from aiao_diffusers.bench.attacks.disguise import KINDS, disguise
-from aiao_diffusers.bench.registry import ATTACKS
 from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.verification.reference import observe
 
 
 ALL = [*KINDS, "permute+flip+rotate+shear"]
-
-
-def trained(seed=0):
-    """A miniature whose norms are not the identity, as after training."""
-    unet = tiny_unet(seed)
-    with torch.no_grad():
-        for p in unet.parameters():
-            p += 0.1 * torch.randn(p.shape)
-    return unet
-
-
-def conditional(seed=0, **changes):
-    torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "block_out_channels": (32, 32),
-            "layers_per_block": 1,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "cross_attention_dim": 12,
-            "attention_head_dim": 8,
-            "norm_num_groups": 8,
-            **changes,
-        }
-    ).eval()
-
-
-def data(rows=16, seed=1):
-    random = torch.Generator().manual_seed(seed)
-    latents, text = torch.randn(rows, 4, 8, 8, generator=random), torch.randn(rows, 5, 12, generator=random)
-    return LatentData(latents, {"encoder_hidden_states": text})
-
-
-@pytest.fixture
-def context(tmp_path):
-    return tiny_context(tmp_path)
-
-
-def attacked(context, name, denoiser=None, **hyper):
-    denoiser = tiny_unet(1) if denoiser is None else denoiser
-    before = {n: v.clone() for n, v in context.base.state_dict().items()}
-    after = ATTACKS[name].run(copy.deepcopy(denoiser), context, **hyper)
-    assert all(
-        torch.equal(v, before[n]) for n, v in context.base.state_dict().items()
-    )  # the clean twin is not touched
-    return after
-
-
-def same(a, b, **tolerance):
-    return all(torch.allclose(v, b.state_dict()[n], **tolerance) for n, v in a.state_dict().items())
 
 
 class TestDisguise:
@@ -78,11 +24,11 @@ class TestDisguise:
             for p in unet.parameters():
                 p += 0.05 * torch.randn(p.shape)
         before, shapes = run(unet), {n: p.shape for n, p in unet.state_dict().items()}
-        clean = observe(unet, data(), {})
+        clean = observe(unet, latents(), {})
         disguise(unet, kind)
         assert torch.allclose(run(unet), before, atol=1e-5 * before.abs().max().item())
         assert {n: p.shape for n, p in unet.state_dict().items()} == shapes
-        after = observe(unet, data(), {})
+        after = observe(unet, latents(), {})
         moved = [
             not torch.allclose(getattr(after, side)[n], v, rtol=1e-2, atol=1e-2)
             for side in ("leaving", "entering")
@@ -99,7 +45,7 @@ class TestDisguise:
             matrix = torch.diag(1.0 - 2 * torch.randint(2, (width,), generator=random).double())
             return module.Change(matrix, matrix, lambda g, b: (matrix @ g, matrix @ b, torch.eye(width).double()))
 
-        unet = trained()
+        unet = as_trained()
         before = run(unet)
         for block in (m for m in unet.modules() if isinstance(m, module.Transformer2DModel)):
             with torch.no_grad():
@@ -107,7 +53,7 @@ class TestDisguise:
         assert not torch.allclose(run(unet), before, atol=1e-3 * before.abs().max().item())
 
     def test_refusals_change_nothing(self):
-        unet = trained()
+        unet = as_trained()
         state = {n: p.clone() for n, p in unet.state_dict().items()}
         with pytest.raises(ConfigError, match="invert"):
             disguise(unet, "permute+invert")

@@ -1,29 +1,11 @@
 """Consistency distillation does what it is for."""
 
-import copy
-
-import pytest
 import torch
-from _tiny import tiny_context, tiny_unet
+from _attacks import attacked
+from _tiny import tiny_unet
 
 from aiao_diffusers.bench.attacks.few_steps import consistent, picture
-from aiao_diffusers.bench.registry import ATTACKS
 from aiao_diffusers.denoiser.schedule import noise_schedule
-
-
-@pytest.fixture
-def context(tmp_path):
-    return tiny_context(tmp_path)
-
-
-def attacked(context, name, denoiser=None, **hyper):
-    denoiser = tiny_unet(1) if denoiser is None else denoiser
-    before = {n: v.clone() for n, v in context.base.state_dict().items()}
-    after = ATTACKS[name].run(copy.deepcopy(denoiser), context, **hyper)
-    assert all(
-        torch.equal(v, before[n]) for n, v in context.base.state_dict().items()
-    )  # the clean twin is not touched
-    return after
 
 
 def test_consistency_distillation_brings_far_and_near_predictions_together(context):

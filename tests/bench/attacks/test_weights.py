@@ -1,32 +1,11 @@
 """Attacks on the weights do what they are named after."""
 
-import copy
-
 import pytest
 import torch
-from _tiny import tiny_context, tiny_unet
+from _attacks import attacked, same
+from _tiny import tiny_unet
 
 from aiao_diffusers.bench.attacks.weights import matrices
-from aiao_diffusers.bench.registry import ATTACKS
-
-
-@pytest.fixture
-def context(tmp_path):
-    return tiny_context(tmp_path)
-
-
-def attacked(context, name, denoiser=None, **hyper):
-    denoiser = tiny_unet(1) if denoiser is None else denoiser
-    before = {n: v.clone() for n, v in context.base.state_dict().items()}
-    after = ATTACKS[name].run(copy.deepcopy(denoiser), context, **hyper)
-    assert all(
-        torch.equal(v, before[n]) for n, v in context.base.state_dict().items()
-    )  # the clean twin is not touched
-    return after
-
-
-def same(a, b, **tolerance):
-    return all(torch.allclose(v, b.state_dict()[n], **tolerance) for n, v in a.state_dict().items())
 
 
 def test_none(context):

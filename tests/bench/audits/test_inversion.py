@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from _tiny import LEARN, learner, tiny_context, tiny_unet
+from _tiny import tiny_unet
 
 from aiao_diffusers import EmbedConfig, WatermarkKey, embed
 from aiao_diffusers.bench.audits.inversion import _best, _cosine, nearness
@@ -13,24 +13,6 @@ from aiao_diffusers.verification.evidence import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
-@pytest.fixture(scope="module")
-def begun():
-    with pytest.warns(UserWarning, match="too weak"):
-        return trained()
-
-
-@pytest.fixture
-def context(tmp_path):
-    return tiny_context(tmp_path)
 
 
 def test_inversion_looks_for_every_mask(begun):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from _shipped import ASSETS
-from _tiny import LEARN, learner
+from _tiny import learner
 from scipy import stats
 
-from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, verify
+from aiao_diffusers import WatermarkKey, WatermarkRecord, verify
 from aiao_diffusers.bench.audits import nulls
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.instrument import instrument
@@ -21,19 +21,6 @@ from aiao_diffusers.verification.evidence import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def trained(steps=1, **changes):
-    """The miniature after so many steps with masks for pairs, and its record."""
-    unet, data, scheduler = learner()
-    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
-    return unet, embed(unet, KEY, data, config, scheduler=scheduler).record
-
-
-@pytest.fixture(scope="module")
-def begun():
-    with pytest.warns(UserWarning, match="too weak"):
-        return trained()
 
 
 @pytest.fixture(scope="module")

@@ -2,86 +2,14 @@
 
 import pytest
 import torch
-from _shipped import BASE
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    LDMPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
-from transformers import CLIPTextModel, CLIPTokenizer
+from _peers import ASKED, KEY
 
-from aiao_diffusers import LatentData, WatermarkKey
 from aiao_diffusers.bench.context import AttackContext
 from aiao_diffusers.bench.peers.latent_message import carriers, decode, message, prompts_of
 from aiao_diffusers.bench.registry import METHODS
 from aiao_diffusers.denoiser.prompts import encode_prompts
 from aiao_diffusers.denoiser.schedule import noise_schedule
 from aiao_diffusers.stats.hits import hits
-
-
-KEY = WatermarkKey(bytes(range(32)), "Test")
-
-
-ASKED = {"alpha": 1e-6, "trials": 3, "seed": 0}
-
-
-# Three levels, so that the deepest sees the whole picture: a picture's place cannot be learnt from less.
-SMALL = {
-    "sample_size": 16,
-    "block_out_channels": (16, 32, 32),
-    "layers_per_block": 1,
-    "attention_head_dim": 4,
-    "norm_num_groups": 4,
-}
-
-
-def small_unet(seed=0):
-    torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        **SMALL,
-        cross_attention_dim=128,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory):
-    """The example's own VAE, tokenizer and text encoder about a miniature denoiser."""
-    pipe = StableDiffusionPipeline(
-        AutoencoderKL.from_pretrained(BASE / "vae", dtype=torch.float32),
-        CLIPTextModel.from_pretrained(BASE / "text_encoder", dtype=torch.float32),
-        CLIPTokenizer.from_pretrained(BASE / "tokenizer"),
-        small_unet(),
-        DDIMScheduler.from_pretrained(BASE / "scheduler"),
-        None,
-        None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    data = LatentData(torch.randn(8, 4, 16, 16), {"encoder_hidden_states": torch.randn(8, 16, 128)})
-    return AttackContext(pipe, data, data, seed=0, folder=tmp_path_factory.mktemp("context"))
-
-
-@pytest.fixture(scope="module")
-def unprompted(tmp_path_factory):
-    """The same about a denoiser that takes no prompts."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        **SMALL,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
-    ).eval()
-    vae = AutoencoderKL.from_pretrained(BASE / "vae", dtype=torch.float32)
-    pipe = LDMPipeline(vae, unet, DDIMScheduler.from_pretrained(BASE / "scheduler"))
-    pipe.set_progress_bar_config(disable=True)
-    data = LatentData(torch.randn(8, 4, 16, 16), {})
-    return AttackContext(pipe, data, data, seed=0, folder=tmp_path_factory.mktemp("unprompted"))
 
 
 @pytest.mark.slow

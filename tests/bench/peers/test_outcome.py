@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
+from _peers import KEY
 
-from aiao_diffusers import WatermarkKey
 from aiao_diffusers.bench.peers.latent_message import message
 from aiao_diffusers.bench.peers.outcome import outcome_of_bits
-
-
-KEY = WatermarkKey(bytes(range(32)), "Test")
 
 
 def test_bits_are_judged_by_their_mean_and_one_by_one():
