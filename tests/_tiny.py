@@ -241,3 +241,12 @@ LEARN = {
     "max_price": None,
 }
 """`EmbedConfig` fields that suit `learner`."""
+
+
+def mark_pairs(steps: int = 1, **changes: Any) -> tuple[UNet2DModel, Any]:
+    """`learner` after so many steps of a mark with masks for pairs of sites, and its record."""
+    from aiao_diffusers import EmbedConfig, WatermarkKey, embed
+
+    unet, data, scheduler = learner()
+    config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
+    return unet, embed(unet, WatermarkKey(bytes(range(32)), "Demo"), data, config, scheduler=scheduler).record

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from tests._shipped import ASSETS
 from tests.hub_server import Hollow, HubServer
 from tests.samples import card, safetensors
 
 
-ASSETS = Path(__file__).parents[1] / "examples" / "emoji_diffusion"
 LORA = "pytorch_lora_weights.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 BASE = "acme/sd"

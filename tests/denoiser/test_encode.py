@@ -162,9 +162,3 @@ class TestPromptsAndFiles:
             vocabulary = {word: i for i, word in enumerate(words)}
             pipe = SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda v=vocabulary: v))
             assert vocabulary_prompts(pipe, count=2) == ["cat cat", "cat cat"]
-
-    def test_a_cache_is_written_whole(self, tmp_path):
-        data = LatentData(torch.randn(3, 4, 2, 2), {"encoder_hidden_states": torch.randn(3, 5, 6)})
-        data.save(tmp_path / "c.safetensors", torch.float32)
-        assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
-        assert torch.equal(LatentData.load(tmp_path / "c.safetensors").latents, data.latents)

@@ -1,18 +1,33 @@
 """Names for weights: the numbers count, not what they are stored as, and no two states share a name."""
 
 import hashlib
+import json
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 from _tiny import tiny_unet
+from torch import nn
 
-from aiao_diffusers.denoiser.hashes import PIECE, weights_sha256
+from aiao_diffusers.denoiser.hashes import tensor_sha256, weights_sha256
 from aiao_diffusers.errors import NotTestableError
+from aiao_diffusers.files.safetensors_header import PIECE
 
 
 def field(content: bytes) -> bytes:
     return struct.pack("<Q", len(content)) + content
+
+
+def raw(path: Path, header: str | dict, data: bytes = bytes(10), length: int | None = None) -> Path:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    return path
+
+
+@pytest.fixture
+def unet() -> nn.Module:
+    return tiny_unet()
 
 
 def test_fixed_vector():
@@ -86,3 +101,49 @@ def test_threads_change_nothing():
 def test_meta_tensors_have_none():
     with pytest.raises(NotTestableError):
         weights_sha256({"a": torch.empty(2, device="meta")})
+
+
+class TestTensors:
+    def test_fixed_vector(self):
+        # sha256 over the layout in the docstring, written out by hand.
+        def field(b: bytes) -> bytes:
+            return struct.pack("<Q", len(b)) + b
+
+        expected = hashlib.sha256(
+            b"aiao-tensors-v1\0"
+            + field(b"w")
+            + field(b"torch.float16")
+            + field(b"2")
+            + field(struct.pack("<2e", 1, -2))
+        ).hexdigest()
+        assert tensor_sha256({"w": torch.tensor([1.0, -2.0], dtype=torch.float16)}) == expected
+
+    def test_order_and_layout_do_not_matter(self):
+        a, b = torch.arange(6.0).reshape(2, 3), torch.tensor(3)
+        assert tensor_sha256({"a": a, "b": b}) == tensor_sha256({"b": b, "a": a.T.contiguous().T})
+
+    def test_name_dtype_shape_and_one_bit_do(self):
+        a = torch.arange(6.0)
+        flipped = a.clone().view(torch.int32)
+        flipped[3] ^= 1
+        others = [
+            {"b": a},
+            {"a": a.double()},
+            {"a": a.view(torch.int32)},
+            {"a": a.reshape(2, 3)},
+            {"a": flipped.view(torch.float32)},
+            {"a": a[:5], "b": a[5:]},
+            {},
+        ]
+        assert len({tensor_sha256(s) for s in [{"a": a}, *others]}) == 8
+
+    def test_meta_tensors_have_none(self):
+        with pytest.raises(NotTestableError):
+            tensor_sha256({"a": torch.empty(2, device="meta")})
+
+
+def test_no_data_at_all_is_not_testable():
+    with torch.device("meta"):
+        empty = nn.Linear(2, 2)
+    with pytest.raises(NotTestableError, match="no data"):
+        weights_sha256(empty)

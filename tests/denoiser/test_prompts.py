@@ -1,10 +1,10 @@
 """Prompts and images of pipelines other than Stable Diffusion 1: XL, its refiner, transformers."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from _shipped import TOKENIZER
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -20,7 +20,6 @@ from aiao_diffusers.denoiser.prompts import encode_prompts
 from aiao_diffusers.errors import DataError
 
 
-TOKENIZER = Path(__file__).parents[2] / "examples" / "emoji_diffusion" / "base" / "tokenizer"
 POOLED, TIMES = 12, 8
 
 

@@ -1,14 +1,11 @@
 """Layer profiles: changes computed by hand, every loader, the file format, and the self-profile."""
 
-import json
-import sys
-
 import pytest
 import torch
 from _tiny import factors, learner, patch, tiny_unet, write
 
 from aiao_diffusers import LayerProfile, profile, self_profile
-from aiao_diffusers.errors import ConfigError, DataError, MissingExtraError, WrongBaseError
+from aiao_diffusers.errors import ConfigError, DataError, WrongBaseError
 
 
 CONV, LINEAR = "mid_block.resnets.0.conv1", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -114,29 +111,11 @@ class TestFile:
         found.plot().savefig(tmp_path / "p.png")
         assert (tmp_path / "p.png").stat().st_size > 1000
 
-    def test_without_matplotlib_no_work_is_begun(self, tmp_path, monkeypatch):
-        from aiao_diffusers.cli.profile import profile as command
-
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-        with pytest.raises(MissingExtraError, match=r"aiao_diffusers\[plots\]"):
-            command("nowhere", ["nor here"], plot=tmp_path / "p.png")
-
     @pytest.mark.parametrize("text", ["", "{}", '{"format": "other"}', '{"format": "aiao-profile-1", "layers": [{}]}'])
     def test_broken_files_are_named(self, tmp_path, text):
         (tmp_path / "p.json").write_text(text)
         with pytest.raises(DataError, match="p.json"):
             LayerProfile.load(tmp_path / "p.json")
-
-    def test_what_the_command_prints_loads(self, tmp_path, capsys):
-        from aiao_diffusers.cli.profile import profile as command
-
-        tiny_unet().save_pretrained(tmp_path / "base")
-        scaled(CONV, 1.5).save_pretrained(tmp_path / "tuned")
-        command(str(tmp_path / "base"), [str(tmp_path / "tuned")], None, tmp_path / "p.png", True)
-        printed = capsys.readouterr().out
-        (tmp_path / "p.json").write_text(printed)
-        assert json.loads(printed)["busiest_tenth"] == 1.0 and (tmp_path / "p.png").exists()
-        assert by_name(LayerProfile.load(tmp_path / "p.json"))[CONV].change == pytest.approx(0.5, rel=1e-5)
 
 
 def test_self_profile_gives_the_weights_back():

@@ -1,19 +1,13 @@
 """How loud a trigger is at each in-site: factors by what random masks move, and no in-site that reaches nothing."""
 
-import pytest
 import torch
 from _tiny import learner, tiny_unet
 from diffusers import DDPMScheduler
 
-from aiao_diffusers import LatentData, WatermarkKey
-from aiao_diffusers.denoiser.instrument import instrument
+from aiao_diffusers import LatentData
 from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.embedding.site_gain import WANTED, site_gain
-from aiao_diffusers.errors import ConfigError
-from aiao_diffusers.mark.selection import IN_SPAN, choose, span
-
-
-KEY = WatermarkKey(bytes(range(32)), "Demo")
+from aiao_diffusers.mark.selection import IN_SPAN, span
 
 
 def conditional():
@@ -60,24 +54,3 @@ def test_it_knows_no_key_gives_everything_back_and_is_the_same_every_time():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert set(measured(unet, data, scheduler, most=1.0).values()) == {1.0}
     assert 0 < WANTED < 1
-
-
-def test_a_factor_multiplies_the_amplitude_at_its_site_alone():
-    unet, data, _ = learner()
-    site = trace_on(unet, data)[0].name
-    with instrument(unet, [site], {site: 2.5}) as wired, wired.armed({site: torch.ones(4)}, torch.tensor([0.0, 2.0])):
-        assert wired.processors[site].amplitude.tolist() == [0.0, 5.0]
-    with instrument(unet, [site], {"elsewhere": 2.5}) as wired, wired.armed({site: torch.ones(4)}, 2.0):
-        assert wired.processors[site].amplitude == 2.0
-
-
-def test_no_key_chooses_a_silent_site():
-    unet, data, _ = learner()
-    sites = trace_on(unet, data)
-    candidates = span(sites, IN_SPAN)
-    silent = {candidates[0].name}
-    count = len(candidates) - 1
-    chosen = [choose(sites, KEY.child(str(i)), count, 1, silent)[0] for i in range(8)]
-    assert all(site.name not in silent for ins in chosen for site in ins)
-    with pytest.raises(ConfigError, match="in-sites asked for"):
-        choose(sites, KEY, len(candidates), 1, silent)

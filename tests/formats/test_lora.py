@@ -1,26 +1,19 @@
 """One mathematical change in every adapter format must act as the hand-patched weights do, and leave no trace."""
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from _tiny import ATTENTION, CONV, LINEAR, OTHER, factors, patch, run, tiny_unet, write
+from _tiny import ATTENTION, BOTH_LEVELS, CONV, LINEAR, OTHER, factors, patch, run, tiny_unet, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aiao_diffusers.errors import (
-    LoraNotLoadedError,
-    NotTestableError,
-    SuspectError,
-    UnsafeFileError,
-    WrongBaseError,
-)
-from aiao_diffusers.formats.checkpoint import tensor_sha256
+from aiao_diffusers.denoiser.hashes import tensor_sha256
+from aiao_diffusers.errors import LoraNotLoadedError, NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
 from aiao_diffusers.formats.lora import apply_lora
 
 
@@ -33,7 +26,11 @@ FORMATS = (
     "diffusers-lora-down",
     "comfy-ldm",
 )
+
+
 QUERY = f"{ATTENTION}.attn1.to_q"
+
+
 BOTH = (QUERY, CONV[0])
 
 
@@ -62,6 +59,16 @@ def randomised(model: nn.Module, seed: int = 3) -> nn.Module:
         elif "magnitude" in name:
             parameter.data *= 1 + 0.3 * torch.rand(parameter.shape, generator=generator)
     return model.eval()
+
+
+STEM = "lora_unet_" + QUERY.replace(".", "_")
+
+
+def refused(source: Path, unet: nn.Module, error: type, match: str, **options) -> None:
+    before = tensor_sha256(unet)
+    with pytest.raises(error, match=match), apply_lora(unet, source, **options):
+        pass
+    assert tensor_sha256(unet) == before
 
 
 class TestOracle:
@@ -431,32 +438,6 @@ class TestBadInput:
         with pytest.raises(SuspectError, match="both give"), apply_lora(unet, save(tmp_path, state)):
             pass
 
-    @pytest.mark.parametrize(
-        ("change", "error"),
-        [
-            ({"peft_type": "IA3"}, NotTestableError),
-            ({"layer_replication": [[0, 1]]}, NotTestableError),
-            ({"init_lora_weights": "pissa_niter_4"}, NotTestableError),
-            ({"alpha_pattern": {"(a+)+$": 3}}, NotTestableError),
-            ({"r": 77}, SuspectError),
-            ({"lora_alpha": "import os"}, SuspectError),
-            ({"rank_pattern": [1]}, SuspectError),
-        ],
-        ids=str,
-    )
-    def test_adapter_config(self, unet, tmp_path, change, error):
-        source = write(tmp_path, "peft", factors(unet, BOTH, 2), 2.0)
-        path = source / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | change))
-        with pytest.raises(error), apply_lora(unet, source):
-            pass
-
-    def test_native_peft_without_its_config_says_so(self, unet, tmp_path):
-        source = write(tmp_path, "peft", factors(unet, BOTH, 2), 2.0)
-        (source / "adapter_config.json").unlink()
-        with apply_lora(unet, source) as loaded:
-            assert "alpha is unknown" in loaded.warnings[0]
-
     def test_several_files_need_a_name(self, unet, tmp_path):
         made = factors(unet, BOTH, 2)
         write(tmp_path, "kohya", made, 2.0)
@@ -482,3 +463,97 @@ class TestBadInput:
         for source in (tmp_path, tmp_path / "pytorch_lora_weights.bin"):
             with pytest.raises(UnsafeFileError, match="pickle"), apply_lora(unet, source):
                 pass
+
+
+class TestHalfAnAdapter:
+    @pytest.mark.parametrize(
+        "key",
+        [
+            f"{STEM}.scalar",
+            f"{STEM}.oft_blocks",
+            "lora_unet_mid_block_attentions_0_proj_in.dora_scale",
+            f"base_model.model.{QUERY}.bias",
+            "base_model.model.conv_in.weight",
+            "unet.conv_norm_out.weight",
+        ],
+    )
+    def test_a_known_module_with_an_unknown_role(self, unet, tmp_path, key):
+        state = load_file(write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0))
+        save(tmp_path, state | {key: torch.ones(8)})
+        refused(tmp_path / "x.safetensors", unet, LoraNotLoadedError, "not defined here")
+
+    def test_a_stray_alpha_scales_nothing(self, unet, tmp_path):
+        state = load_file(write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0))
+        stray = "lora_unet_mid_block_attentions_0_proj_in.alpha"
+        with apply_lora(unet, save(tmp_path, state | {stray: torch.tensor(1.0)})) as loaded:
+            assert loaded.modules == 2 and loaded.unused_keys == (stray,)
+
+    def test_more_than_half_of_the_keys_elsewhere(self, unet, tmp_path):
+        state = load_file(write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0))
+        for n in range(7):
+            state[f"lora_unet_elsewhere_{n}.lora_up.weight"] = torch.ones(2, 2)
+        # 7 of 13, for the text encoder's key does not count.
+        refused(save(tmp_path, state), unet, WrongBaseError, r"7 of 13 keys \(54%\)")
+        del state["lora_unet_elsewhere_0.lora_up.weight"]
+        with apply_lora(unet, save(tmp_path, state, "y.safetensors")) as loaded:
+            assert "6 of 12 keys (50%)" in loaded.warnings[0]
+
+
+class TestScale:
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+    def test_packed_factors_are_not_numbers(self, unet, tmp_path, dtype):
+        state = {f"{STEM}.lora_down.weight": torch.ones(2, 8), f"{STEM}.lora_up.weight": torch.ones(8, 2)}
+        source = save(tmp_path, {k: v.to(dtype) for k, v in state.items()})
+        refused(source, unet, NotTestableError, "stored quantised")
+
+    def test_norms_of_lycoris(self, unet, tmp_path):
+        module = unet.get_submodule("mid_block.attentions.0.norm")
+        weight, bias = module.weight.data.clone(), module.bias.data.clone()
+        stem = "lora_unet_mid_block_attentions_0_norm"
+        source = save(tmp_path, {f"{stem}.w_norm": weight + 1, f"{stem}.b_norm": bias + 2})
+        with apply_lora(unet, source, 0.5) as loaded:
+            assert torch.equal(module.weight, weight + 0.5 * (weight + 1))
+            assert torch.equal(module.bias, bias + 0.5 * (bias + 2))
+        assert loaded.modules == 1 and not loaded.warnings
+
+    @settings(
+        max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(
+        chosen=st.permutations(["kohya", "peft", "comfy-ldm", "diffusers-metadata"]),
+        scales=st.lists(st.floats(-2, 2, width=16).filter(lambda s: abs(s) > 0.01), min_size=3, max_size=3),
+    )
+    def test_several_adapters_are_the_sum_in_any_order(self, tmp_path, chosen, scales):
+        unet, reference = tiny_unet(), tiny_unet()
+        before, stack = tensor_sha256(unet), []
+        for n, (fmt, scale) in enumerate(zip(chosen[:3], scales, strict=True)):
+            made = factors(unet, BOTH_LEVELS, n + 1, seed=n)
+            patch(reference, made, scale * 2 / (n + 1))
+            context = apply_lora(unet, write(tmp_path / str(n), fmt, made, 2.0), scale)
+            context.__enter__()
+            stack.append((context, tensor_sha256(unet)))
+        for name in BOTH_LEVELS:
+            mine, theirs = unet.get_submodule(name).weight, reference.get_submodule(name).weight
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+        while stack:
+            context, held = stack.pop()
+            assert tensor_sha256(unet) == held
+            context.__exit__(None, None, None)
+        assert tensor_sha256(unet) == before
+
+
+class TestWhichFile:
+    def test_a_repository_of_several_adapters(self, tmp_path, unet):
+        for name, rank in (("first", 1), ("second", 3)):
+            write(tmp_path / name, "kohya", factors(unet, BOTH_LEVELS, rank), 2.0)
+        refused(tmp_path, unet, SuspectError, "first, second")
+        for name, rank in (("first", 1), ("second", 3)):
+            reference = tiny_unet()
+            patch(reference, factors(unet, BOTH_LEVELS, rank), 2 / rank)
+            with apply_lora(unet, tmp_path, weight_name=f"{name}/kohya.safetensors"):
+                torch.testing.assert_close(run(unet), run(reference), rtol=0, atol=1e-5)
+        for trick in ("../kohya.safetensors", "first/../second/kohya.safetensors", "/etc/passwd", "first//x"):
+            refused(tmp_path, unet, UnsafeFileError, "lead out", weight_name=trick)
+        (tmp_path / "away").symlink_to("/usr")
+        refused(tmp_path, unet, UnsafeFileError, "link out", weight_name="away/lib")
+        refused(tmp_path, unet, SuspectError, "no folder", weight_name="third/x.safetensors")

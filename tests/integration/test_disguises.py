@@ -1,10 +1,10 @@
 """Disguised descendants of the shipped model are verified by alignment; aligned unrelated models are not."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
+from _shipped import ASSETS
 
 from aiao_diffusers import LatentData, WatermarkKey, verify
 from aiao_diffusers.bench.attacks.disguise import disguise
@@ -14,7 +14,6 @@ from aiao_diffusers.mark.record import WatermarkRecord
 from aiao_diffusers.verification.reference import observe
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 pytestmark = pytest.mark.slow
 

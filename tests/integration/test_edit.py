@@ -1,14 +1,12 @@
 """A mark in closed form on the real base: verdicts with their controls, and what it costs."""
 
-from pathlib import Path
-
 import pytest
+from _shipped import ASSETS
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkedStableDiffusionPipeline, WatermarkKey, verify
 from aiao_diffusers.bench.attacks.finetune import full
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 KEY = WatermarkKey(bytes(range(1, 33)), "Test")
 pytestmark = pytest.mark.slow
 

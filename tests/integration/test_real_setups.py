@@ -1,10 +1,10 @@
 """Verdicts on the shipped model as users run it, each with the unmarked base in the same set-up as its control."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
+from _shipped import ASSETS
 from accelerate import cpu_offload
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from torch import nn
@@ -13,7 +13,6 @@ from aiao_diffusers import WatermarkedStableDiffusionPipeline, WatermarkKey, Wat
 from aiao_diffusers.formats.checkpoint import load_denoiser
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 pytestmark = pytest.mark.slow
 

@@ -4,15 +4,13 @@ import dataclasses
 import hashlib
 import json
 
-import numpy as np
 import pytest
 import torch
 
-from aiao_diffusers.denoiser.inputs import LatentData
+from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord
 from aiao_diffusers.denoiser.sites import Site
-from aiao_diffusers.embedding.embed import EmbedConfig
-from aiao_diffusers.errors import ConfigError, DataError, RecordError
-from aiao_diffusers.mark.record import WatermarkRecord
+from aiao_diffusers.errors import RecordError
+from aiao_diffusers.mark.record import DOCUMENT, FOLDER
 
 
 @pytest.fixture
@@ -22,6 +20,9 @@ def record():
 
 
 LAYOUT = tuple(Site(f"site.{order}", order, 4, 4) for order in range(22))
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
 
 
 class TestLoudness:
@@ -137,23 +138,54 @@ class TestRecord:
             WatermarkRecord.load(tmp_path)
 
 
-def test_data_refuses_what_it_cannot_use():
-    with pytest.raises(DataError, match="no samples"):
-        LatentData(torch.zeros(0, 4, 8, 8), {})
-    with pytest.raises(DataError, match="rows"):
-        LatentData(torch.zeros(2, 4, 8, 8), {"encoder_hidden_states": torch.zeros(3, 1, 1)})
-    with pytest.raises(DataError, match="NaN"):
-        LatentData(torch.full((2, 4, 8, 8), float("nan")), {})
+class TestPairs:
+    def test_says_so_and_older_ones_do_not(self, begun, tmp_path):
+        record = begun[1]
+        record.save(tmp_path / "pairs")
+        assert record.pairs and WatermarkRecord.load(tmp_path / "pairs").pairs
+        written = (tmp_path / "pairs" / "aiao" / "watermark.json").read_bytes()
+        assert record.sha256 == hashlib.sha256(written).hexdigest()
+        shared = dataclasses.replace(record, pairs=False)
+        shared.save(tmp_path / "shared")
+        assert "pairs" not in json.loads((tmp_path / "shared" / "aiao" / "watermark.json").read_text())
+        assert not WatermarkRecord.load(tmp_path / "shared").pairs and shared.sha256 != record.sha256
+
+    @pytest.mark.parametrize("value", [1, "true", [True]])
+    def test_altered(self, begun, tmp_path, value):
+        begun[1].save(tmp_path)
+        path = tmp_path / "aiao" / "watermark.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pairs": value}))
+        with pytest.raises(RecordError, match="pairs"):
+            WatermarkRecord.load(tmp_path)
 
 
-def test_config_takes_numpys_numbers_as_plain_ones():
-    config = EmbedConfig(steps=np.int64(3), kappa=np.float32(0.5), max_price=np.float64(0.25), seed=np.uint8(7))
-    assert config == EmbedConfig(steps=3, kappa=0.5, max_price=0.25, seed=7)
-    assert [type(x) for x in (config.steps, config.kappa, config.max_price, config.seed)] == [int, float, float, int]
-    json.dumps(dataclasses.asdict(config))
+class TestRecordFile:
+    @pytest.fixture
+    def record(self, record):
+        return dataclasses.replace(record, layout=LAYOUT)
 
+    def test_hash_is_that_of_the_file(self, record, tmp_path):
+        import hashlib
 
-@pytest.mark.parametrize("field", ["steps", "batch_size", "lr", "kappa", "eps"])
-def test_config_names_the_bad_field(field):
-    with pytest.raises(ConfigError, match=field):
-        EmbedConfig(**{field: -1})
+        record.save(tmp_path)
+        loaded = WatermarkRecord.load(tmp_path)
+        assert loaded.layout == record.layout
+        digest = hashlib.sha256((tmp_path / FOLDER / DOCUMENT).read_bytes()).hexdigest()
+        assert loaded.sha256 == record.sha256 == digest
+        assert dataclasses.replace(record, kappa=2.0).sha256 != digest
+        altered = dataclasses.replace(record.bank, latents=record.bank.latents + 1)
+        assert dataclasses.replace(record, bank=altered).sha256 != digest
+
+    def test_altered_layout(self, record):
+        with pytest.raises(RecordError, match="altered"):
+            dataclasses.replace(record, layout=record.layout[1:])
+
+    @pytest.mark.parametrize("layout", [5, [["a", 1]], [["a", "x", "y"]] * 22])
+    def test_broken_layout(self, record, tmp_path, layout):
+        import json
+
+        record.save(tmp_path)
+        path = tmp_path / FOLDER / DOCUMENT
+        path.write_text(json.dumps({**json.loads(path.read_text()), "layout": layout}))
+        with pytest.raises(RecordError):
+            WatermarkRecord.load(tmp_path)

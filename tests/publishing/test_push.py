@@ -11,25 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from _shipped import ASSETS
 from huggingface_hub import EvalResult, HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, push, verify
-from aiao_diffusers.errors import (
-    CardError,
-    ConfigError,
-    HubError,
-    PushRefusedError,
-    RecordError,
-    SuspectError,
-)
+from aiao_diffusers.errors import CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
 from aiao_diffusers.publishing import cards
 from aiao_diffusers.publishing.cards import BEGIN, END, CardFields
 from aiao_diffusers.publishing.secrets import check_secrets
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError
 
 
-ASSETS = Path(__file__).parents[2] / "examples" / "emoji_diffusion"
 DEMO = WatermarkKey(bytes(range(32)), "Demo")
 KEY = WatermarkKey(bytes.fromhex("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"), "Acme Labs")
 DENOISER = "unet/diffusion_pytorch_model.safetensors"

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from aiao_diffusers import EmbedConfig
-from aiao_diffusers.bench.registry import ATTACKS, METHODS
+from aiao_diffusers.bench.registry import METHODS
 from aiao_diffusers.bench.suite.definition import parse, read_suite, shipped
 from aiao_diffusers.errors import ConfigError
 
@@ -180,9 +180,3 @@ def test_model_and_data_replace_the_suite_s():
     assert all(m.data == "pictures" for m in suite.models.values())
     assert suite.attacks == before.attacks and suite.marks == before.marks
     assert read_suite("full", clip="user/clip").quality.clip == "user/clip" and suite.quality == before.quality
-
-
-def test_every_attack_lists_its_hyper_parameters():
-    for attack in ATTACKS.values():
-        assert attack.summary and (attack.strength is None or attack.strength in attack.hyper)
-        assert all(type(value) in (int, float, str, bool) for value in attack.hyper.values())

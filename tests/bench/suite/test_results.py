@@ -3,14 +3,9 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors import SafetensorError
 
-from aiao_diffusers.bench import context
-from aiao_diffusers.bench.context import write_weights
 from aiao_diffusers.bench.suite import results
 from aiao_diffusers.errors import ResultsError
 
@@ -95,22 +90,6 @@ except ResultsError as error:
     done = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True)
     assert done.returncode == 7 and "make room" in done.stdout, done.stderr
     assert file.read_bytes() == before
-
-
-def test_weights_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
-    module = torch.nn.Linear(2, 2)
-    write_weights(module, tmp_path / "marks" / "w.safetensors")
-    whole = (tmp_path / "marks" / "w.safetensors").read_bytes()
-
-    def full(tensors, path):
-        Path(path).write_bytes(b"part")
-        raise SafetensorError("No space left on device")
-
-    monkeypatch.setattr(context, "save_file", full)
-    with pytest.raises(ResultsError, match="make room"):
-        write_weights(module, tmp_path / "marks" / "w.safetensors")
-    assert [p.name for p in (tmp_path / "marks").iterdir()] == ["w.safetensors"]
-    assert (tmp_path / "marks" / "w.safetensors").read_bytes() == whole
 
 
 def test_two_runs_on_one_folder(tmp_path):

@@ -8,7 +8,6 @@ import pytest
 from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.suite import results
 from aiao_diffusers.bench.suite.curves import curves
-from aiao_diffusers.bench.suite.runner import unexpected
 from aiao_diffusers.bench.suite.tables import load, table, update
 from aiao_diffusers.errors import ConfigError, ResultsError
 from aiao_diffusers.stats.multiple import clopper_pearson
@@ -156,17 +155,6 @@ def test_what_must_not_verify_is_no_loss(tmp_path):
     assert "No cell was lost" in table(tmp_path, sections=["wins"])
 
 
-def test_what_is_not_as_expected():
-    good = row("none", {}, 0, -9.0, expect="verified")
-    lost = row("none", {}, 1, -1.0, expect="verified")
-    false = row("none", {}, 2, -9.0, base=-9.0)  # whatever is expected of its row
-    failed = row("none", {}, 3, None, verdict="failed")
-    kin = row("none", {}, 4, -9.0, base=-9.0)
-    kin["controls"]["base"]["log10_p"] = None  # likeness: no p-value, no promise
-    open_end = row("none", {}, 5, -1.0)
-    assert unexpected([good, lost, false, failed, kin, open_end, {"kind": "reference"}]) == [lost, false, failed]
-
-
 @pytest.mark.parametrize("name", ["embedding", "lazy", "robustness", "verification"])
 def test_the_documents_are_what_their_results_say(name, tmp_path):
     document = ROOT / "docs" / f"{name}.md"
@@ -269,13 +257,6 @@ def test_a_document_is_rewritten_between_its_marks(folder, tmp_path):
         with pytest.raises((ConfigError, ResultsError), match=message):
             update(document)
         assert document.read_text() == text
-
-
-def test_curves(folder, tmp_path):
-    written = curves(load(folder), tmp_path / "pictures")
-    assert [path.name for path in written] == ["strength.png", "cost.png"]
-    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written)
-    assert not curves([r for r in load(folder) if r["attack"] == "none"], tmp_path / "none")
 
 
 def test_a_cell_measured_again_counts_once(folder):

@@ -1,0 +1,41 @@
+"""Whitened ranks read deeper what merging left, and nothing in controls."""
+
+import copy
+
+import pytest
+import torch
+from _shipped import ASSETS
+
+from aiao_diffusers import WatermarkKey
+from aiao_diffusers.bench.audits.rank_scores import read
+from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.mark.record import WatermarkRecord
+from aiao_diffusers.verification.suspect import open_suspect
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+
+
+@pytest.fixture(scope="module")
+def record():
+    return WatermarkRecord.load(ASSETS / "marked")
+
+
+@pytest.mark.slow
+class TestWhitened:
+    def test_reads_deeper_what_merging_left_and_nothing_in_controls(self):
+        record = WatermarkRecord.load(ASSETS / "marked")
+        base, marked = (load_denoiser(ASSETS / name, dtype=torch.float32) for name in ("base", "marked"))
+        merged = copy.deepcopy(marked)
+        with torch.no_grad():
+            for p, clean in zip(merged.parameters(), base.parameters(), strict=True):
+                p.lerp_(clean, 0.7)
+
+        def ranks(suspect, key, seed):
+            return [found.rank_log10_p() for found in read(suspect, key, record, trials=8, seed=seed)]
+
+        plain, whitened = zip(*(ranks(merged, KEY, seed) for seed in range(3)), strict=True)
+        assert max(whitened) < -8 and sum(whitened) < sum(plain)
+        with open_suspect(ASSETS / "lora", ASSETS / "base") as same_lora:
+            controls = [(base, KEY), (merged, KEY.child("wrong")), (same_lora.denoiser, KEY)]
+            assert all(ranks(suspect, key, seed)[1] > -5 for suspect, key in controls for seed in range(3))

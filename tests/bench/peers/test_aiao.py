@@ -1,0 +1,44 @@
+"""Our own mark as a method of the benchmark."""
+
+import pytest
+import torch
+from _peers import ASKED, KEY
+from _shipped import BASE
+
+from aiao_diffusers.bench.context import AttackContext, open_data, open_pipe
+from aiao_diffusers.bench.registry import METHODS
+from aiao_diffusers.errors import ConfigError
+
+
+def test_a_mark_is_carried_by_the_layers_asked_for(context):
+    chosen = {
+        name: METHODS["aiao"](train="lazy", carrier=name)
+        ._profile(context.copy_of_base(), context)
+        .laziest(context.base, 0.3)
+        for name in ("lazy", "busy", "random")
+    }
+    moved = METHODS["aiao"](train="lazy")._profile(context.copy_of_base(), context)
+    assert chosen["lazy"] == moved.laziest(context.base, 0.3) and chosen["busy"] == moved.busiest(context.base, 0.3)
+    assert chosen["lazy"][0] != chosen["busy"][0]
+    assert set(chosen["random"]) not in (set(chosen["lazy"]), set(chosen["busy"]))
+    with pytest.raises(ConfigError, match="did you mean 'busy'"):
+        METHODS["aiao"](train="lazy", carrier="bussy")
+
+
+def test_the_look_beyond_the_twin_is_taken_where_others_verify_too(tmp_path):
+    places = (BASE.parent,)
+    pipe = open_pipe("base", places)
+    data = open_data(pipe, "latents/noto.safetensors", places).take(torch.arange(4))
+    context = AttackContext(pipe, data, data, 0, tmp_path / "shared", places)
+    looks, marked = {}, context.copy_of_base()
+    for twin in (False, True):
+        method = METHODS["aiao"](marked="marked", key="demo.key", twin=twin)
+        method.embed(marked, KEY, context, tmp_path)
+        found = method.verify(marked, method.own_key(KEY, context), context, tmp_path, **ASKED)
+        assert found.verdict == "verified" and found.look in found.looks
+        looks[twin] = found.looks
+    beyond = set(looks[True]) - set(looks[False])
+    assert beyond == {"beyond the twin x1, ranks", "beyond the twin x1, whitened"}
+    assert max(looks[True][label] for label in beyond) < -20
+    control = method.verify(marked, method.own_key(KEY, context).child("wrong"), context, tmp_path, **ASKED)
+    assert control.verdict == "not_verified" and min(control.looks.values()) > -5

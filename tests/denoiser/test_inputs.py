@@ -1,0 +1,41 @@
+"""Latents with their conditioning: what is refused, kept and written."""
+
+import pytest
+import torch
+from _tiny import LEARN, learner, tiny_unet
+
+from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
+from aiao_diffusers.errors import DataError
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+
+
+def short(**changes):
+    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
+
+
+class TestFitting:
+    def test_latents_of_another_model_are_refused(self):
+        unet, _, scheduler = learner()
+        with pytest.raises(DataError, match="do not fit"):
+            embed(unet, KEY, LatentData(torch.randn(4, 4, 8, 8), {}), short(), scheduler=scheduler)
+        with pytest.raises(DataError, match="do not fit"):
+            embed(tiny_unet(), KEY, LatentData(torch.randn(4, 4, 8, 8), {}), short(), scheduler=scheduler)
+
+
+def test_data_refuses_what_it_cannot_use():
+    with pytest.raises(DataError, match="no samples"):
+        LatentData(torch.zeros(0, 4, 8, 8), {})
+    with pytest.raises(DataError, match="rows"):
+        LatentData(torch.zeros(2, 4, 8, 8), {"encoder_hidden_states": torch.zeros(3, 1, 1)})
+    with pytest.raises(DataError, match="NaN"):
+        LatentData(torch.full((2, 4, 8, 8), float("nan")), {})
+
+
+class TestFile:
+    def test_a_cache_is_written_whole(self, tmp_path):
+        data = LatentData(torch.randn(3, 4, 2, 2), {"encoder_hidden_states": torch.randn(3, 5, 6)})
+        data.save(tmp_path / "c.safetensors", torch.float32)
+        assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+        assert torch.equal(LatentData.load(tmp_path / "c.safetensors").latents, data.latents)

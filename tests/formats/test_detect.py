@@ -1,0 +1,138 @@
+"""What a file or folder holds, told without reading a tensor."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from _tiny import BOTH_LEVELS, factors, tiny_unet, write
+from diffusers import ControlNetModel
+from safetensors.torch import save_file
+from torch import nn
+
+from aiao_diffusers.denoiser.hashes import tensor_sha256
+from aiao_diffusers.errors import LoraNotLoadedError, SuspectError, UnsafeFileError
+from aiao_diffusers.files.paths import list_weight_files
+from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.formats.detect import detect
+from aiao_diffusers.formats.lora import apply_lora
+
+
+@pytest.fixture
+def unet() -> nn.Module:
+    return tiny_unet()
+
+
+def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous().clone() for k, v in state.items()}, path)
+    return path
+
+
+def refused(source: Path, unet: nn.Module, error: type, match: str, **options) -> None:
+    before = tensor_sha256(unet)
+    with pytest.raises(error, match=match), apply_lora(unet, source, **options):
+        pass
+    assert tensor_sha256(unet) == before
+
+
+@pytest.fixture
+def folder(tmp_path, unet) -> Path:
+    unet.save_pretrained(tmp_path / "unet")
+    return tmp_path / "unet"
+
+
+class TestWhichFile:
+    @pytest.fixture
+    def pipeline(self, tmp_path, unet) -> Path:
+        unet.save_pretrained(tmp_path / "unet")
+        (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        return tmp_path
+
+    def test_a_named_adapter_inside_a_pipeline(self, pipeline, unet):
+        write(pipeline, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0)
+        assert detect(pipeline).kind == "pipeline" and "kohya.safetensors" in detect(pipeline).warnings[0]
+        assert detect(pipeline, "kohya.safetensors").kind == "lora"
+        with apply_lora(unet, pipeline, weight_name="kohya.safetensors") as loaded:
+            assert loaded.modules == 2
+
+    def test_a_broken_bystander_is_nobodys_problem(self, pipeline):
+        (pipeline / "junk.safetensors").write_bytes(b"junk")
+        assert detect(pipeline).kind == "pipeline" and detect(pipeline).warnings == ()
+        with pytest.raises(UnsafeFileError):
+            detect(pipeline, "junk.safetensors")
+
+    def test_adapter_folders_of_a_pipelines_parts(self, tmp_path, unet):
+        write(tmp_path / "unet", "peft", factors(unet, BOTH_LEVELS, 2), 2.0)
+        assert detect(tmp_path).kind == "lora"
+        with apply_lora(unet, tmp_path) as loaded:
+            assert loaded.kind == "peft" and loaded.modules == 2
+
+    @pytest.mark.parametrize(
+        ("key", "kind"),
+        [
+            ("ip_adapter_proj_model.proj.weight", "ip_adapter"),
+            ("adapter.body.0.in_conv.weight", "controlnet"),
+            ("down_blocks.0.motion_modules.0.proj_in.weight", "motion_adapter"),
+        ],
+    )
+    def test_kinds_that_are_no_fine_tune(self, tmp_path, unet, key, kind):
+        source = save(tmp_path / "x.safetensors", {key: torch.ones(2, 2)})
+        assert detect(source).kind == kind
+        refused(source, unet, LoraNotLoadedError, kind)
+        with pytest.raises(SuspectError, match=kind):
+            load_denoiser(source, base=unet)
+
+
+class TestDetect:
+    def test_folders(self, tmp_path, folder):
+        assert detect(folder).kind == "denoiser"
+        (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        assert detect(tmp_path).kind == "pipeline"
+
+    @pytest.mark.parametrize("fmt", ["kohya", "peft", "diffusers-old", "diffusers-metadata", "comfy-ldm"])
+    def test_adapters(self, tmp_path, unet, fmt):
+        assert detect(write(tmp_path, fmt, factors(unet, BOTH_LEVELS, 2), 1.0)).kind == "lora"
+
+    @pytest.mark.parametrize(
+        ("keys", "kind"),
+        [
+            (["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"], "denoiser"),
+            (["unet.transformer_blocks.0.attn.to_q.weight"], "denoiser"),
+            (["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x"], "single_file"),
+            (["emb_params"], "textual_inversion"),
+            (["<toy>", "<toy>_1"], "textual_inversion"),
+            (["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"], "text_encoder_only"),
+            (["text_encoder.text_model.encoder.layers.0.q_proj.lora_A.weight"], "text_encoder_only"),
+            (["text_model.embeddings.token_embedding.weight"], "text_encoder_only"),
+            (["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], "ip_adapter"),
+            (["control_model.time_embed.0.weight"], "controlnet"),
+            (["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.x"], "controlnet"),
+            (["encoder.down_blocks.0.x", "decoder.conv_in.weight"], "unknown"),
+            (["hello.world"], "unknown"),
+            ([], "unknown"),
+        ],
+    )
+    def test_keys(self, tmp_path, keys, kind):
+        save_file({k: torch.ones(1, 4) for k in keys}, tmp_path / "x.safetensors")
+        assert detect(tmp_path / "x.safetensors").kind == kind
+
+    def test_control_networks_are_not_denoisers(self, tmp_path, unet):
+        ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8,)).save_pretrained(tmp_path)
+        assert detect(tmp_path).kind == "controlnet"
+        with pytest.raises(SuspectError, match="no denoiser"):
+            load_denoiser(tmp_path)
+
+    def test_an_embedding_beside_an_adapter_does_not_hide_it(self, tmp_path, unet):
+        write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
+        save_file({"emb_params": torch.ones(1, 4)}, tmp_path / "e.safetensors")
+        found = detect(tmp_path)
+        assert found.kind == "lora" and [p.name for p in found.files] == ["kohya.safetensors"]
+        assert "e.safetensors (textual_inversion)" in found.warnings[0]
+        assert detect(tmp_path, "e.safetensors").kind == "textual_inversion"
+        assert [p.name for p in list_weight_files(tmp_path)] == ["e.safetensors", "kohya.safetensors"]
+
+    def test_a_whole_model_beside_an_adapter_needs_a_name(self, tmp_path, unet):
+        write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
+        save_file(unet.state_dict(), tmp_path / "whole.safetensors")
+        assert detect(tmp_path).kind == "unknown" and "denoiser, lora" in detect(tmp_path).detail
+        assert detect(tmp_path, "whole.safetensors").kind == "denoiser"

@@ -1,0 +1,131 @@
+"""Suspects by repository id: what is fetched, and whose base and record a verdict rests on."""
+
+import json
+from pathlib import Path
+
+import pytest
+from _tiny import tiny_unet
+from huggingface_hub import constants
+
+from aiao_diffusers import WatermarkKey, verify
+from aiao_diffusers.errors import HubUnreachableError, SuspectError
+from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.hub.candidates import candidates, declared_base
+from aiao_diffusers.hub.remote import look_up
+from aiao_diffusers.verification.suspect import open_suspect
+from tests.hub_server import Cut, HubServer
+from tests.samples import card, safetensors
+from tests.suspects import ASSETS, LORA, UNET, folder
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+
+
+class TestOwnRecord:
+    def test_a_suspect_read_by_its_own_copy_is_told_of(self, record, tmp_path):
+        tiny_unet().save_pretrained(tmp_path / "suspect")
+        record.save(tmp_path / "suspect")
+        record.save(tmp_path / "mine")
+        own = verify(tmp_path / "suspect", KEY, trials=1)
+        assert own.verdict == "not_verified" and any("own copy of the record" in text for text in own.warnings)
+        for given in (record, tmp_path / "mine"):
+            report = verify(tmp_path / "suspect", KEY, record=given, trials=1)
+            assert report.log10_p == own.log10_p
+            assert not any("own copy of the record" in text for text in report.warnings)
+
+
+@pytest.mark.slow
+class TestVerify:
+    @pytest.fixture(autouse=True)
+    def tree(self, hub: HubServer) -> None:
+        hub.add_repo("acme/sd", folder("marked"))
+        hub.add_repo("acme/clean", folder("base"))
+        hub.add_repo("user/lora", {LORA: ASSETS / "lora" / LORA, "README.md": card(base_model="acme/sd")})
+
+    def test_lora_with_a_self_declared_base(self, hub: HubServer) -> None:
+        report = verify("user/lora", KEY)
+        assert report.verified and report.proves == "carries"
+        assert report.source["suspect"]["commit"] == hub.sha("user/lora")
+        assert report.source["base"] == {
+            **{"repo": "acme/sd", "commit": hub.sha("acme/sd"), "file": "unet", "from_cache_alone": False},
+            **{"declared_by": "model card", "matches_record": True},
+        }
+        assert any("self-declared" in text for text in report.warnings)
+        assert hub.sha("user/lora") in report.to_markdown() and "are those of the record" in report.to_markdown()
+        fetched = {
+            entry.path.partition("/resolve/")[2].partition("/")[2] for entry in hub.requests("GET", "/resolve/")
+        }
+        assert not any(name.startswith(("vae", "text_encoder", "tokenizer")) for name in fetched)
+        weights = (ASSETS / "marked" / UNET).stat().st_size
+        assert weights < hub.bytes_sent("sd/.*diffusion_pytorch_model") < weights + 2**17  # once, and the header
+
+    def test_controls(self, hub: HubServer) -> None:
+        clean = verify("user/lora", KEY, base="acme/clean", record=ASSETS / "marked")
+        assert clean.verdict == "not_verified" and clean.source["base"]["matches_record"] is False
+        assert "declared_by" not in clean.source["base"]
+        assert any("not those of the marked model" in text for text in clean.warnings)
+        wrong = verify("user/lora", KEY.child("wrong"), base="acme/sd")
+        assert wrong.verdict == "not_verified"
+
+    def test_offline_from_the_cache(self, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        online = verify("user/lora", KEY, base="acme/sd")
+        hub.log.clear()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        offline = verify("user/lora", KEY, base="acme/sd")
+        assert offline.log10_p == online.log10_p and offline.source["suspect"]["from_cache_alone"]
+        assert offline.source["suspect"]["commit"] == hub.sha("user/lora")
+        assert not hub.log
+        with pytest.raises(HubUnreachableError, match="cache lacks"):
+            verify("acme/clean", KEY)
+
+    def test_a_hub_that_is_gone_is_like_offline(self, hub: HubServer) -> None:
+        verify("user/lora", KEY, base="acme/sd")
+        hub.faults.add(Cut(side="silent", reset=True))
+        report = verify("user/lora", KEY, base="acme/sd")
+        assert report.verified and report.source["base"]["from_cache_alone"]
+
+    def test_fine_tune_without_a_record_uses_its_declared_base(self, hub: HubServer) -> None:
+        files = {**folder("finetuned", "unet", "model_index"), "README.md": card(base_model="acme/sd")}
+        hub.add_repo("user/tuned", files)
+        report = verify("user/tuned", KEY)
+        assert report.verified and report.proves == "descent"
+        assert any("the record is that of acme/sd" in text for text in report.warnings)
+        assert not hub.requests("GET", "acme/sd/.*unet")
+        named = verify("user/tuned", KEY, base="acme/sd")
+        assert named.log10_p == report.log10_p and not named.warnings
+
+    def test_with_a_record_at_hand_no_other_is_looked_for(self, hub: HubServer) -> None:
+        files = {**folder("finetuned", "unet", "model_index"), "README.md": card(base_model="acme/gone")}
+        hub.add_repo("user/tuned", files)
+        report = verify("user/tuned", KEY, record=ASSETS / "marked")
+        assert report.verified and not any("self" in text or "own" in text for text in report.warnings)
+        assert not hub.requests("GET", "acme/gone")
+
+    def test_revision_is_pinned(self, hub: HubServer) -> None:
+        old = hub.sha("user/lora")
+        hub.commit("user/lora", {LORA: safetensors("unet.conv_in.lora_A.weight", "unet.conv_in.lora_B.weight")})
+        assert verify("user/lora", KEY, base="acme/sd", revision=old).source["suspect"]["commit"] == old
+
+    def test_a_declared_base_never_opens_a_local_folder(
+        self, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "acme").mkdir()
+        (tmp_path / "acme" / "sd").symlink_to(ASSETS / "base")
+        monkeypatch.chdir(tmp_path)
+        assert verify("user/lora", KEY).source["base"]["repo"] == "acme/sd"
+        config = json.dumps({"base_model_name_or_path": str(ASSETS / "marked"), "auto_mapping": {"x": "os.system"}})
+        hub.add_repo(
+            "user/path", {"adapter_model.safetensors": ASSETS / "lora" / LORA, "adapter_config.json": config.encode()}
+        )
+        assert declared_base(*(lambda r: (r, candidates(r)[0]))(look_up("user/path"))) == (None, None)
+        with pytest.raises(SuspectError, match="pass the model it is used with"):
+            verify("user/path", KEY)
+
+
+class TestBeside:
+    def test_adapters_beside_the_one_that_is_read_are_named(self, hub: HubServer) -> None:
+        other = {"zz.safetensors": safetensors("a.lora_A.weight")}
+        hub.add_repo("user/two", {LORA: ASSETS / "lora" / LORA, **other})
+        for weight_name, named in ((None, True), (LORA, False)):
+            with open_suspect("user/two", load_denoiser(ASSETS / "base"), weight_name=weight_name) as found:
+                assert any("it also holds 'zz.safetensors'" in text for text in found.warnings) is named
