@@ -1,4 +1,4 @@
-"""Every spelling of a denoiser's modules: diffusers, kohya's underscores, original LDM, FLUX and Stable Diffusion 3.
+"""Which module a kohya key, or any trainer's, names: diffusers, kohya's underscores, original LDM, FLUX, SD 3.
 
 All are derived from the denoiser's own modules and looked up; a key is never rewritten by substitution, so an unknown
 one stays visibly unused. An original name may stand for several modules, or for the rows of one in another order: a

@@ -15,17 +15,12 @@ from diffusers import AutoencoderKL, ControlNetModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
-from aiao_diffusers.formats.checkpoint import (
-    MAX_HEADER_BYTES,
-    check_finite,
-    detect,
-    list_weight_files,
-    load_denoiser,
-    load_tensors,
-    read_header,
-    tensor_sha256,
-)
+from aiao_diffusers.files.paths import list_weight_files
+from aiao_diffusers.files.safetensors_header import MAX_HEADER_BYTES, check_finite, load_tensors, read_header
+from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.formats.detect import detect
 
 
 GOOD = {

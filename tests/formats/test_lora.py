@@ -13,6 +13,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, inject_adap
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import (
     LoraNotLoadedError,
     NotTestableError,
@@ -20,7 +21,6 @@ from aiao_diffusers.errors import (
     UnsafeFileError,
     WrongBaseError,
 )
-from aiao_diffusers.formats.checkpoint import tensor_sha256
 from aiao_diffusers.formats.lora import apply_lora
 
 

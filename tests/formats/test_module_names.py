@@ -10,8 +10,9 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import save_file
 from torch import nn
 
+from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import LoraNotLoadedError, WrongBaseError
-from aiao_diffusers.formats.checkpoint import load_denoiser, tensor_sha256
+from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.lora import apply_lora
 from aiao_diffusers.formats.module_names import module_index
 

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import (
     LoraNotLoadedError,
     NotTestableError,
@@ -22,7 +23,8 @@ from aiao_diffusers.errors import (
     WrongBaseError,
 )
 from aiao_diffusers.files.safetensors_header import read_header, stream
-from aiao_diffusers.formats.checkpoint import detect, load_denoiser, tensor_sha256
+from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.formats.detect import detect
 from aiao_diffusers.formats.families import likely_base
 from aiao_diffusers.formats.lora import apply_lora
 

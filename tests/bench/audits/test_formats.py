@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from aiao_diffusers.bench.audits import format_files, fuzz
 from aiao_diffusers.bench.audits.formats import Bench, table
+from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import AIAOError
-from aiao_diffusers.formats.checkpoint import detect, load_denoiser, tensor_sha256
+from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.formats.detect import detect
 from aiao_diffusers.formats.lora import apply_lora
 
 
