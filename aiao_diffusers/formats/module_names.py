@@ -126,7 +126,7 @@ def _attention(block: str, modules: Iterable[str], attention: str = "attn") -> t
     return tuple(Part(f"{block}.{attention}.{module}") for module in modules)
 
 
-def _swapped(module: str) -> tuple[Part, ...]:
+def _swap(module: str) -> tuple[Part, ...]:
     """diffusers keeps (scale, shift) where the original kept (shift, scale)."""
     return Part(module, 1, 2), Part(module, 0, 2)
 
@@ -172,7 +172,7 @@ def _flux(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
 def _final_layer() -> list[tuple[str, tuple[Part, ...]]]:
     return [
         ("final_layer.linear", (Part("proj_out"),)),
-        ("final_layer.adaLN_modulation.1", _swapped("norm_out.linear")),
+        ("final_layer.adaLN_modulation.1", _swap("norm_out.linear")),
     ]
 
 
@@ -196,7 +196,7 @@ def _sd3(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
             (f"{image}.adaLN_modulation.1", (Part(f"{block}.norm1.linear"),)),
             (f"{text}.attn.qkv", _attention(block, _ADDED)),
             (f"{text}.attn.proj", _attention(block, ["to_add_out"])),
-            (f"{text}.adaLN_modulation.1", _swapped(context) if last else (Part(context),)),
+            (f"{text}.adaLN_modulation.1", _swap(context) if last else (Part(context),)),
         ]
         for native, suffix in ((image, ""), (text, "_context")):
             found += [

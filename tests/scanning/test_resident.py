@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from _tiny import tiny_unet
+from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -167,3 +168,31 @@ def test_numbers_that_only_their_library_reads_are_refused_by_their_headers(tmp_
         save_file(state | more if more else state | {"conv_in.weight": state["conv_in.weight"].to(torch.int8)}, file)
         with pytest.raises(NotTestableError, match="stored quantised"):
             check_fits(suspect(file), base)
+
+
+def test_an_adapter_in_native_names_fits_the_modules_that_they_stand_for(tmp_path):
+    """A fused `qkv` is no module of the base: its rows are those of three."""
+    torch.manual_seed(0)
+    flux = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        axes_dims_rope=(2, 2, 4),
+    ).eval()
+    resident, stem = Resident(flux, "base"), "lora_unet_double_blocks_0_img_attn_qkv"
+    for width, error in ((48, None), (32, WrongBaseError)):
+        state = {f"{stem}.lora_down.weight": torch.ones(2, 16), f"{stem}.lora_up.weight": torch.ones(width, 2)}
+        save_file(state, tmp_path / "x.safetensors")
+        found = suspect(tmp_path / "x.safetensors")
+        if error is None:
+            check_fits(found, resident)
+            with place_on_base(found, tmp_path, "suspect", resident) as put:
+                assert put.opened.adapter["modules"] == 3
+        else:
+            with pytest.raises(error, match=r"another architecture.*has weight \[48, 16\]"):
+                check_fits(found, resident)
