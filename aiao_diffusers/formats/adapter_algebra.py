@@ -1,6 +1,6 @@
-"""The algebra of adapters: keys of any trainer (`lora_names`) -> one group of factors a target -> a new weight.
+"""The algebra of adapters, where a new LoRA format or role of a key begins: keys -> factors by module -> a new weight.
 
-LoRA (linear, conv, CP), LoHa, LoKr, full differences, and DoRA on top. A key that gives a known module a role unknown
+LoRA (linear, conv, CP), LoHa, LoKr, full differences, and DoRA on top; which module a key names is for `module_names`. A key that gives a known module a role unknown
 here is refused: the rest would be half an adapter, and half an adapter verifies as well as none.
 """
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
 from ..files.text import short
-from .checkpoint import TEXT_ENCODER_KEY
+from .detect import TEXT_ENCODER_KEY
 from .module_names import Part, locate, module_index, named_in
 
 

@@ -1,15 +1,19 @@
-"""Recognise a file or folder by file names and headers alone."""
+"""Recognise a file or folder by file names and headers alone; a new kind of file is told from the others here."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ..errors import AIAOError, SuspectError
+from ..errors import AIAOError, SuspectError, UnsafeFileError
 from ..files.paths import below, inside, list_weight_files
-from ..files.safetensors_header import read_header
+from ..files.safetensors_header import Header, read_header
 from ..files.strict_json import read_json
 from ..files.text import short
+from .artifact import Artifact
+from .model_folder import read_weight_headers
+from .packing import is_readable
 
 
 TEXT_ENCODER_KEY = re.compile(
@@ -20,6 +24,8 @@ ADAPTER_KEY = re.compile(
     r"oft_|glora_|dora_scale$|diff(_b)?$|[wb]_norm$|on_input$)"
 )
 DENOISER_FOLDERS = ("unet", "transformer")
+PEFT_FILE = "adapter_model.safetensors"
+"""peft's own name for an adapter, under which a file is read by the adapter_config.json beside it."""
 LDM_PREFIX = "model.diffusion_model."
 _LDM_HEADS = ("input_blocks.", "double_blocks.", "joint_blocks.")
 EMA_PREFIX = "model_ema."
@@ -27,26 +33,8 @@ _BESIDE_A_LORA = {"textual_inversion", "text_encoder_only", "ip_adapter", "contr
 DIFFUSERS_PREFIXES = ("", "unet.", "transformer.", "model.", "module.", "denoiser.", LDM_PREFIX)
 
 
-@dataclass(frozen=True)
-class Detected:
-    """What a file or folder is, judged by file names and headers alone.
-
-    Args:
-        kind: pipeline, denoiser, lora, textual_inversion, text_encoder_only, ip_adapter, controlnet, motion_adapter,
-            single_file (original keys, or GGUF) or unknown.
-        files: the weight files that the judgement rests on; empty for a pipeline or a folder with a model config.
-        detail: what gave it away, for the report.
-        warnings: what lies there too and is not part of the judgement.
-    """
-
-    kind: str
-    files: tuple[Path, ...]
-    detail: str
-    warnings: tuple[str, ...] = ()
-
-
 def kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
-    """`Detected.kind` and what gave it away, from a header's names and shapes."""
+    """`Artifact.kind` and what gave it away, from a header's names and shapes."""
     keys = list(keys)
     if not keys:
         return "unknown", "no tensor at all"
@@ -88,13 +76,14 @@ def common_prefix(names: Iterable[str], expected: Mapping[str, object]) -> str:
     return max(DIFFUSERS_PREFIXES, key=matches)
 
 
-def detect(source: str | Path, weight_name: str | None = None) -> Detected:
-    """Say what a file or folder holds without reading a tensor.
+def detect(source: str | Path, weight_name: str | None = None) -> Artifact:
+    """Say what a file or folder holds, with the headers of what is meant, without reading a tensor.
 
     Args:
         source: a file or folder. weight_name: the one file of the folder that is meant, whatever else lies there.
     Raises:
-        SuspectError: nothing there. UnsafeFileError: a pickle, a hostile header, or a link out of the folder.
+        SuspectError: nothing there, or a denoiser's folder without its weights. UnsafeFileError: a pickle, a hostile
+        header, or a link out of the folder.
     """
     source = Path(source)
     if weight_name is not None:
@@ -102,45 +91,95 @@ def detect(source: str | Path, weight_name: str | None = None) -> Detected:
             raise SuspectError(f"weight_name={weight_name!r} needs a folder, but {source} is none")
         source = below(source, weight_name)
     if source.is_file():
-        return _detect_file(source)
+        return _judge_file(source)
     if not source.is_dir():
         raise SuspectError(f"{source} is neither a file nor a folder")
     if (source / "model_index.json").is_file():
-        name = read_json(source / "model_index.json").get("_class_name")
-        return Detected("pipeline", (), f"model_index.json of {short(name)}", _bystanders(source))
+        return _judge_pipeline(source)
     if (source / "adapter_config.json").is_file():
-        return Detected("lora", list_weight_files(source), "adapter_config.json of peft")
-    if (source / "config.json").is_file():
-        name = read_json(source / "config.json").get("_class_name")
+        found = detect_adapter(source)
+        return replace(found, kind="lora", path=source, detail="adapter_config.json of peft")
+    config = read_json(source / "config.json") if (source / "config.json").is_file() else None
+    if config is not None:
+        name = config.get("_class_name")
         if isinstance(name, str) and ("ControlNet" in name or "T2IAdapter" in name):
-            return Detected("controlnet", (), f"config.json of {short(name)}")
+            return Artifact("controlnet", source, (), (), f"config.json of {short(name)}", config=config)
         if isinstance(name, str) and "MotionAdapter" in name:
-            return Detected("motion_adapter", (), f"config.json of {short(name)}")
+            return Artifact("motion_adapter", source, (), (), f"config.json of {short(name)}", config=config)
         if is_denoiser_name(name):
-            return Detected("denoiser", (), f"config.json of {short(name)}")
+            return _judge_folder(source, config)
     # peft's own training scripts save an adapter folder for each part of the pipeline.
-    for name in DENOISER_FOLDERS:
-        if (source / name / "adapter_config.json").is_file():
-            return detect(source / name)
-    found = [detect(file) for file in list_weight_files(source)]
-    adapters = [d for d in found if d.kind == "lora"]
-    others = [d for d in found if d.kind != "lora"]
-    if adapters and {d.kind for d in others} <= _BESIDE_A_LORA:
-        names = ", ".join(f"{d.files[0].name} ({d.kind})" for d in others)
+    for part in DENOISER_FOLDERS:
+        if (source / part / "adapter_config.json").is_file():
+            return detect(source / part)
+    return replace(_judge_together(source, [_judge_file(file) for file in list_weight_files(source)]), config=config)
+
+
+def detect_denoiser(source: str | Path) -> Artifact:
+    """`detect` for who wants a whole denoiser: a folder with a config is one, whatever adapter lies there too."""
+    source = Path(source)
+    if source.is_dir() and not (source / "model_index.json").is_file() and (source / "config.json").is_file():
+        return _judge_folder(source, read_json(source / "config.json"))
+    return detect(source)
+
+
+def detect_adapter(source: str | Path) -> Artifact:
+    """`detect` for who wants an adapter: the one of a folder, whatever else lies there.
+
+    Raises:
+        SuspectError: nothing there, or several candidates. UnsafeFileError: as `detect`.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        return detect(source)
+    native = (source / "adapter_config.json").is_file()
+    for part in DENOISER_FOLDERS:
+        if not native and (source / part / "adapter_config.json").is_file():
+            return detect_adapter(source / part)
+    files = list_weight_files(source)
+    if native and source / PEFT_FILE in files:
+        return _judge_file(source / PEFT_FILE)
+    if len(files) == 1:
+        return _judge_file(files[0])
+    return only_adapter(source, [_judge_file(file) for file in files])
+
+
+def only_adapter(source: Path, found: Sequence[Artifact]) -> Artifact:
+    """The one adapter among a folder's files; SuspectError where none or several could be meant."""
+    adapters = [artifact for artifact in found if artifact.kind == "lora"]
+    if len(adapters) == 1:
+        return adapters[0]
+    names = ", ".join(artifact.path.name for artifact in adapters or found)
+    raise SuspectError(f"{source} holds several candidates: {names}. Say which one with weight_name=")
+
+
+def _judge_together(folder: Path, found: Sequence[Artifact]) -> Artifact:
+    """What the files of a folder without a config are, one beside the other."""
+    adapters = [artifact for artifact in found if artifact.kind == "lora"]
+    others = [artifact for artifact in found if artifact.kind != "lora"]
+    warnings = found[0].warnings
+    if adapters and {artifact.kind for artifact in others} <= _BESIDE_A_LORA:
+        names = ", ".join(f"{artifact.path.name} ({artifact.kind})" for artifact in others)
         notes = (f"the folder also holds {names}, which changes no denoiser by itself",) if others else ()
-        files = tuple(d.files[0] for d in adapters)
-        return Detected("lora", files, adapters[0].detail, (*adapters[0].warnings, *notes))
-    kinds = sorted({d.kind for d in found})
-    files = tuple(file for d in found for file in d.files)
+        found, warnings = adapters, (*adapters[0].warnings, *notes)
+    kinds = sorted({artifact.kind for artifact in found})
+    kind, detail = kinds[0], found[0].detail
     if len(kinds) > 1:
-        return Detected("unknown", files, f"files of several kinds: {', '.join(kinds)}; name one with weight_name=")
-    return Detected(kinds[0], files, found[0].detail, found[0].warnings)
+        kind, detail = "unknown", f"files of several kinds: {', '.join(kinds)}; name one with weight_name="
+        warnings = ()
+    files = tuple(file for artifact in found for file in artifact.files)
+    headers = tuple(header for artifact in found for header in artifact.headers)
+    return Artifact(kind, folder, files, headers, detail, warnings)
 
 
-def _detect_file(path: Path) -> Detected:
+def _judge_file(path: Path) -> Artifact:
     if path.suffix.lower() == ".gguf":
-        return Detected("single_file", (path,), "GGUF")
-    header = read_header(path)
+        return Artifact("single_file", path, (path,), (), "GGUF")
+    return judge_header(read_header(path))
+
+
+def judge_header(header: Header) -> Artifact:
+    """What one file is by its header, wherever that was read."""
     kind, detail = kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
     averaged = sum(key.startswith(EMA_PREFIX) for key in header.tensors)
     notes: tuple[str, ...] = ()
@@ -148,15 +187,37 @@ def _detect_file(path: Path) -> Detected:
         notes = (
             f"the file also holds {averaged} averaged (EMA) weights; the plain ones were read, as stock tools do",
         )
-    return Detected(kind, (path,), detail, notes)
+    return Artifact(kind, header.path, (header.path,), (header,), detail, notes)
 
 
-def _bystanders(folder: Path) -> tuple[str, ...]:
+def _judge_folder(folder: Path, config: Mapping[str, Any]) -> Artifact:
+    """A denoiser's folder. What its loader refuses by the config alone is not opened, so that the reason is the config."""
+    detail = f"config.json of {short(config.get('_class_name'))}"
+    if not is_readable(config.get("quantization_config")):
+        return Artifact("denoiser", folder, (), (), detail, config=config)
+    headers = read_weight_headers(folder)
+    return Artifact("denoiser", folder, tuple(h.path for h in headers), headers, detail, config=config)
+
+
+def _judge_pipeline(folder: Path) -> Artifact:
+    """A pipeline by its first folder of a denoiser; without one, an artifact without a config."""
+    detail = f"model_index.json of {short(read_json(folder / 'model_index.json').get('_class_name'))}"
+    for name in DENOISER_FOLDERS:
+        part = folder / name
+        if (part / "config.json").is_file():
+            if not part.resolve().is_relative_to(folder.resolve()):
+                raise UnsafeFileError(f"{name!r} in {folder.name!r} is a link out of its folder")
+            found = _judge_folder(part, read_json(part / "config.json"))
+            return replace(found, kind="pipeline", detail=detail, warnings=_list_bystanders(folder))
+    return Artifact("pipeline", folder, (), (), detail, _list_bystanders(folder))
+
+
+def _list_bystanders(folder: Path) -> tuple[str, ...]:
     """Adapters that lie in a pipeline's folder: a verdict on the pipeline says nothing about them."""
     found = [f"{name}/" for name in DENOISER_FOLDERS if (folder / name / "adapter_config.json").is_file()]
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            found += [file.name] if _detect_file(inside(folder, file.name)).kind == "lora" else []
+            found += [file.name] if _judge_file(inside(folder, file.name)).kind == "lora" else []
         except AIAOError:
             continue  # a broken file that nobody reads is no reason to refuse the pipeline
     if not found:
@@ -165,4 +226,5 @@ def _bystanders(folder: Path) -> tuple[str, ...]:
 
 
 def is_denoiser_name(name: object) -> bool:
+    """Whether a class of this name is a whole denoiser of diffusers, and no control network."""
     return isinstance(name, str) and "ControlNet" not in name and ("UNet" in name or "Transformer" in name)

@@ -1,4 +1,4 @@
-"""What names, shapes and dtypes of a file tell before it is read: the family of models it fits, and how it is packed.
+"""The family of denoisers (SD 1, SD 2, XL, SD 3, FLUX) that a file looks made for; a new family is told here.
 
 Judgements for error messages and refusals, never for a verdict; nothing here loads a tensor.
 """

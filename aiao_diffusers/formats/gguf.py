@@ -1,47 +1,58 @@
-"""Denoisers in GGUF files."""
+"""Denoisers in GGUF files: the header as safetensors' reader gives it, and the weights unpacked."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import NotTestableError, UnsafeFileError
+from ..files.safetensors_header import Header, TensorInfo
 from ..files.text import short
-from .detect import LDM_PREFIX
 from .upstream import UPSTREAM_ERRORS
 
 
-def read_tensors(path: Path) -> list[Any]:
-    """The tensors that a GGUF file names, from its header."""
+def read_gguf_header(path: Path) -> Header:
+    """A GGUF file's tensors: `dtype` is GGML's name of the packing, shapes are unpacked, spans count from the file's start.
+
+    Raises:
+        NotTestableError: the package gguf is missing. UnsafeFileError: no sound GGUF file.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise NotTestableError(f"{path.name!r} is a GGUF file: install the package gguf to read it")
     import gguf
 
     try:
-        return list(gguf.GGUFReader(path).tensors)
+        tensors = {}
+        for t in gguf.GGUFReader(path).tensors:
+            shape = tuple(int(n) for n in reversed(t.shape))  # GGUF counts dimensions from the fastest
+            start = int(t.data_offset)
+            tensors[t.name] = TensorInfo(t.tensor_type.name, shape, start, start + int(t.n_bytes))
+        return Header(path, tensors, {}, path.stat().st_size)
     except UPSTREAM_ERRORS as error:
         raise UnsafeFileError(f"{path.name!r} is no sound GGUF file: {short(str(error))}") from error
 
 
-def unpacked_shapes(tensors: list[Any]) -> dict[str, tuple[int, ...]]:
-    """Names and unpacked shapes of a GGUF file's denoiser."""
-    # GGUF counts dimensions from the fastest.
-    held = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in tensors}
-    return {k: shape for k, shape in held.items() if k.startswith(LDM_PREFIX)} or held
+def unpack(header: Header, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors named, under their new names, in float32, one at a time.
 
+    The reader's own arrays are mapped, and would stay in memory: the file is read by the header's spans instead.
 
-def unpack(path: Path, tensors: list[Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Unpacked to float32, one tensor at a time; the reader's own arrays are mapped, and would stay in memory."""
+    Raises:
+        NotTestableError: a packing that the package gguf does not undo, or a file that became shorter.
+    """
     import gguf
 
-    weights = {}
-    for t in tensors:
-        if t.name in shapes:
-            raw = np.fromfile(path, np.uint8, int(t.n_bytes), offset=int(t.data_offset))
-            packed_ = raw.view(t.data.dtype).reshape(t.data.shape)
-            values = np.array(gguf.dequantize(packed_, t.tensor_type), np.float32).reshape(shapes[t.name])
-            weights[LDM_PREFIX + t.name.removeprefix(LDM_PREFIX)] = torch.from_numpy(values)
-    return weights
+    path = header.path
+    try:
+        for key, name in names.items():
+            info = header.tensors[key]
+            raw = np.fromfile(path, np.uint8, info.end - info.start, offset=info.start)
+            packing = gguf.GGMLQuantizationType[info.dtype]
+            if info.shape:  # row by row, or the library takes a tensor's worth of memory more
+                raw = raw.reshape(gguf.quants.quant_shape_to_byte_shape(info.shape, packing))
+            values = gguf.dequantize(raw, packing)
+            yield name, torch.from_numpy(np.array(values, np.float32).reshape(info.shape))
+    except UPSTREAM_ERRORS as error:
+        raise NotTestableError(f"{path.name!r} cannot be unpacked: {short(str(error))}") from error

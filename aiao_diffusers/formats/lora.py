@@ -1,6 +1,9 @@
 """Apply a LoRA of any trainer to a live denoiser, strictly, and take it off again bit for bit.
 
-Every format becomes new weights of named modules (`lora_formats`), swapped in and out, rather than adapter layers of
+A new LoRA format: its keys' module names go into `module_names`, their roles and formulas into `adapter_algebra`, fields
+of peft's config into `peft_config`, and what tells its file from others into `detect`; this module then applies it.
+
+Every format becomes new weights of named modules (`adapter_algebra`), swapped in and out, rather than adapter layers of
 peft: one rule then covers LoRA, LoCon, LoHa, LoKr, DoRA and full differences, the norm of what really changed can be
 measured, the denoiser keeps its module tree (sites, processors), and leaving means putting the original tensors back.
 
@@ -21,19 +24,20 @@ from torch import nn
 
 from ..denoiser.hashes import tensor_sha256
 from ..errors import LoraNotLoadedError, NotTestableError, SuspectError, WrongBaseError
-from ..files.paths import below, inside, list_weight_files
-from ..files.safetensors_header import check_finite, load_tensors, read_header
+from ..files.paths import inside
+from ..files.safetensors_header import check_finite, stream
 from ..files.strict_json import read_json
 from ..files.text import short
 from .adapter_algebra import Group, Parsed, Scaling, new_weight, parse, scaling_of
-from .detect import DENOISER_FOLDERS, detect
+from .artifact import Artifact
+from .detect import PEFT_FILE, detect, detect_adapter, judge_header, only_adapter
 from .families import base_hint, differ
 from .module_names import EXPECTED_PREFIXES, Part
 from .packing import packing_of
 from .peft_config import config_in_metadata, scaling_from
 
 
-__all__ = ["LoadedLora", "apply_lora"]
+__all__ = ["LoadedLora", "apply_lora", "check_adapter_fits"]
 
 
 MAX_UNUSED_SHARE = 0.5
@@ -76,32 +80,20 @@ class _File:
     warnings: tuple[str, ...]
 
 
-def _pick(source: Path, weight_name: str | None) -> Path:
-    """The adapter file meant by a file or folder path."""
-    if weight_name is not None:
-        if not source.is_dir():
-            raise SuspectError(f"weight_name={weight_name!r} needs a folder, but {source} is none")
-        return below(source, weight_name)
-    if not source.is_dir():
-        return source
-    for name in DENOISER_FOLDERS:
-        if not (source / "adapter_config.json").is_file() and (source / name / "adapter_config.json").is_file():
-            return _pick(source / name, None)
-    files = list_weight_files(source)
-    if (source / "adapter_config.json").is_file() and source / "adapter_model.safetensors" in files:
-        return source / "adapter_model.safetensors"
-    if len(files) == 1:
-        return files[0]
-    adapters = [file for file in files if detect(file).kind == "lora"]
-    if len(adapters) == 1:
-        return adapters[0]
-    names = ", ".join(file.name for file in adapters or files)
-    raise SuspectError(f"{source} holds several candidates: {names}. Say which one with weight_name=")
+def _pick(source: str | Path | Artifact, weight_name: str | None) -> Artifact:
+    """The one adapter file that is meant."""
+    if not isinstance(source, Artifact):
+        found = detect_adapter(source) if weight_name is None else detect(source, weight_name)
+    elif len(source.headers) > 1:
+        found = only_adapter(source.path, [judge_header(header) for header in source.headers])
+    else:
+        found = source
+    # peft's folder is an adapter by its config, whatever its file holds: the file decides what there is to apply.
+    return judge_header(found.headers[0]) if len(found.headers) == 1 else found
 
 
-def _read(source: Path, weight_name: str | None) -> _File:
-    path = _pick(source, weight_name)
-    found = detect(path)
+def _read(source: str | Path | Artifact, weight_name: str | None) -> _File:
+    found = _pick(source, weight_name)
     if found.kind != "lora":
         fix = {
             "denoiser": "It is a whole model: load it with load_denoiser.",
@@ -110,19 +102,21 @@ def _read(source: Path, weight_name: str | None) -> _File:
             "textual_inversion": "It changes the prompt's embedding only.",
         }.get(found.kind, "It is not a fine-tune of the denoiser.")
         raise LoraNotLoadedError(
-            f"{path.name!r} holds no LoRA of a denoiser but {found.kind} ({found.detail}): 0 modules would change. {fix}"
+            f"{found.path.name!r} holds no LoRA of a denoiser but {found.kind} ({found.detail}): 0 modules would change. "
+            f"{fix}"
         )
-    header = read_header(path)
+    (header,) = found.headers
+    path = header.path
     reason = packing_of(header)
     if reason is not None:
         raise NotTestableError(f"{path.name!r} is an adapter stored quantised ({reason}): ask for it in plain floats")
-    state = load_tensors(path)
+    state = dict(stream(header))
     check_finite(state, path.name)
     warnings: tuple[str, ...] = ()
     config_path = path.parent / "adapter_config.json"
     native = any(key.startswith("base_model.model.") for key in state)
     config = config_in_metadata(header.metadata, path.name)
-    if config is None and (native or path.name == "adapter_model.safetensors"):
+    if config is None and (native or path.name == PEFT_FILE):
         if config_path.is_file():
             config = read_json(inside(path.parent, config_path.name))
         else:
@@ -230,6 +224,31 @@ def _plan(parsed: Parsed, denoiser: nn.Module, scaling: Scaling | None, scale: f
     return plan, leftover
 
 
+def check_adapter_fits(shapes: Mapping[str, tuple[int, ...]], blank: nn.Module, what: str) -> None:
+    """Whether an adapter's tensors find modules of a model and fit them, told by names and shapes alone.
+
+    Args:
+        shapes: of the file's tensors by key. blank: the model, without memory. what: the file, for messages.
+    Raises:
+        WrongBaseError: shapes that do not fit. LoraNotLoadedError: no tensor finds a module. SuspectError: incomplete
+        factors.
+    """
+    try:
+        parsed = parse({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, blank)
+        plan, modules = _Plan(), _modules(blank)
+        for group in parsed.groups:
+            weights = [getattr(modules[part.module], "weight", None) for part in group.parts]
+            plain = [weight for weight in weights if isinstance(weight, nn.Parameter)]
+            if len(plain) == len(group.parts) and group.factors.keys() - {"diff_b"}:
+                new_weight(group, _Tensors(plan, group.parts, plain).current(), 1.0, 1.0)
+    except WrongBaseError as error:
+        raise WrongBaseError(f"{what}: {error}") from error
+    except (RuntimeError, OverflowError) as error:  # what torch says of shapes that no memory could hold
+        raise WrongBaseError(f"{what}: {short(str(error))}") from error
+    if not parsed.groups:
+        raise LoraNotLoadedError(f"{what}: none of its {len(shapes)} tensors finds a module of the base")
+
+
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
@@ -307,7 +326,7 @@ def _judge(
 
 @contextmanager
 def apply_lora(
-    denoiser: nn.Module, source: str | Path, scale: float = 1.0, weight_name: str | None = None
+    denoiser: nn.Module, source: str | Path | Artifact, scale: float = 1.0, weight_name: str | None = None
 ) -> Iterator[LoadedLora]:
     """Run the body with a LoRA added to the denoiser's weights; afterwards the original tensors are back.
 
@@ -317,7 +336,7 @@ def apply_lora(
 
     Args:
         denoiser: a diffusers U-Net or transformer on its device, float weights of any precision.
-        source: a `.safetensors` file, or a folder with one adapter in it (peft's or any other).
+        source: a `.safetensors` file, a folder with one adapter in it (peft's or any other), or what `detect` made of one.
         scale: multiplier on top of alpha / rank, default 1.
         weight_name: which file of a folder with several.
     Yields:
@@ -329,7 +348,7 @@ def apply_lora(
     """
     if not math.isfinite(scale):
         raise SuspectError(f"scale is {scale}, expected a finite number")
-    file = _read(Path(source), weight_name)
+    file = _read(source, weight_name)
     # Under a caller's inference_mode the new tensors would be inference tensors, which a parameter cannot hold.
     with torch.inference_mode(False), torch.no_grad():
         parsed = parse(file.state, denoiser)

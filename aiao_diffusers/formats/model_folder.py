@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import SuspectError, UnsafeFileError
 from ..files.paths import inside, refuse_pickle
-from ..files.safetensors_header import read_header
+from ..files.safetensors_header import Header, read_header
 from ..files.strict_json import read_json
 from ..files.text import short
 
@@ -46,8 +46,13 @@ def weights_order(match: re.Match[str]) -> tuple[bool, bool, str]:
     return bool(match["variant"] or match["sharded"]), bool(match["index"]), match[0]
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Weight files of a denoiser folder: the plain ones, whole or in shards, else those of its only variant."""
+def read_weight_headers(folder: Path) -> tuple[Header, ...]:
+    """Headers of a denoiser folder's weight files: the plain ones, whole or in shards, else those of its only variant.
+
+    Raises:
+        SuspectError: no weights, several variants and no plain file, or shards that are not as their index says.
+        UnsafeFileError: pickles only, a hostile header or index, or a path trick.
+    """
     names = sorted(p.name for p in folder.iterdir() if p.name.startswith("diffusion_pytorch_model"))
     found = [match for name in names if (match := WEIGHTS.fullmatch(name))]
     if found:
@@ -56,26 +61,28 @@ def weight_files(folder: Path) -> list[Path]:
             raise SuspectError(f"{folder} holds several variants {sorted(map(str, variants))} and no plain file")
         chosen = min(found, key=weights_order)
         path = inside(folder, chosen[0])
-        return _index_files(folder, path) if chosen["index"] else [path]
+        return _read_shard_headers(folder, path) if chosen["index"] else (read_header(path),)
     for name in names:
         refuse_pickle(Path(name))
     raise SuspectError(f"{folder} holds no diffusion_pytorch_model safetensors file")
 
 
-def _index_files(folder: Path, path: Path) -> list[Path]:
+def _read_shard_headers(folder: Path, path: Path) -> tuple[Header, ...]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise UnsafeFileError(f"{path.name!r}: weight_map must map tensor names to file names")
+    headers = []
     files = {name: inside(folder, name) for name in sorted(set(weight_map.values()))}
     for name, file in files.items():
-        held = read_header(file).tensors.keys()
+        headers.append(read_header(file))
+        held = headers[-1].tensors.keys()
         listed = {key for key, value in weight_map.items() if value == name}
         if held != listed:
             odd = min(held ^ listed)
             raise SuspectError(
                 f"{path.name!r} and {name!r} disagree on {len(held ^ listed)} tensors, first {short(odd)}"
             )
-    return list(files.values())
+    return tuple(headers)
 
 
 def modern_attention(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Every spelling of a denoiser's modules: diffusers, kohya's underscores, original LDM, FLUX and Stable Diffusion 3.
+"""Which module a kohya key, or any trainer's, names: diffusers, kohya's underscores, original LDM, FLUX, SD 3.
 
 All are derived from the denoiser's own modules and looked up; a key is never rewritten by substitution, so an unknown
 one stays visibly unused. An original name may stand for several modules, or for the rows of one in another order: a
@@ -126,7 +126,7 @@ def _attention(block: str, modules: Iterable[str], attention: str = "attn") -> t
     return tuple(Part(f"{block}.{attention}.{module}") for module in modules)
 
 
-def _swapped(module: str) -> tuple[Part, ...]:
+def _swap(module: str) -> tuple[Part, ...]:
     """diffusers keeps (scale, shift) where the original kept (shift, scale)."""
     return Part(module, 1, 2), Part(module, 0, 2)
 
@@ -172,7 +172,7 @@ def _flux(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
 def _final_layer() -> list[tuple[str, tuple[Part, ...]]]:
     return [
         ("final_layer.linear", (Part("proj_out"),)),
-        ("final_layer.adaLN_modulation.1", _swapped("norm_out.linear")),
+        ("final_layer.adaLN_modulation.1", _swap("norm_out.linear")),
     ]
 
 
@@ -196,7 +196,7 @@ def _sd3(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
             (f"{image}.adaLN_modulation.1", (Part(f"{block}.norm1.linear"),)),
             (f"{text}.attn.qkv", _attention(block, _ADDED)),
             (f"{text}.attn.proj", _attention(block, ["to_add_out"])),
-            (f"{text}.adaLN_modulation.1", _swapped(context) if last else (Part(context),)),
+            (f"{text}.adaLN_modulation.1", _swap(context) if last else (Part(context),)),
         ]
         for native, suffix in ((image, ""), (text, "_context")):
             found += [

@@ -1,8 +1,14 @@
-"""How a file packs its numbers: scales beside narrow weights, and packings that are not read."""
+"""How a file packs its numbers: scales beside narrow weights are undone here, other packings refused by name."""
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from ..files.safetensors_header import Header
+import torch
+
+from ..errors import NotTestableError
+from ..files.safetensors_header import Header, check_finite, stream
+from ..files.text import short
 
 
 _PACKED = (
@@ -15,6 +21,8 @@ _PACKED = (
 SCALE_OF = re.compile(r"(?P<weight>.+)\.(?:scale_weight|weight_scale|weight\._scale)$")
 SCALE_NOTES = re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|output_scale|comfy_quant)$")
 QUANTO_DATA = "._data"
+_QUANTO_WIDTHS = ("int8", "float8")
+_LIBRARIES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum-quanto", "gguf": "gguf"}
 
 
 def packing_of(header: Header) -> str | None:
@@ -45,3 +53,69 @@ def scales_of(header: Header) -> dict[str, str]:
         if weight in header.tensors and header.tensors[weight].dtype.startswith(("F8", "I8") if quanto else "F8"):
             found[weight] = key
     return found
+
+
+def refuse_packed(header: Header) -> None:
+    """Raise NotTestableError where a denoiser's numbers are packed in a way that is not undone here."""
+    reason = packing_of(header)
+    if reason is not None:
+        raise NotTestableError(
+            f"{header.path.name!r} is stored quantised ({reason}): load it with its own library and pass the dequantised "
+            f"denoiser instead"
+        )
+
+
+def is_readable(config: Any) -> bool:
+    """Whether a folder is plain, or holds 8 bit of optimum-quanto, whose numbers and scales need no library to read.
+
+    Args:
+        config: the field `quantization_config` of its config.json.
+    """
+    if config is None:
+        return True
+    wanted = {"quant_method": "quanto"}
+    return (
+        isinstance(config, dict) and config.items() >= wanted.items() and config.get("weights_dtype") in _QUANTO_WIDTHS
+    )
+
+
+def refuse_quantised(config: Any, what: str) -> None:
+    """Raise NotTestableError, with what to do instead, where another library than ours has quantised a folder.
+
+    Args:
+        config: as in `is_readable`.
+    """
+    if is_readable(config):
+        return
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    library = _LIBRARIES.get(method) if isinstance(method, str) else None
+    if library is None:
+        raise NotTestableError(
+            f"{what} is stored quantised by a method unknown here ({short(config)}): ask for the plain weights"
+        )
+    raise NotTestableError(
+        f"{what} is stored quantised by {library} ({short(config)}), whose packed tensors only that library reads, some of "
+        f"them on a GPU alone: load it with diffusers and {library}, call .dequantize() and pass the denoiser itself"
+    )
+
+
+def plain_tensors(header: Header, names: Mapping[str, str], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file as finite plain floats under their new names, one at a time; float8 scales are undone.
+
+    Args:
+        names: key in the file -> new name; other keys are passed over. dtype: of the floats.
+    Raises:
+        NotTestableError: NaN or Inf, or a scale that fits no weight. UnsafeFileError: as `stream`.
+    """
+    scale_of = scales_of(header)
+    factors = dict(stream(header, set(scale_of.values())))
+    for key, tensor in stream(header, names.keys()):
+        if key in scale_of:
+            factor = factors[scale_of[key]].float()
+            if factor.numel() not in (1, tensor.shape[0]):
+                raise NotTestableError(
+                    f"{short(scale_of[key])} of shape {list(factor.shape)} is no scale of {short(key)}"
+                )
+            tensor = tensor.float() * factor.reshape(-1, *[1] * (tensor.dim() - 1))
+        check_finite({key: tensor}, header.path.name)
+        yield names[key], tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..errors import NotTestableError, SuspectError, UnsafeFileError
 from ..files.paths import PICKLE_SUFFIXES
-from ..files.safetensors_header import Header
 from ..files.text import short
-from ..formats.detect import DENOISER_FOLDERS, kind_of_keys
+from ..formats.artifact import Artifact
+from ..formats.detect import DENOISER_FOLDERS, PEFT_FILE, judge_header
 from ..formats.model_folder import WEIGHTS, weights_order
 from ..mark.record import FOLDER
 from .remote import REPO_ID, Remote, read_remote_header, read_remote_json
@@ -19,7 +19,7 @@ from .remote import REPO_ID, Remote, read_remote_header, read_remote_json
 
 MAX_CANDIDATES = 8
 MAX_HEADERS = 64  # of files that may turn out to be no candidates: a request each
-_STANDARD = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+STANDARD_ADAPTERS = (PEFT_FILE, "pytorch_lora_weights.safetensors")
 _COMPONENTS = ("vae", "text_encoder", "safety_checker", "image_encoder", "feature_extractor", "tokenizer", FOLDER)
 
 
@@ -30,14 +30,19 @@ class Candidate:
     Args:
         kind: `folder` (a diffusers denoiser with its config), `lora`, `denoiser` or `single_file`.
         path: file or folder within the repository, as the loaders take it; "" is its root.
-        weights: paths of the safetensors; headers: theirs, checked. others: small files that go with them.
+        artifact: what its headers say, read remotely; its files are paths within the repository.
+        others: small files that go with them.
     """
 
     kind: str
     path: str
-    weights: tuple[str, ...]
-    headers: tuple[Header, ...]
+    artifact: Artifact
     others: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Paths of the weight files within the repository."""
+        return tuple(file.as_posix() for file in self.artifact.files)
 
 
 def candidates(remote: Remote, weight_name: str | None = None) -> list[Candidate]:
@@ -52,22 +57,22 @@ def candidates(remote: Remote, weight_name: str | None = None) -> list[Candidate
     if weight_name is not None:
         if weight_name not in remote.files:
             raise SuspectError(f"{remote.repo_id} has no file {short(weight_name)}.")
-        return [_single(remote, weight_name)]
-    folders = [f for prefix in (*DENOISER_FOLDERS, "") if (f := _denoiser_folder(remote, prefix)) is not None]
+        return [_judge_file(remote, weight_name)]
+    folders = [f for prefix in (*DENOISER_FOLDERS, "") if (f := _judge_folder(remote, prefix)) is not None]
     taken = {name for found in folders for name in found.weights}
     tensors = [name for name in sorted(remote.files) if name.endswith(".safetensors") and name not in taken]
     names = [name for name in tensors if "/" not in name]
     if not names and not folders:
         names = [name for name in tensors if not name.startswith(_COMPONENTS)]
     # What trainers write comes first, then the shortest name: the final file beside its checkpoints.
-    names.sort(key=lambda n: (n not in _STANDARD, len(n), n))
+    names.sort(key=lambda n: (n not in STANDARD_ADAPTERS, len(n), n))
     singles: list[Candidate] = []
     refusals: list[NotTestableError | UnsafeFileError] = []
     for name in names[:MAX_HEADERS]:
         if len(folders) + len(singles) >= MAX_CANDIDATES:
             break
         try:
-            singles.append(_single(remote, name))
+            singles.append(_judge_file(remote, name))
         except (NotTestableError, UnsafeFileError) as error:
             refusals.append(error)
     found = [*folders, *singles][:MAX_CANDIDATES]
@@ -76,10 +81,10 @@ def candidates(remote: Remote, weight_name: str | None = None) -> list[Candidate
     if refusals:
         # A hostile file is the stronger reason; otherwise the first one found.
         raise next((r for r in refusals if isinstance(r, UnsafeFileError)), refusals[0])
-    raise _nothing(remote)
+    raise _explain_nothing(remote)
 
 
-def _nothing(remote: Remote) -> NotTestableError | UnsafeFileError:
+def _explain_nothing(remote: Remote) -> NotTestableError | UnsafeFileError:
     suffixes = {Path(name).suffix.lower() for name in remote.files}
     pickles = sorted(name for name in remote.files if Path(name).suffix.lower() in PICKLE_SUFFIXES)
     if pickles:
@@ -95,19 +100,18 @@ def _nothing(remote: Remote) -> NotTestableError | UnsafeFileError:
     return NotTestableError(f"{remote.repo_id} holds no safetensors of an adapter or denoiser.")
 
 
-def _single(remote: Remote, name: str) -> Candidate:
-    header = read_remote_header(remote, name)
-    kind, detail = kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
+def _judge_file(remote: Remote, name: str) -> Candidate:
+    artifact = judge_header(read_remote_header(remote, name))
+    kind = artifact.kind
     if kind not in ("lora", "denoiser", "single_file"):
         raise NotTestableError(
-            f"{short(name)} in {remote.repo_id} is {kind} ({detail}): it does not change the denoiser."
+            f"{short(name)} in {remote.repo_id} is {kind} ({artifact.detail}): it does not change the denoiser."
         )
     config = f"{name.rpartition('/')[0]}/adapter_config.json".lstrip("/")
-    others = (config,) if kind == "lora" and config in remote.files else ()
-    return Candidate(kind, name, (name,), (header,), others)
+    return Candidate(kind, name, artifact, (config,) if kind == "lora" and config in remote.files else ())
 
 
-def _denoiser_folder(remote: Remote, folder: str) -> Candidate | None:
+def _judge_folder(remote: Remote, folder: str) -> Candidate | None:
     """A diffusers denoiser in `folder`; plain weights before those of a variant, a whole file before shards."""
     prefix = f"{folder}/" if folder else ""
     if f"{prefix}config.json" not in remote.files:
@@ -127,7 +131,9 @@ def _denoiser_folder(remote: Remote, folder: str) -> Candidate | None:
         if not names or not all(isinstance(n, str) and "/" not in n and f"{prefix}{n}" in remote.files for n in names):
             raise UnsafeFileError(f"{path} in {remote.repo_id} names files that are not beside it.")
         weights = tuple(f"{prefix}{n}" for n in sorted(names))
-    return Candidate("folder", folder, weights, tuple(read_remote_header(remote, n) for n in weights), others)
+    headers = tuple(read_remote_header(remote, name) for name in weights)
+    artifact = Artifact("denoiser", Path(folder), tuple(header.path for header in headers), headers, "config.json")
+    return Candidate("folder", folder, artifact, others)
 
 
 def declared_base(remote: Remote, candidate: Candidate | None = None) -> tuple[str | None, str | None]:

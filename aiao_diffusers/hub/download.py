@@ -9,7 +9,7 @@ from ..errors import NotTestableError, SuspectError
 from ..files.safetensors_header import MAX_TENSOR_BYTES
 from ..files.text import short
 from ..mark.record import BANK, DOCUMENT, FOLDER
-from .candidates import _STANDARD, Candidate, candidates, declared_base
+from .candidates import STANDARD_ADAPTERS, Candidate, candidates, declared_base
 from .remote import Remote, fetch, look_up
 
 
@@ -58,7 +58,7 @@ def pull(
     remote = look_up(repo_id, revision, api)
     found = candidates(remote, weight_name)
     loras = [c for c in found if c.kind == "lora"]
-    standard = [c for c in found if c.kind == "folder" or c.path.endswith(_STANDARD)]
+    standard = [c for c in found if c.kind == "folder" or c.path.endswith(STANDARD_ADAPTERS)]
     if len(found) > 1 and not standard and len(loras) != 1:
         names = ", ".join(c.path for c in found)
         raise SuspectError(f"{repo_id} holds several candidates: {names}. Say which one with weight_name=.")

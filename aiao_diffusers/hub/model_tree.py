@@ -15,7 +15,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from ..errors import ConfigError, HubError
 from ..files.text import short
-from .remote import REPO_ID, TIMEOUT, retried
+from .remote import REPO_ID, TIMEOUT, retry
 
 
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
@@ -74,59 +74,79 @@ def walk(
     unknown = [r for r in relations if r not in RELATIONS]
     if unknown:
         raise ConfigError(f"relation {short(unknown[0])} is unknown: use {', '.join(RELATIONS)}.")
-    day = _day(since)
-    api = api or HfApi()
-    seen: dict[str, Node] = {base: Node(base, None, (), "base")}
-    warnings: list[str] = []
-
-    def add(node: Node) -> bool:
-        if node.repo_id in seen:
-            return False
-        if len(seen) > limit:
-            return False
-        seen[node.repo_id] = node
-        return True
-
+    day, found = _parse_day(since), _Walk(base, api or HfApi(), limit)
     for name in repos:
-        add(Node(name, None, (), "list"))
-    level = [seen[base]]
-    while level and len(seen) <= limit:
-        following: list[Node] = []
-        for parent in level:
-            try:
-                for item in _listed(api, [("filter", f"base_model:{parent.repo_id}")], warnings, limit):
-                    child = _node(item, (*parent.lineage, parent.repo_id), parent.repo_id, "tree")
-                    listed = seen.get(child.repo_id)
-                    if listed is not None and listed.found_by == "list":
-                        # An explicit name that turns out to be in the tree keeps its place and gains its lineage.
-                        seen[child.repo_id] = child
-                        following.append(child)
-                    elif add(child):
-                        following.append(child)
-            except HubError as error:
-                if parent.repo_id == base:
-                    raise
-                warnings.append(f"the children of {parent.repo_id} could not be listed: {error}")
-        level = following
+        found.add(Node(name, None, (), "list"))
+    found.descend()
     for label, values in (("author", authors), ("search", search)):
         for value in values:
-            for item in _listed(api, [(label, value)], warnings, limit):
-                add(_node(item, (), base, f"{label} {value}"))
-    if len(seen) > limit:
-        warnings.append(f"stopped at {limit} repositories (limit): there may be more.")
-    del seen[base]
-    kept = [n for n in seen.values() if n.found_by == "list" or _wanted(n, relations, day)]
-    return Tree(tuple(kept), tuple(dict.fromkeys(warnings)))
+            found.list_by(label, value)
+    if len(found.seen) > limit:
+        found.warnings.append(f"stopped at {limit} repositories (limit): there may be more.")
+    nodes = [node for node in found.seen.values() if node.found_by != "base"]
+    kept = [n for n in nodes if n.found_by == "list" or _keeps(n, relations, day)]
+    return Tree(tuple(kept), tuple(dict.fromkeys(found.warnings)))
 
 
-def _wanted(node: Node, relations: Sequence[str], day: str | None) -> bool:
+class _Walk:
+    """Repositories met so far, each once, and what was missed."""
+
+    def __init__(self, base: str, api: HfApi, limit: int) -> None:
+        self.base, self.api, self.limit = base, api, limit
+        self.seen: dict[str, Node] = {base: Node(base, None, (), "base")}
+        self.warnings: list[str] = []
+
+    def add(self, node: Node) -> bool:
+        """Whether the repository is new, and there was room for it."""
+        if node.repo_id in self.seen or len(self.seen) > self.limit:
+            return False
+        self.seen[node.repo_id] = node
+        return True
+
+    def descend(self) -> None:
+        """All levels below the base; HubError where its own children cannot be listed."""
+        level = [self.seen[self.base]]
+        while level and len(self.seen) <= self.limit:
+            following: list[Node] = []
+            for parent in level:
+                try:
+                    for child in self._list_children(parent):  # one by one: a listing may break off
+                        following.append(child)
+                except HubError as error:
+                    if parent.repo_id == self.base:
+                        raise
+                    self.warnings.append(f"the children of {parent.repo_id} could not be listed: {error}")
+            level = following
+
+    def _list_children(self, parent: Node) -> Iterator[Node]:
+        """Those that are new in the tree."""
+        for item in self._list([("filter", f"base_model:{parent.repo_id}")]):
+            child = _read_node(item, (*parent.lineage, parent.repo_id), parent.repo_id, "tree")
+            listed = self.seen.get(child.repo_id)
+            if listed is not None and listed.found_by == "list":
+                # An explicit name that turns out to be in the tree keeps its place and gains its lineage.
+                self.seen[child.repo_id] = child
+                yield child
+            elif self.add(child):
+                yield child
+
+    def list_by(self, label: str, value: str) -> None:
+        """The models of an author or a search, which declare nothing."""
+        for item in self._list([(label, value)]):
+            self.add(_read_node(item, (), self.base, f"{label} {value}"))
+
+    def _list(self, query: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        return _list_models(self.api, query, self.warnings, self.limit)
+
+
+def _keeps(node: Node, relations: Sequence[str], day: str | None) -> bool:
     if node.found_by == "tree" and node.relation is not None and node.relation not in relations:
         return False
     # Dates of the Hub are ISO text in UTC, so text order is time order; without a date nothing is left out.
     return day is None or node.last_modified is None or node.last_modified[:10] >= day
 
 
-def _day(since: str | date | None) -> str | None:
+def _parse_day(since: str | date | None) -> str | None:
     if since is None:
         return None
     try:
@@ -135,13 +155,15 @@ def _day(since: str | date | None) -> str | None:
         raise ConfigError(f"since {short(since)} is no ISO date such as 2026-01-31.") from error
 
 
-def _node(item: dict[str, Any], lineage: tuple[str, ...], parent: str, found_by: str) -> Node:
+def _read_node(item: dict[str, Any], lineage: tuple[str, ...], parent: str, found_by: str) -> Node:
     tags = [tag for tag in item.get("tags") or () if isinstance(tag, str)]
     relation = next((r for r in RELATIONS if f"base_model:{r}:{parent}" in tags), None)
     return Node(item["id"], relation, lineage, found_by, item.get("sha"), item.get("lastModified"))
 
 
-def _listed(api: HfApi, query: list[tuple[str, str]], warnings: list[str], limit: int) -> Iterator[dict[str, Any]]:
+def _list_models(
+    api: HfApi, query: list[tuple[str, str]], warnings: list[str], limit: int
+) -> Iterator[dict[str, Any]]:
     """Entries of a listing of models. Not through `HfApi.list_models`: it would follow empty pages for ever."""
     what = f"the listing {'='.join(query[0])}"
     url: str | None = f"{api.endpoint}/api/models"
@@ -160,7 +182,7 @@ def _listed(api: HfApi, query: list[tuple[str, str]], warnings: list[str], limit
             except ValueError as error:
                 raise OSError("the answer is no JSON") from error
 
-        page, url = retried(ask, what)
+        page, url = retry(ask, what)
         params = None  # the link to the next page carries them
         fresh = [
             item

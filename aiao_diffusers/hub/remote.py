@@ -1,6 +1,6 @@
 """One repository of a Hub at one pinned commit: its files, ranges of their bytes, and checked downloads.
 
-Every request goes through `retried`. No name of a repository leads out of its folder, and what arrives must be what the
+Every request goes through `retry`. No name of a repository leads out of its folder, and what arrives must be what the
 commit says.
 """
 
@@ -73,7 +73,7 @@ class Remote:
     api: HfApi = field(default_factory=HfApi, repr=False)
 
 
-def retried(call: Callable[[], T], what: str, attempts: int = ATTEMPTS) -> T:
+def retry(call: Callable[[], T], what: str, attempts: int = ATTEMPTS) -> T:
     """`call()`, again after 429, 5xx and broken connections; waits as long as `Retry-After` says, else ever longer.
 
     Raises:
@@ -145,11 +145,11 @@ def look_up(repo_id: str, revision: str | None = None, api: HfApi | None = None,
             raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
         # Where the cache could answer, a Hub that is away is not waited for long.
         attempts = 3 if folder_of(repo_id, cache).is_dir() else ATTEMPTS
-        info = retried(
+        info = retry(
             lambda: api.model_info(repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT), repo_id, attempts
         )
     except (OfflineModeIsEnabled, HubUnreachableError) as error:
-        found = _cached(repo_id, revision, api, cache)
+        found = _find_cached(repo_id, revision, api, cache)
         if found is None:
             raise HubUnreachableError(f"{short(str(error), 300)} The cache lacks {repo_id}, too.") from error
         return found
@@ -193,7 +193,7 @@ def _keep_ref(repo_id: str, revision: str | None, commit: str, cache: str | None
         ref.write_text(commit)
 
 
-def _cached(repo_id: str, revision: str | None, api: HfApi, cache: str | None) -> Remote | None:
+def _find_cached(repo_id: str, revision: str | None, api: HfApi, cache: str | None) -> Remote | None:
     folder, name = folder_of(repo_id, cache), revision or "main"
     ref = folder / "refs" / name
     commit = ref.read_text().strip() if _plain(name) and ref.is_file() else name
@@ -225,14 +225,14 @@ def read_remote(remote: Remote, name: str, start: int, length: int) -> bytes:
                     break
         return bytes(got[:length])
 
-    return retried(ask, f"{remote.repo_id}, {name}")
+    return retry(ask, f"{remote.repo_id}, {name}")
 
 
 def read_remote_header(remote: Remote, name: str) -> Header:
     """A safetensors header, checked against the file's size; of 100 GB of weights only these bytes are fetched.
 
     Raises:
-        UnsafeFileError: as `safefile.read_header`. HubError.
+        UnsafeFileError: as `read_header`. HubError.
     """
     path, size = Path(name), remote.files[name].size
     if remote.offline:
@@ -278,7 +278,7 @@ def fetch(remote: Remote, names: Sequence[str]) -> Path:
         if remote.offline:
             raise HubUnreachableError(f"{remote.repo_id}: the Hub is away and {short(name)} is not in the cache.")
         for again in (False, True):
-            path = retried(lambda n=name, a=again: _download(remote, n, a), f"{remote.repo_id}, {name}")  # type: ignore[misc]
+            path = retry(lambda n=name, a=again: _download(remote, n, a), f"{remote.repo_id}, {name}")  # type: ignore[misc]
             if _as_committed(path, remote.files[name]):
                 break
         else:

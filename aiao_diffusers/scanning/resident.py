@@ -17,23 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..denoiser.hashes import tensor_sha256, weights_sha256
-from ..errors import LoraNotLoadedError, NotTestableError, WrongBaseError
-from ..files.safetensors_header import check_finite, load_tensors, read_header
+from ..denoiser.hashes import weights_sha256
+from ..errors import NotTestableError
 from ..files.strict_json import read_json
 from ..files.text import short
-from ..formats.adapter_algebra import new_weight, parse
-from ..formats.checkpoint import compare_shapes, load_denoiser
-from ..formats.detect import common_prefix
-from ..formats.lora import apply_lora
-from ..formats.model_folder import modern_attention
+from ..formats.artifact import Artifact
+from ..formats.checkpoint import load_denoiser, read_weights
+from ..formats.detect import PEFT_FILE, common_prefix, detect, detect_denoiser
+from ..formats.fit import fit_original, fit_weights, folder_names, weight_names
+from ..formats.lora import apply_lora, check_adapter_fits
 from ..hub.candidates import Candidate
 from ..hub.remote import Remote
 from ..verification.suspect import Suspect
-
-
-_LDM_PREFIX = "model.diffusion_model."
-PEFT_FILE = "adapter_model.safetensors"
 
 
 class Resident:
@@ -89,69 +84,54 @@ def check_fits(candidate: Candidate, base: Resident) -> None:
 
     Raises:
         WrongBaseError: another architecture. LoraNotLoadedError: no tensor finds a module. SuspectError: incomplete
-        factors. NotTestableError: more bytes than any change of this base could need.
+        factors. NotTestableError: packed numbers, or more bytes than any change of this base could need.
     """
-    what = f"{short(candidate.path or candidate.weights[0])} of another architecture"
-    tensors = {name: info.shape for header in candidate.headers for name, info in header.tensors.items()}
-    size = sum(header.file_bytes for header in candidate.headers)
+    what, found = f"{short(candidate.path or candidate.weights[0])} of another architecture", candidate.artifact
     # Three times float32 leaves room for float64; an original-layout file also holds a VAE and text encoders.
-    if size > 3 * base.bytes + (2**35 if candidate.kind == "single_file" else 2**25):
+    if found.file_bytes > 3 * base.bytes + (2**35 if candidate.kind == "single_file" else 2**25):
         raise NotTestableError(
-            f"{short(candidate.path)} has {size / 1e9:.1f} GB, {size / base.bytes:.0f} times the base: not downloaded."
+            f"{short(candidate.path)} has {found.file_bytes / 1e9:.1f} GB, {found.file_bytes / base.bytes:.0f} times the "
+            "base: not downloaded."
         )
     if candidate.kind == "lora":
-        _check_adapter(tensors, what, base)
+        check_adapter_fits(found.shapes, base.blank, what)
     elif candidate.kind == "single_file":
-        own = {n: s for n, s in tensors.items() if n.startswith(_LDM_PREFIX)} or tensors
-        count, wanted = sum(math.prod(s) for s in own.values()), sum(math.prod(s) for s in base.shapes.values())
-        if count != wanted:
-            raise WrongBaseError(f"{what}: {count} weights in its denoiser, the base has {wanted}")
+        for header in found.headers:
+            fit_original(header, base.shapes, what, type(base.denoiser).__name__)
     else:
-        compare_shapes(base.shapes, _named(tensors, base), what)
+        _fit_names(found, base, what)
 
 
-def _named(tensors: Mapping[str, Any], base: Resident) -> dict[str, Any]:
-    """Tensors by the base's names: without a prefix, and attention as diffusers calls it today."""
-    prefix = common_prefix(tensors, base.shapes)
-    found = {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
-    old = any(".proj_attn." in n for n in found) and not any(".proj_attn." in n for n in base.shapes)
-    return {modern_attention(n): value for n, value in found.items()} if old else found
-
-
-def _check_adapter(shapes: Mapping[str, tuple[int, ...]], what: str, base: Resident) -> None:
-    try:
-        parsed = parse({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, base.blank)
-        modules = {name: module for name, module in base.blank.named_modules()}
-        for group in parsed.groups:
-            weight = getattr(modules[group.module], "weight", None)
-            if isinstance(weight, torch.Tensor) and group.factors.keys() - {"diff_b"}:
-                new_weight(group, weight, 1.0, 1.0)
-    except WrongBaseError as error:
-        raise WrongBaseError(f"{what}: {error}") from error
-    except (RuntimeError, OverflowError) as error:  # what torch says of shapes that no memory could hold
-        raise WrongBaseError(f"{what}: {short(str(error))}") from error
-    if not parsed.groups:
-        raise LoraNotLoadedError(f"{what}: none of its {len(shapes)} tensors finds a module of the base")
+def _fit_names(found: Artifact, base: Resident, what: str) -> dict[str, str]:
+    """Key in the files -> name in the base, of a file or folder in diffusers keys."""
+    if found.config is not None:
+        names = folder_names(found)
+    elif found.path in found.files:
+        names = weight_names(found.headers, common_prefix(found.shapes, base.shapes))
+    else:  # a folder whose config is still on the Hub
+        names = weight_names(found.headers)
+    return fit_weights(found.headers, names, base.shapes, what)
 
 
 @contextmanager
 def place_on_base(candidate: Candidate, root: Path, label: str, base: Resident) -> Iterator[PlacedSuspect]:
     """The suspect on the resident denoiser for the length of the block; peak memory is the suspect's own tensors.
 
+    Args:
+        root: folder of the repository's downloaded files. label: the suspect's name in a report.
     Raises:
-        NotTestableError, SuspectError, UnsafeFileError: as `lora.applied` and `checkpoint.load_denoiser`.
+        NotTestableError, SuspectError, UnsafeFileError: as `apply_lora` and `load_denoiser`.
     """
     path = root / candidate.path
     if candidate.kind == "lora":
-        digest = _adapter_digest(path)
-        with apply_lora(base.denoiser, path) as loaded:
+        found = detect(path)
+        with apply_lora(base.denoiser, found) as loaded:
             adapter, distance = asdict(loaded), loaded.delta_norm / base.norm
             hashes = {"suspect": loaded.sha256, "base": base.sha256}
             opened = Suspect(base.denoiser, label, base.label, "carries", None, adapter, loaded.warnings, {}, hashes)
-            yield PlacedSuspect(opened, digest, distance)
+            yield PlacedSuspect(opened, _adapter_digest(found, loaded.sha256), distance)
         return
-    tensors, denoiser = _checkpoint(candidate, root, base)
-    check_finite(tensors, short(candidate.path or label))
+    tensors, denoiser = _read_whole(detect_denoiser(path), base, short(candidate.path or label))
     state = base.denoiser.state_dict()
     moved = sum(
         float((tensors[n].double() - v.double()).square().sum()) for n, v in state.items() if v.is_floating_point()
@@ -176,45 +156,32 @@ def place_on_base(candidate: Candidate, root: Path, label: str, base: Resident) 
             live[name].data = original
 
 
-def _adapter_digest(path: Path) -> str:
-    """Of tensors and of everything else that decides their effect."""
-    config = path.parent / "adapter_config.json"
-    rest = json.dumps(
-        [sorted(read_header(path).metadata.items()), read_json(config) if config.is_file() else None, *_read_as(path)]
-    )
-    return hashlib.sha256(f"{tensor_sha256(load_tensors(path))} {rest}".encode()).hexdigest()
+def _adapter_digest(found: Artifact, tensors: str) -> str:
+    """Of an adapter's tensors, whose hash is given, and of everything else that decides their effect."""
+    config = found.path.parent / "adapter_config.json"
+    metadata = [sorted(header.metadata.items()) for header in found.headers]
+    rest = json.dumps([*metadata, read_json(config) if config.is_file() else None, *_read_as(found.path)])
+    return hashlib.sha256(f"{tensors} {rest}".encode()).hexdigest()
 
 
-def _checkpoint(candidate: Candidate, root: Path, base: Resident) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
-    """A checkpoint's tensors in float32 by the base's names, and a model of its own where only diffusers can read it."""
-    path = root / candidate.path
-    if candidate.kind == "folder":
-        config = read_json(path / "config.json")
-        if config.get("quantization_config") is not None:
-            raise NotTestableError(
-                f"{short(candidate.path)} is stored quantised: pass the dequantised denoiser to verify."
-            )
-        plain = config.get("_class_name") == type(base.denoiser).__name__ and _filled(config, base) == base.config
-    else:
-        plain = candidate.kind == "denoiser"
-    if not plain:
+def _read_whole(found: Artifact, base: Resident, what: str) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
+    """A whole denoiser's tensors in float32 by the base's names, and a model of its own where it is not the base's."""
+    state = base.denoiser.state_dict()
+    if found.kind != "denoiser" or not _has_config_of(found, base):
         # The same tensors under another config are another function, so diffusers builds what the config says.
-        model = load_denoiser(path, base=base.denoiser, dtype=torch.float32)
+        model = load_denoiser(found, base=base.denoiser, dtype=torch.float32)
         return {n: v.float() if v.is_floating_point() else v for n, v in model.state_dict().items()}, model
-    raw: dict[str, torch.Tensor] = {}
-    for name in candidate.weights:
-        raw |= load_tensors(root / name)
-    tensors = _named(raw, base)
-    compare_shapes(base.shapes, {n: tuple(t.shape) for n, t in tensors.items()}, short(candidate.path))
-    kinds = {n: v.dtype for n, v in base.denoiser.state_dict().items()}
-    for name, tensor in tensors.items():
-        if kinds[name].is_floating_point and not tensor.is_floating_point():
-            # Packed integers stand for other numbers than their own.
-            raise NotTestableError(
-                f"{short(candidate.path)}: {short(name)} holds {tensor.dtype}, the model needs floats: "
-                "ask for the dequantised weights."
-            )
-    return {n: t.to(kinds[n]) for n, t in tensors.items()}, None
+    names = _fit_names(found, base, what)
+    weights = read_weights(found.headers, names, state, torch.float32)
+    return {name: tensor.to(state[name].dtype) for name, tensor in weights}, None
+
+
+def _has_config_of(found: Artifact, base: Resident) -> bool:
+    """Whether a model is built as the base is: a bare file always, a folder where its config says so."""
+    config = found.config
+    return config is None or (
+        config.get("_class_name") == type(base.denoiser).__name__ and _fill(config, base) == base.config
+    )
 
 
 def _plain_config(denoiser: Any) -> dict[str, Any]:
@@ -222,7 +189,7 @@ def _plain_config(denoiser: Any) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in denoiser.config.items() if not k.startswith("_")}))
 
 
-def _filled(config: Mapping[str, Any], base: Resident) -> dict[str, Any]:
+def _fill(config: Mapping[str, Any], base: Resident) -> dict[str, Any]:
     """What the base's class would make of a config file: a key that it lacks has the class's default, not the base's value."""
     accepted = inspect.signature(type(base.denoiser).__init__).parameters
     defaults = {n: p.default for n, p in accepted.items() if p.default is not inspect.Parameter.empty}

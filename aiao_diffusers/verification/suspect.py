@@ -15,6 +15,7 @@ from ..denoiser.setup import denoiser_of
 from ..denoiser.sites import unwrap
 from ..errors import NotTestableError, RecordError, SuspectError
 from ..files.text import short
+from ..formats.artifact import Artifact
 from ..formats.checkpoint import load_denoiser
 from ..formats.detect import detect
 from ..formats.lora import apply_lora
@@ -61,7 +62,7 @@ def local_path(source: str | Path, *, token: str | bool | None = None) -> Path:
         SuspectError: there is neither such a path nor a plausible repository id. HubError, UnsafeFileError,
         NotTestableError: as `pull`.
     """
-    return _located(source, None, None, HfApi(token=token))[0]
+    return _locate(source, None, None, HfApi(token=token)).path
 
 
 def _repo_id(source: str | Path) -> str:
@@ -71,15 +72,33 @@ def _repo_id(source: str | Path) -> str:
     return text
 
 
-def _located(
-    source: str | Path, revision: str | None, weight_name: str | None, api: HfApi | None = None
-) -> tuple[Path, Path, Download | None]:
-    """What the loaders take, the folder that may hold a record, and how it was pulled where it came from a Hub."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a model lies: what the loaders take, the folder that may hold a record, and the download that it came by."""
+
+    path: Path
+    root: Path
+    pulled: Download | None = None
+
+    def origin(self, role: str) -> dict[str, Any]:
+        """Where it came from, for the report; empty unless that is a Hub."""
+        if self.pulled is None:
+            return {}
+        remote, file = self.pulled.remote, self.path.relative_to(self.root).as_posix()
+        named = {"repo": remote.repo_id, "commit": remote.commit, "file": file}
+        return {role: {**named, "from_cache_alone": remote.offline}}
+
+
+def _locate(source: str | Path, revision: str | None, weight_name: str | None, api: HfApi | None = None) -> _Place:
     path = Path(source)
-    if path.exists():
-        return path, path, None
-    pulled = pull(_repo_id(source), revision, weight_name, api=api)
-    return pulled.path, pulled.root, pulled
+    return _Place(path, path) if path.exists() else _download(_repo_id(source), revision, weight_name, api)
+
+
+def _download(
+    repo_id: str, revision: str | None = None, weight_name: str | None = None, api: HfApi | None = None
+) -> _Place:
+    pulled = pull(repo_id, revision, weight_name, api=api)
+    return _Place(pulled.path, pulled.root, pulled)
 
 
 def find_record(*sources: Any) -> WatermarkRecord | None:
@@ -116,67 +135,90 @@ def open_suspect(
         return
     module = denoiser_of(suspect)
     if module is not None:
-        read_with, own = _record_for(record, None, False, suspect)
+        read_with, own = _choose_record(record, None, False, suspect)
         yield Suspect(module, label_of(suspect), None, "descent", read_with, own_record=own)
         return
-    path, root, pulled = _located(suspect, revision, weight_name)
-    found, source = detect(path, None if pulled else weight_name), _told("suspect", pulled)
-    declared = pulled.base if pulled is not None and base is None else None
-    by = pulled.base_by if pulled is not None else None
-    warnings = found.warnings
-    if pulled is not None and pulled.left:
-        warnings += (
-            f"of {pulled.remote.repo_id} {pulled.candidate.path or 'the root'} was read; it also holds "
-            f"{short(', '.join(pulled.left), 300)}: weight_name= says which.",
-        )
+    place = _locate(suspect, revision, weight_name)
+    found = detect(place.path, None if place.pulled else weight_name)
     if found.kind in ("pipeline", "denoiser", "single_file"):
-        # A folder brings its own config; a bare file borrows the base's.
-        given = _base(base, declared) if base is not None or (declared and found.files) else None
-        meant = path if pulled or weight_name is None else found.files[0]
-        denoiser = load_denoiser(meant, base=given.denoiser if given else None, dtype=torch.float32)
-        read_with, own = _record_for(record, given, declared is None, root)
-        if read_with is None and declared is not None:
-            read_with = find_record(pull_record(declared))
-            warnings += (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
-        yield Suspect(
-            denoiser,
-            label_of(suspect),
-            None,
-            "descent",
-            read_with,
-            None,
-            warnings,
-            source,
-            kind=found.kind,
-            own_record=own,
-        )
+        yield _open_model(label_of(suspect), found, place, base, record)
         return
     if found.kind != "lora":
         raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser.")
+    with _open_adapter(label_of(suspect), found, place, base, record) as opened:
+        yield opened
+
+
+def _open_model(label: str, found: Artifact, place: _Place, base: Any, record: WatermarkRecord | None) -> Suspect:
+    """A whole denoiser. A folder brings its own config; a bare file borrows the base's."""
+    declared, by = _find_declared(place, base)
+    warnings = (*found.warnings, *_warn_of_left(place))
+    given = _open_base(base, declared) if base is not None or (declared and found.config is None) else None
+    denoiser = load_denoiser(found, base=given.denoiser if given else None, dtype=torch.float32)
+    read_with, own = _choose_record(record, given, declared is None, place.root)
+    if read_with is None and declared is not None:
+        read_with = find_record(pull_record(declared))
+        warnings += (f"the record is that of {declared}, the base named by the suspect's own {by}.",)
+    return Suspect(
+        denoiser,
+        label,
+        None,
+        "descent",
+        read_with,
+        warnings=warnings,
+        source=place.origin("suspect"),
+        kind=found.kind,
+        own_record=own,
+    )
+
+
+@contextmanager
+def _open_adapter(
+    label: str, found: Artifact, place: _Place, base: Any, record: WatermarkRecord | None
+) -> Iterator[Suspect]:
+    """An adapter on its base, for the length of the block."""
+    declared, by = _find_declared(place, base)
+    warnings = (*found.warnings, *_warn_of_left(place))
     if base is None and declared is None:
-        raise SuspectError(
-            f"'{suspect}' is a LoRA, which holds deltas alone: pass the model it is used with as base=."
-        )
-    under = _base(base, declared)
+        raise SuspectError(f"'{label}' is a LoRA, which holds deltas alone: pass the model it is used with as base=.")
+    under = _open_base(base, declared)
     if declared is not None:
         under.source.setdefault("base", {})["declared_by"] = by
         warnings += (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
     base_sha256 = weights_sha256(unwrap(under.denoiser))
-    read_with, own = _record_for(record, under, declared is None, root)
-    with apply_lora(under.denoiser, path, weight_name=None if pulled else weight_name) as loaded:
+    read_with, own = _choose_record(record, under, declared is None, place.root)
+    with apply_lora(under.denoiser, found) as loaded:
         yield Suspect(
             under.denoiser,
-            label_of(suspect),
+            label,
             under.label,
             "carries",
             read_with,
             asdict(loaded),
             (*warnings, *loaded.warnings),
-            {**source, **under.source},
+            {**place.origin("suspect"), **under.source},
             {"suspect": loaded.sha256, "base": base_sha256},
             found.kind,
             own,
         )
+
+
+def _find_declared(place: _Place, base: Any) -> tuple[str | None, str | None]:
+    """The base that a repository names for itself, and where, as far as the verifier gave none."""
+    if place.pulled is None:
+        return None, None
+    return (place.pulled.base if base is None else None), place.pulled.base_by
+
+
+def _warn_of_left(place: _Place) -> tuple[str, ...]:
+    """What else the repository holds that could change a denoiser, and was not read."""
+    pulled = place.pulled
+    if pulled is None or not pulled.left:
+        return ()
+    return (
+        f"of {pulled.remote.repo_id} {pulled.candidate.path or 'the root'} was read; it also holds "
+        f"{short(', '.join(pulled.left), 300)}: weight_name= says which.",
+    )
 
 
 @dataclass(frozen=True)
@@ -187,7 +229,7 @@ class _Base:
     source: dict[str, Any]
 
 
-def _record_for(
+def _choose_record(
     given: WatermarkRecord | None, base: _Base | None, named: bool, suspect: Any
 ) -> tuple[WatermarkRecord | None, bool]:
     """What to read a suspect with, and whether it is the suspect's own copy, which its publisher could have altered.
@@ -200,7 +242,7 @@ def _record_for(
     return trusted or own or beside, own is not None
 
 
-def _base(base: Any, declared: str | None) -> _Base:
+def _open_base(base: Any, declared: str | None) -> _Base:
     """The model under a suspect: as the verifier gave it, else as the suspect names it.
 
     What a suspect names is a repository, never a folder that happens to lie on this machine.
@@ -208,23 +250,9 @@ def _base(base: Any, declared: str | None) -> _Base:
     module = denoiser_of(base) if base is not None else None
     if module is not None:
         return _Base(module, label_of(base), find_record(base), {})
-    pulled: Download | None
-    if base is not None:
-        path, root, pulled = _located(base, None, None)
-    else:
-        pulled = pull(str(declared))
-        path, root = pulled.path, pulled.root
-    denoiser = load_denoiser(path, dtype=torch.float32)
-    return _Base(denoiser, str(base or declared), find_record(root), _told("base", pulled))
-
-
-def _told(role: str, pulled: Download | None) -> dict[str, Any]:
-    """Where a model came from, for the report; empty unless that is a Hub."""
-    if pulled is None:
-        return {}
-    remote = pulled.remote
-    told = {"repo": remote.repo_id, "commit": remote.commit, "file": pulled.path.relative_to(pulled.root).as_posix()}
-    return {role: {**told, "from_cache_alone": remote.offline}}
+    place = _locate(base, None, None) if base is not None else _download(str(declared))
+    denoiser = load_denoiser(place.path, dtype=torch.float32)
+    return _Base(denoiser, str(base or declared), find_record(place.root), place.origin("base"))
 
 
 def require_record(record: Any, found: WatermarkRecord | None) -> WatermarkRecord:

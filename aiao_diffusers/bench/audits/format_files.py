@@ -54,7 +54,7 @@ class Format:
     """A name for the table, a writer, and what the loader should make of it.
 
     Args:
-        write: `(change, empty folder) -> what a user would pass`. kind: `Detected.kind` expected, or an error's name.
+        write: `(change, empty folder) -> what a user would pass`. kind: `Artifact.kind` expected, or an error's name.
         loads: whether it changes the denoiser. rounding: of its storage, as a share of the change's size.
         weight_name: the file meant, where the folder holds several. attention_only: it has no names for other modules.
     """

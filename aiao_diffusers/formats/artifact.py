@@ -1,0 +1,43 @@
+"""One judged file or folder: what it is, its files, and their headers, read once for everybody who asks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files.safetensors_header import Header
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a file or folder is, judged by file names and headers alone; `detect` makes it, the loaders take it.
+
+    Args:
+        kind: pipeline, denoiser, lora, textual_inversion, text_encoder_only, ip_adapter, controlnet, motion_adapter,
+            single_file (original keys, or GGUF) or unknown.
+        path: the file or folder that was judged; of a pipeline the folder of its denoiser.
+        files: the weight files that the judgement rests on, within a repository or on this machine.
+        headers: theirs, checked. Empty for GGUF, whose loader reads it, and where `config` says that only another library
+            reads the numbers.
+        detail: what gave it away, for the report.
+        warnings: what lies there too and is not part of the judgement.
+        config: the denoiser folder's config.json; None for a file, which borrows its base's.
+    """
+
+    kind: str
+    path: Path
+    files: tuple[Path, ...]
+    headers: tuple[Header, ...]
+    detail: str
+    warnings: tuple[str, ...] = ()
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape, over all files."""
+        return {name: info.shape for header in self.headers for name, info in header.tensors.items()}
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of all files together, as far as their headers were read."""
+        return sum(header.file_bytes for header in self.headers)
