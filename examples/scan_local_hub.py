@@ -22,8 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.hub.suspects import ASSETS, BASE, Suspect, mistakes, population, publish  # noqa: E402
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError  # noqa: E402
+from tests.suspects import ASSETS, BASE, Suspect, mistakes, population, publish  # noqa: E402
 
 
 def peak_mib(pid: int) -> float:
