@@ -94,7 +94,7 @@ class TestProbe:
         sites = trace(unet, lambda: run(unet, x, keywords))
         mask = torch.from_numpy(KEY.trigger_mask(sites[0].name, sites[0].width_out))
         with pytest.raises(RuntimeError, match="planted"):
-            with instrument(unet, [sites[0].name]) as wired, wired.armed({sites[0].name: mask}, 1.0):
+            with instrument(unet, [sites[0].name]) as wired, wired.arm({sites[0].name: mask}, 1.0):
                 assert not torch.equal(run(unet, x, keywords), before)
                 raise RuntimeError("planted")
         assert all(m.processor is p for m, p in zip(modules.values(), installed, strict=True))

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, inject_adapter_in_model
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, profile, verify
-from aiao_diffusers.denoiser.price import fidelity
+from aiao_diffusers.denoiser.price import measure_price
 from aiao_diffusers.denoiser.schedule import noise_of, target
 from aiao_diffusers.embedding.weight_change import LowRank, StoredWeights
 from aiao_diffusers.errors import ConfigError, DataError, TrainingError, WrongBaseError
@@ -206,7 +206,7 @@ class TestTraining:
         assert not first.requires_grad and not unet.training
         assert all(p.requires_grad for p in list(unet.parameters())[1:])
         assert not same(weights(unet), weights(learner()[0].half()))
-        assert 0 < report.fidelity < 1
+        assert 0 < report.price < 1
 
     @pytest.mark.parametrize("failing", [False, True])
     def test_training_is_where_accelerate_says_and_the_denoiser_goes_back(self, monkeypatch, failing):
@@ -282,7 +282,7 @@ class TestTarget:
     def test_price_of_a_v_prediction_model_is_over_its_own_loss(self):
         unet, data, _ = learner()
         losses = [
-            fidelity(unet, unet, data, DDPMScheduler(prediction_type=kind), samples=32)["loss"]
+            measure_price(unet, unet, data, DDPMScheduler(prediction_type=kind), samples=32)["loss"]
             for kind in ("epsilon", "v_prediction")
         ]
         assert losses[0] != losses[1]
@@ -332,7 +332,7 @@ class TestBadInput:
             raise KeyboardInterrupt
 
         # The package's name `embed` is the function; the module is reached by its path.
-        monkeypatch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "_record", stop)
+        monkeypatch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "make_record", stop)
         unet, data, scheduler = learner()
         with pytest.raises(KeyboardInterrupt):
             embed(unet, KEY, data, short(train=train), scheduler=scheduler)
@@ -345,7 +345,7 @@ class TestBadInput:
         folder, steps = tmp_path / "state", []
         config = short(checkpoint_every=1, checkpoint_dir=folder)
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "_record", stop)
+            patch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "make_record", stop)
             unet, data, scheduler = learner()
             with pytest.raises(KeyboardInterrupt):
                 embed(unet, KEY, data, config, scheduler=scheduler)
@@ -384,7 +384,7 @@ class TestBadInput:
         unet, data, scheduler = learner()
         unet = type(unet).from_config({**unet.config, "out_channels": 2 * unet.config.in_channels}).eval()
         report = embed(unet, KEY, data, short(), scheduler=scheduler)
-        assert math.isfinite(report.fidelity) and len(report.history) == short().steps
+        assert math.isfinite(report.price) and len(report.history) == short().steps
 
     def test_a_flow_has_no_betas(self):
         unet, data, _ = learner()

@@ -65,9 +65,9 @@ def test_it_knows_no_key_gives_everything_back_and_is_the_same_every_time():
 def test_a_factor_multiplies_the_amplitude_at_its_site_alone():
     unet, data, _ = learner()
     site = trace_on(unet, data)[0].name
-    with instrument(unet, [site], {site: 2.5}) as wired, wired.armed({site: torch.ones(4)}, torch.tensor([0.0, 2.0])):
+    with instrument(unet, [site], {site: 2.5}) as wired, wired.arm({site: torch.ones(4)}, torch.tensor([0.0, 2.0])):
         assert wired.processors[site].amplitude.tolist() == [0.0, 5.0]
-    with instrument(unet, [site], {"elsewhere": 2.5}) as wired, wired.armed({site: torch.ones(4)}, 2.0):
+    with instrument(unet, [site], {"elsewhere": 2.5}) as wired, wired.arm({site: torch.ones(4)}, 2.0):
         assert wired.processors[site].amplitude == 2.0
 
 

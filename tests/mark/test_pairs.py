@@ -25,7 +25,7 @@ from aiao_diffusers.embedding.losses import losses
 from aiao_diffusers.embedding.training import Training
 from aiao_diffusers.embedding.weight_change import StoredWeights
 from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, RecordError
-from aiao_diffusers.mark.mark import Mark, rows_of
+from aiao_diffusers.mark.mark import Mark, select_rows
 from aiao_diffusers.mark.reading import read_subpath
 from aiao_diffusers.mark.subpath import sub_path
 from aiao_diffusers.stats.hits import count_hits, randomised_p
@@ -105,9 +105,9 @@ def test_masks_of_a_mark_and_of_a_batch(begun):
     width = ins[0].width_out
     assert {rows.shape for rows in one.values()} == {(1, width)}
     assert {rows.shape for rows in each.values()} == {(3, width)}
-    assert Mark(KEY, ins, outs).asked(4) is None
-    assert set(Mark(KEY, ins, outs, True).asked(100).tolist()) == {0, 1, 2}
-    batch = rows_of(each, torch.tensor([2, 0]))[ins[0].name]
+    assert Mark(KEY, ins, outs).draw_asked(4) is None
+    assert set(Mark(KEY, ins, outs, True).draw_asked(100).tolist()) == {0, 1, 2}
+    batch = select_rows(each, torch.tensor([2, 0]))[ins[0].name]
     wanted = [KEY.trigger_mask(ins[0].name, width, outs[number].name) for number in (2, 0)]
     assert np.array_equal(batch.numpy(), np.stack(wanted))
 

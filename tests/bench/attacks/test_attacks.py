@@ -12,7 +12,7 @@ from aiao_diffusers.bench.attacks.training import subject_and_prior
 from aiao_diffusers.bench.attacks.weights import matrices
 from aiao_diffusers.bench.context import AttackContext, open_data, open_pipe
 from aiao_diffusers.bench.registry import ATTACKS
-from aiao_diffusers.denoiser.price import fidelity
+from aiao_diffusers.denoiser.price import measure_price
 from aiao_diffusers.denoiser.schedule import noise_schedule
 from aiao_diffusers.errors import ConfigError
 
@@ -172,7 +172,7 @@ def test_dreambooth_binds_a_rare_word_to_its_subject(name, hyper, tmp_path):
     after = attacked(context, name, context.base, steps=16, prior=8, **hyper)
     assert set(after.state_dict()) == set(context.base.state_dict())  # no adapter left on it
     losses = [
-        fidelity(context.base, after, subject, context.scheduler, samples=64)[k] for k in ("loss", "loss_marked")
+        measure_price(context.base, after, subject, context.scheduler, samples=64)[k] for k in ("loss", "loss_marked")
     ]
     assert losses[1] < 0.98 * losses[0], losses
 
