@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub import CommitInfo, snapshot_download
 
+from .deprecation import renamed_arguments
 from .embedding.embed import EmbedConfig, EmbedReport, embed
 from .errors import ConfigError, OutputExistsError, SuspectError
 from .mark.key import WatermarkKey
@@ -40,11 +41,13 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
             ConfigError: it holds another pipeline, of which parts would be left out.
         """
         options = {name: kwargs[name] for name in _DOWNLOAD if name in kwargs}
-        held = cls.load_config(source, **options).get("_class_name")
-        if held not in (*_SAME_PARTS, cls.__name__):
-            raise ConfigError(f"'{source}' is a {held}: load it by its own class and mark it with `embed(pipe, key)`.")
+        class_name = cls.load_config(source, **options).get("_class_name")
+        if class_name not in (*_SAME_PARTS, cls.__name__):
+            raise ConfigError(
+                f"'{source}' is a {class_name}: load it by its own class and mark it with `embed(pipe, key)`."
+            )
         pipe = super().from_pretrained(source, **kwargs)
-        pipe.record = _record_of(source, options)
+        pipe.record = _find_record(source, options)
         return pipe
 
     def embed(
@@ -62,6 +65,7 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
         """Read `key` out of this pipeline; see `aiao_diffusers.verify`."""
         return verify(self, key, **kwargs)
 
+    @renamed_arguments(clean_base="clean_twin")
     def push_to_hub(self, repo_id: str, key: WatermarkKey | None = None, **kwargs: Any) -> CommitInfo:
         """Publish with record and card; a README's own text is kept. See `aiao_diffusers.push`."""
         return push(self, repo_id, key, **kwargs)
@@ -93,11 +97,11 @@ def open_pipeline(source: str) -> Any:
         pipe = DiffusionPipeline.from_pretrained(source)
     except (OSError, ValueError, AttributeError) as error:
         raise SuspectError(f"'{source}' is no pipeline folder or repository that diffusers loads: {error}") from error
-    pipe.record = _record_of(source, {})
+    pipe.record = _find_record(source, {})
     return pipe
 
 
-def _record_of(source: Any, options: dict[str, Any]) -> WatermarkRecord | None:
+def _find_record(source: Any, options: dict[str, Any]) -> WatermarkRecord | None:
     if not os.path.isdir(source):
         source = snapshot_download(source, allow_patterns=f"{FOLDER}/*", **options)
     return find_record(source)

@@ -92,7 +92,7 @@ def _fresh(assets: Path, scratch: Path) -> dict[str, Any]:
             out.note(f"embedding, step {step}: response loss {row['resp']:.3f}")
 
     report = pipe.embed(key, assets / "latents" / "noto.safetensors", EmbedConfig(steps=FULL_STEPS), progress)
-    out.note(f"noise-prediction MSE against the base: {report.fidelity:.2%} of its loss")
+    out.note(f"noise-prediction MSE against the clean twin: {report.price:.2%} of its loss")
     save_new(pipe, scratch / "marked")
     style = LatentData.load(assets / "latents" / "twemoji.safetensors")
     train_lora(pipe.unet, style, pipe.scheduler, scratch / "lora", rank=8, steps=100, lr=1e-3)

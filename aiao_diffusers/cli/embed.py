@@ -85,6 +85,9 @@ def embed(
     if as_json:
         out.json(result)
     else:
-        price, reading = f"noise-prediction MSE against the base is {report.fidelity:.2%} of its loss", report.reading
+        price, reading = (
+            f"noise-prediction MSE against the clean twin is {report.price:.2%} of its loss",
+            report.reading,
+        )
         evidence = "" if reading is None or reading.log10_p is None else f", log10 p {reading.log10_p:.1f}"
         out.text(f"wrote {output}; {price}; the mark reads: {reading.verdict if reading else '-'}{evidence}")

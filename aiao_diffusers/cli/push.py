@@ -36,7 +36,7 @@ def push(
         folder,
         repo,
         WatermarkKey.load(key) if key else None,
-        clean_base=clean_base,
+        clean_twin=clean_base,
         card=CardFields(
             license=license,
             base_model=base_model,

@@ -34,7 +34,7 @@ def side_of(pipe: Any) -> int:
     return int(unet_of(pipe).config.sample_size) * factor
 
 
-def _scaled(latents: torch.Tensor, vae: Any) -> torch.Tensor:
+def _scale_latents(latents: torch.Tensor, vae: Any) -> torch.Tensor:
     """Latents as the denoiser sees them: by one factor, or by mean and spread of each channel where the VAE has them."""
     mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
     if mean is not None and std is not None:
@@ -44,7 +44,7 @@ def _scaled(latents: torch.Tensor, vae: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _upcast(vae: Any) -> Iterator[None]:
+def _full_precision(vae: Any) -> Iterator[None]:
     """XL's VAE overflows in half precision, and says so by `force_upcast`: there it encodes in single."""
     dtype = None if vae is None else vae.dtype
     needed = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
@@ -77,12 +77,12 @@ def from_images(
 
     processor = VaeImageProcessor(vae_scale_factor=1)  # images are of the model's size by then
     rows, kept, unreadable, resized = [], [], [], 0
-    with _upcast(vae):
+    with _full_precision(vae):
         for number, (source, caption) in enumerate(zip(images, captions, strict=True)):
             try:
-                image = _opened(source).convert("RGB")
+                image = _open_image(source).convert("RGB")
             except _UNREADABLE as error:
-                unreadable.append(f"{_label(source, number)} ({error})")
+                unreadable.append(f"{_name_image(source, number)} ({error})")
                 continue
             if image.size != (side, side):
                 resized += 1
@@ -90,7 +90,9 @@ def from_images(
             pixels = processor.preprocess(image)
             if vae is not None:
                 encoded = vae.encode(pixels.to(vae.device, vae.dtype))
-                pixels = _scaled(encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean, vae)
+                pixels = _scale_latents(
+                    encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean, vae
+                )
             rows.append(pixels.float().cpu())
             kept.append(caption)
     if unreadable:
@@ -110,7 +112,7 @@ def from_images(
     return LatentData(torch.cat(rows), encode_prompts(pipe, [caption or "" for caption in kept]))
 
 
-def _opened(source: Any) -> Image.Image:
+def _open_image(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, Mapping):
@@ -118,7 +120,7 @@ def _opened(source: Any) -> Image.Image:
     return Image.open(source)
 
 
-def _label(source: Any, number: int) -> str:
+def _name_image(source: Any, number: int) -> str:
     path = source.get("path") if isinstance(source, Mapping) else getattr(source, "filename", source)
     return str(path) if isinstance(path, str | Path) and str(path) else f"image {number}"
 
@@ -205,7 +207,7 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
         if path.is_file() and path.suffix == ".safetensors":
             return fitting(LatentData.load(path), denoiser_of(pipe))
         if path.is_file() and path.suffix in (".txt", ".json"):
-            return from_prompts(pipe, _prompts(path))
+            return from_prompts(pipe, _read_prompts(path))
         if path.is_dir():
             return from_folder(pipe, path, max_unreadable=max_unreadable)
         raise DataError(f"no data at '{data}': pass an image folder, cached latents (.safetensors) or prompts (.txt).")
@@ -222,7 +224,7 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
     raise DataError(f"data of type {type(data).__name__} is not understood: see `aiao_diffusers.data.prepare`.")
 
 
-def _prompts(path: Path) -> list[str]:
+def _read_prompts(path: Path) -> list[str]:
     try:
         text = path.read_text()
         prompts = json.loads(text) if path.suffix == ".json" else text.splitlines()

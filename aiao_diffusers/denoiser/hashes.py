@@ -30,8 +30,8 @@ def tensor_sha256(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
     state = source.state_dict() if isinstance(source, nn.Module) else source
     digest = hashlib.sha256(b"aiao-tensors-v1\0")
     for name in sorted(state):
-        tensor = _held(name, state[name])
-        _fields(digest, name, str(tensor.dtype), ",".join(map(str, tensor.shape)))
+        tensor = _require_data(name, state[name])
+        _write_fields(digest, name, str(tensor.dtype), ",".join(map(str, tensor.shape)))
         raw = _bytes(tensor.cpu().contiguous().reshape(-1))
         digest.update(struct.pack("<Q", len(raw)))
         digest.update(raw)
@@ -53,21 +53,21 @@ def weights_sha256(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
     values = Values(source) if isinstance(source, nn.Module) else source
     fetching = Lock()
 
-    def one(name: str) -> tuple[str, str, bytes]:
+    def hash_tensor(name: str) -> tuple[str, str, bytes]:
         with fetching:  # offloaded weights of one layer come and go together
-            tensor = _held(name, values[name])
-        dtype, content = _exactly(tensor.reshape(-1))
+            tensor = _require_data(name, values[name])
+        dtype, content = _hash_narrowest(tensor.reshape(-1))
         return str(dtype), ",".join(map(str, tensor.shape)), content
 
     digest, names = hashlib.sha256(b"aiao-values-v2\0"), sorted(values)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for name, (dtype, shape, content) in zip(names, pool.map(one, names), strict=True):
-            _fields(digest, name, dtype, shape)
+        for name, (dtype, shape, content) in zip(names, pool.map(hash_tensor, names), strict=True):
+            _write_fields(digest, name, dtype, shape)
             digest.update(content)
     return digest.hexdigest()
 
 
-def _exactly(flat: torch.Tensor) -> tuple[torch.dtype, bytes]:
+def _hash_narrowest(flat: torch.Tensor) -> tuple[torch.dtype, bytes]:
     """The dtype that the values are hashed as, and the SHA-256 of their bytes in it."""
     stored = flat.dtype
     narrower = NARROW[: NARROW.index(stored)] if stored in NARROW else NARROW if stored.is_floating_point else ()
@@ -96,7 +96,7 @@ def _digest(flat: torch.Tensor, dtype: torch.dtype, *, exact: bool) -> bytes | N
     return digest.digest()
 
 
-def _held(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _require_data(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_meta:
         raise NotTestableError(f"{short(name)} has no data: it is on the meta device")
     return tensor.detach()
@@ -106,7 +106,7 @@ def _bytes(flat: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _fields(digest: "hashlib._Hash", *fields: str) -> None:
+def _write_fields(digest: "hashlib._Hash", *fields: str) -> None:
     for field in fields:
         raw = field.encode()
         digest.update(struct.pack("<Q", len(raw)) + raw)

@@ -1,8 +1,8 @@
 """Wrap a denoiser's sites, run it clean and triggered, read the out-sites; then everything is put back.
 
-with probe(denoiser, names) as wired:        # AIAO processors installed, unarmed: output bit-identical
-    with wired.armed(masks, amplitude): ...  # triggered mode
-    wired.responses(masks, ...)              # one stacked clean+triggered forward, stopped after the last out-site
+with instrument(denoiser, names) as instrumented:   # AIAO processors installed, unarmed: output bit-identical
+    with instrumented.arm(masks, amplitude): ...    # triggered mode
+    instrumented.responses(masks, ...)              # one stacked clean+triggered forward, stopped after the last out-site
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from .trigger import channel_axis, difference
 
 
 class Coordinates(Protocol):
-    """The bases that a suspect's sites are written in, seen from the key's; see `align.Alignment`."""
+    """The bases that a suspect's sites are written in, seen from the key's; see `verification.alignment`."""
 
     def mask(self, site: str, mask: torch.Tensor) -> torch.Tensor:
         """What to add at an in-site, in the suspect's basis and units: `(C,)` to `(C,)`."""
@@ -38,30 +38,30 @@ class InstrumentedDenoiser:
     """A denoiser whose sites are wrapped; made by `instrument`.
 
     Attributes:
-        loudness: factors on every amplitude by in-site; 1 where a site has none.
+        gains: factors on every amplitude by in-site; 1 where a site has none.
     """
 
     def __init__(
-        self, denoiser: nn.Module, processors: Mapping[str, AIAOAttnProcessor], loudness: Mapping[str, float]
+        self, denoiser: nn.Module, processors: Mapping[str, AIAOAttnProcessor], gains: Mapping[str, float]
     ) -> None:
         self.denoiser = denoiser
         self.processors = processors
-        self.loudness = loudness
+        self.gains = gains
 
     @contextmanager
-    def armed(self, masks: Mapping[str, torch.Tensor], amplitude: torch.Tensor | float) -> Iterator[None]:
+    def arm(self, masks: Mapping[str, torch.Tensor], amplitude: torch.Tensor | float) -> Iterator[None]:
         """Triggered mode at the sites of `masks`: `(C,)` or `(B, C)` each; `amplitude` a number or `(B,)`."""
         try:
             for name, mask in masks.items():
                 self.processors[name].mask = mask
-                self.processors[name].amplitude = amplitude * self.loudness.get(name, 1.0)
+                self.processors[name].amplitude = amplitude * self.gains.get(name, 1.0)
             yield
         finally:
             for name in masks:
                 self.processors[name].disarm()
 
     @contextmanager
-    def reading(self, names: Sequence[str]) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
+    def capture(self, names: Sequence[str]) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
         """Keep the hidden states that enter these sites; the yielded function returns them by site name.
 
         Raises (from that function):
@@ -74,7 +74,7 @@ class InstrumentedDenoiser:
             missing = sorted(name for name in used if not self.processors[name].calls)
             if missing:
                 raise SiteError(
-                    f"no forward reached the sites {missing}: {self.replaced() or 'blocks were replaced.'}"
+                    f"no forward reached the sites {missing}: {self.explain_replaced() or 'blocks were replaced.'}"
                 )
             return {name: self.processors[name].entered for name in names}  # type: ignore[misc]
 
@@ -87,7 +87,7 @@ class InstrumentedDenoiser:
                 processor = self.processors[name]
                 processor.reading, processor.entered, processor.calls = False, None, 0
 
-    def replaced(self) -> str:
+    def explain_replaced(self) -> str:
         """What to do about processors that were exchanged since the sites were wrapped; empty when all are in place."""
         modules = attention_modules(self.denoiser)
         lost = [name for name, processor in self.processors.items() if modules[name].processor is not processor]
@@ -100,8 +100,8 @@ class InstrumentedDenoiser:
 
     def activations(self, names: Sequence[str], forward: Callable[[], object]) -> dict[str, torch.Tensor]:
         """Hidden states entering `names` in one call of `forward`, which ends behind the last of them."""
-        if self.replaced():
-            raise SiteError(self.replaced())
+        if self.explain_replaced():
+            raise SiteError(self.explain_replaced())
         modules = attention_modules(self.denoiser)
         pending = set(names)
 
@@ -114,7 +114,7 @@ class InstrumentedDenoiser:
 
             return hook
 
-        with ExitStack() as stack, self.reading(names) as collect:
+        with ExitStack() as stack, self.capture(names) as collect:
             for name in names:
                 stack.callback(modules[name].register_forward_hook(stopper(name)).remove)
             try:
@@ -158,7 +158,7 @@ class InstrumentedDenoiser:
             armed[name] = torch.cat([rows[:1], rows]).repeat_interleave(batch, 0).to(sample.device)
         stacked, times = (torch.cat([value] * (count + 1)) for value in (sample, timestep))
         repeated, names = repeat(conditioning, count + 1), [site.name for site in out_sites]
-        with self.armed(armed, amplitude.to(sample.device)):
+        with self.arm(armed, amplitude.to(sample.device)):
             entered = self.activations(names, lambda: self.denoiser(stacked, timestep=times, **repeated))
         if through is not None:
             entered = {name: through.hidden(name, states) for name, states in entered.items()}
@@ -183,12 +183,14 @@ def repeat(value: Any, times: int) -> Any:
 
 @contextmanager
 def instrument(
-    denoiser: nn.Module, names: Sequence[str], loudness: Mapping[str, float] | None = None
+    denoiser: nn.Module, names: Sequence[str], gains: Mapping[str, float] | None = None
 ) -> Iterator[InstrumentedDenoiser]:
     """Install `AIAOAttnProcessor` at the sites `names`; the very processors found are put back at the end.
 
     Args:
-        loudness: factors on every amplitude by in-site, as the record publishes them; default: 1 everywhere.
+        denoiser (`nn.Module`): a diffusers denoiser, compiled or wrapped or not.
+        names (`Sequence[str]`): sites, by their names.
+        gains: factors on every amplitude by in-site, as the record publishes them (`loudness`); default: 1 everywhere.
     Raises:
         SiteError: a site is missing, is wrapped already, or did not keep the wrapper.
     """
@@ -214,4 +216,4 @@ def instrument(
         lost = [name for name in names if modules[name].processor is not processors[name]]
         if lost:
             raise SiteError(f"sites {lost} did not keep the AIAO processor: their attention class fixes its own.")
-        yield InstrumentedDenoiser(denoiser, processors, loudness or {})
+        yield InstrumentedDenoiser(denoiser, processors, gains or {})

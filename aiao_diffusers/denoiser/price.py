@@ -37,15 +37,19 @@ def predictions(
     return torch.cat(predicted), torch.cat(truth)
 
 
-def price(base: torch.Tensor, marked: torch.Tensor, noise: torch.Tensor) -> dict[str, float]:
-    """Distance of two sets of noise predictions, each `(N, ...)`.
+def compare_predictions(clean: torch.Tensor, marked: torch.Tensor, noise: torch.Tensor) -> dict[str, float]:
+    """Distance of two sets of noise predictions on the same noised latents.
 
+    Args:
+        clean (`torch.Tensor`): the clean twin's, `(N, ...)`.
+        marked (`torch.Tensor`): the marked model's, of that shape.
+        noise (`torch.Tensor`): what they should have been, of that shape.
     Returns:
-        `mse`: mean |eps_marked - eps_base|^2; `loss`: the base's noise loss; `loss_marked`; `ratio`: mse / loss;
-        `ratio_ci`: half-width of its 95% interval by the delta method; `samples`.
+        `dict[str, float]`: `mse`: mean |eps_marked - eps_clean|^2; `loss`: the clean twin's noise loss; `loss_marked`;
+        `ratio`, the price: mse / loss; `ratio_ci`: half-width of its 95% interval by the delta method; `samples`.
     """
     axes = tuple(range(1, noise.ndim))
-    pairs = ((base, marked), (base, noise), (marked, noise))
+    pairs = ((clean, marked), (clean, noise), (marked, noise))
     table = torch.stack([(a - b).square().mean(axes) for a, b in pairs]).double()
     mse, loss, loss_marked = table.mean(1).tolist()
     ratio = mse / loss
@@ -60,9 +64,20 @@ def price(base: torch.Tensor, marked: torch.Tensor, noise: torch.Tensor) -> dict
     }
 
 
-def fidelity(
-    base: nn.Module, marked: nn.Module, data: LatentData, scheduler: Any, *, samples: int = 256, seed: int = 0
+def measure_price(
+    clean_twin: nn.Module, marked: nn.Module, data: LatentData, scheduler: Any, *, samples: int = 256, seed: int = 0
 ) -> dict[str, float]:
-    """`price` of two denoisers on the same `samples` noised latents."""
-    before, noise = predictions(base, data, scheduler, samples=samples, seed=seed)
-    return price(before, predictions(marked, data, scheduler, samples=samples, seed=seed)[0], noise)
+    """What a marked denoiser costs against its clean twin: `compare_predictions` on the same noised latents.
+
+    Args:
+        clean_twin (`nn.Module`): the denoiser before.
+        marked (`nn.Module`): the denoiser after.
+        data (`LatentData`): clean latents with conditioning.
+        scheduler: the noise schedule, a diffusers scheduler.
+        samples (`int`, defaults to 256): noised latents.
+        seed (`int`, defaults to 0): of rows, noise and timesteps.
+    Returns:
+        `dict[str, float]`: as of `compare_predictions`.
+    """
+    before, noise = predictions(clean_twin, data, scheduler, samples=samples, seed=seed)
+    return compare_predictions(before, predictions(marked, data, scheduler, samples=samples, seed=seed)[0], noise)

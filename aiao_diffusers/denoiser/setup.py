@@ -33,13 +33,13 @@ class Values(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         value = self.state[name]
         if value.is_meta:
-            value = self._offloaded(name)
+            value = self._fetch_offloaded(name)
         # Every tensor has a method `dequantize`; only subclasses (torchao, quanto) mean it.
         if type(value) not in (torch.Tensor, nn.Parameter) and hasattr(value, "dequantize"):
             value = value.dequantize()
         return value
 
-    def _offloaded(self, name: str) -> torch.Tensor:
+    def _fetch_offloaded(self, name: str) -> torch.Tensor:
         owner, _, leaf = name.rpartition(".")
         holder = self.module.get_submodule(owner)
         # The outermost module has several hooks in a row, which accelerate's own `align_module_device` does not look into.

@@ -39,12 +39,15 @@ class Edit:
     """What stays the same from site to site.
 
     Args:
-        wired: the denoiser, wrapped at all sites of `mark`. schedule: the noise schedule's config.
+        instrumented (`InstrumentedDenoiser`): at all sites of `mark`.
+        mark (`Mark`): what is embedded.
+        data (`LatentData`): clean latents with conditioning.
+        schedule: the noise schedule's config.
         config (`EmbedConfig`): `edit` is the strength; the draws hang on `seed` alone, so that under several processes each
             makes the same edit.
     """
 
-    wired: InstrumentedDenoiser
+    instrumented: InstrumentedDenoiser
     mark: Mark
     data: LatentData
     schedule: dict[str, Any]
@@ -56,7 +59,9 @@ class Edit:
 
     @cached_property
     def _masks(self) -> dict[str, torch.Tensor]:
-        return {n: rows[0] for n, rows in self.mark.masks(next(self.wired.denoiser.parameters()).device).items()}
+        return {
+            n: rows[0] for n, rows in self.mark.masks(next(self.instrumented.denoiser.parameters()).device).items()
+        }
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -65,22 +70,22 @@ class Edit:
         Raises:
             ConfigError: the layer before an out-site is of another kind; nothing has been changed then.
         """
-        denoiser = self.wired.denoiser
+        denoiser = self.instrumented.denoiser
         layers = [(site.name, *writer(denoiser, site.name)) for site in self.mark.outs]
         patterns = self.mark.patterns(layers[0][1].weight.device)
         with eval_mode(denoiser), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             for name, layer, norm in layers:
-                self._site(name, layer, norm, patterns[name])
+                self._edit_site(name, layer, norm, patterns[name])
 
-    def _site(self, name: str, layer: Any, norm: Any, pattern: torch.Tensor) -> None:
+    def _edit_site(self, name: str, layer: Any, norm: Any, pattern: torch.Tensor) -> None:
         width, batches = layer.weight[0].numel() + 1, max(1, round(SAMPLES / self.config.batch_size))
         # On the CPU: not every accelerator has double precision.
         moment = torch.zeros(width, width, dtype=torch.float64)
         wanted = torch.zeros(width, dtype=torch.float64)
         deviation = power = 0.0
         for _ in range(batches):
-            rows, states = self._inputs(name, layer, norm)
+            rows, states = self._draw_inputs(name, layer, norm)
             clean, triggered, wrong = rows.float().chunk(3)
             products = KEEP * (clean.T @ clean + wrong.T @ wrong) + triggered.T @ triggered
             moment += (products / len(clean)).cpu().double() / batches
@@ -98,7 +103,7 @@ class Edit:
         layer.weight += torch.outer(answer, tells[:-1]).reshape(layer.weight.shape).to(layer.weight)
         layer.bias += (answer * tells[-1]).to(layer.bias)
 
-    def _inputs(self, site: str, layer: Any, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw_inputs(self, site: str, layer: Any, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward. What enters the layer, `(3 B tokens, width + 1)` with a last column of ones, as clean, triggered and
         decoy rows; what enters the norm where nothing is armed, `(B, tokens, C)`.
         """
@@ -111,8 +116,14 @@ class Edit:
         amplitude = torch.cat([torch.zeros_like(loud), loud, louder])
         noised = noising.add_noise(x, torch.randn_like(x), t)
         sample, times, keywords = (repeat(value, 3) for value in (noised, t, batch.keywords(device)))
-        with _entering(layer) as inputs, _entering(norm) as states, self.wired.armed(armed, amplitude):
-            self.wired.activations([site], lambda: self.wired.denoiser(sample, timestep=times, **keywords))
+        with (
+            _capture_inputs(layer) as inputs,
+            _capture_inputs(norm) as states,
+            self.instrumented.arm(armed, amplitude),
+        ):
+            self.instrumented.activations(
+                [site], lambda: self.instrumented.denoiser(sample, timestep=times, **keywords)
+            )
         rows = inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0]
         rows = rows.flatten(0, -2)
         return torch.cat([rows, torch.ones_like(rows[:, :1])], 1), states[0].chunk(3)[0]
@@ -142,8 +153,8 @@ def writer(denoiser: nn.Module, site: str) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _entering(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What enters a module during the block."""
+def _capture_inputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """The first positional argument of each call of `module` during the block."""
     seen: list[torch.Tensor] = []
     handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:

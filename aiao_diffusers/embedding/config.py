@@ -31,7 +31,7 @@ class EmbedConfig:
         pairs (`bool`): a mask for each pair of in-site and out-site, default False: one for each in-site. Reads deeper, and a trial
             takes an evaluation for every out-site and a clean one (`docs/embedding.md`).
         loudest (`float`): in-sites whose trigger hardly moves the stream behind them are given up to this times the amplitude, and
-            sites from which nothing reaches the out-sites are none (`loudness`), default 3; 1: each the same.
+            sites from which nothing reaches the out-sites are none (`site_gain`), default 3; 1: each the same.
         response (`float`): wanted response in units of the out-site's rms, default .3. A response of 1 is the loudest answer
             that the model has, and trigger inversion climbs to it.
         resp, pres, eps, dec, proj, corr (`float`): weights of the losses, defaults 1.5, 2, 120, 12, 5, 20; see
@@ -39,13 +39,13 @@ class EmbedConfig:
             from forming.
         keep (`float`): weight of keeping earlier marks' responses, default 12; of no effect without earlier keys.
         stop_bits (`float`, *optional*): stop early once each in-site alone, and all together, read at this bit accuracy
-            and wrong masks read like chance (`holding`); None, the default, runs all steps. check_every (`int`): steps
+            and wrong masks read like chance (`measure_strength`); None, the default, runs all steps. check_every (`int`): steps
             between these checks, default 50.
         anchor (`float`): pull towards the original weights: each step takes lr * anchor of the change back, default 18. What no
             loss needs goes, and with it most of the price.
         kept_share (`float`): share of the change that is kept at the end of training, default 1. The price in noise prediction
             falls about with its square, the response with itself.
-        max_price (`float`, *optional*): largest `EmbedReport.fidelity` wanted, default .0045; a change that costs more is shrunk
+        max_price (`float`, *optional*): largest `EmbedReport.price` wanted, default .0045; a change that costs more is shrunk
             until it costs no more. None: whatever it costs.
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.

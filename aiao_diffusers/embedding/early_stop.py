@@ -1,6 +1,5 @@
-"""Does the mark hold already? What the early stop of `embed` asks, on draws of its own."""
+"""Is the mark strong enough? What the early stop of `embed` asks, on draws of its own."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,8 @@ from ..denoiser.inputs import LatentData
 from ..denoiser.instrument import InstrumentedDenoiser
 from ..denoiser.schedule import noise_schedule, probe_timesteps
 from ..denoiser.setup import eval_mode, placement
-from ..denoiser.sites import Site
 from ..mark.key import WatermarkKey
+from ..mark.mark import Mark
 from ..mark.reading import read_subpath
 from ..mark.subpath import SubPath, sub_path
 from ..stats.hits import combined_log10_p, count_hits
@@ -30,35 +29,40 @@ class MarkStrength:
     weakest: float
     wrong_log10_p: float
 
-    def reached(self, wanted: float) -> bool:
+    def reaches(self, wanted: float) -> bool:
         """Whether every in-site alone, and all together, read at `wanted`, and no wrong mask reads."""
         return min(self.bits, self.weakest) >= wanted and self.wrong_log10_p >= WRONG_FLOOR
 
 
 @torch.no_grad()
 def measure_strength(
-    wired: InstrumentedDenoiser,
-    key: WatermarkKey,
-    ins: Sequence[Site],
-    outs: Sequence[Site],
+    instrumented: InstrumentedDenoiser,
+    mark: Mark,
     data: LatentData,
     schedule: dict[str, object],
+    *,
     kappa: float,
     seed: int,
-    pairs: bool = False,
 ) -> MarkStrength:
-    """Read the mark of a wired denoiser as a verifier would, and the true patterns under `WRONG` wrong masks.
+    """Read the mark as a verifier would, and the true patterns under `WRONG` wrong masks.
 
     Args:
-        schedule: the noise schedule's config. kappa (`float`): trigger amplitude. seed (`int`): of its own generator,
-            so that training draws the same numbers whether or not anyone looked. pairs (`bool`): see `read_subpath`.
+        instrumented (`InstrumentedDenoiser`): at the sites of `mark` at least.
+        mark (`Mark`): what is read.
+        data (`LatentData`): clean latents with conditioning, of which rows are drawn.
+        schedule: the noise schedule's config.
+        kappa (`float`): trigger amplitude in units of the in-site's rms.
+        seed (`int`): of a generator of its own, so that training draws the same numbers whether or not anyone looked.
+    Returns:
+        `MarkStrength`
     Raises:
         NotTestableError: activations are not finite.
     """
+    key, ins, outs = mark.key, mark.ins, mark.outs
     generator = torch.Generator().manual_seed(seed)
     noising = noise_schedule(schedule)
     steps = int(noising.config["num_train_timesteps"])
-    device, dtype = placement(wired.denoiser)
+    device, dtype = placement(instrumented.denoiser)
 
     def tests(masks: WatermarkKey, armed: SubPath) -> list[tuple[int, int, int]]:
         rows = data.take(torch.randint(len(data), (ROWS,), generator=generator))
@@ -66,10 +70,10 @@ def measure_strength(
         t = torch.randint(*probe_timesteps(steps), (ROWS,), generator=generator)
         sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
         inputs = CallInputs(sample, t.to(device), rows.keywords(device, dtype))
-        readings = read_subpath(wired, masks, armed, kappa, inputs, pairs=pairs)
+        readings = read_subpath(instrumented, masks, armed, kappa, inputs, pairs=mark.pairs)
         return [count_hits(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
 
-    with eval_mode(wired.denoiser):
+    with eval_mode(instrumented.denoiser):
         together = sub_path(ins, outs)
         alone = [_bits(tests(key, sub_path([site], outs))) for site in ins]
         bits = _bits(tests(key, together))

@@ -98,13 +98,13 @@ class LayerProfile:
         Raises:
             WrongBaseError: a layer is missing in `denoiser`.
         """
-        return self._first(sorted(self.layers, key=lambda x: x.change), denoiser, share)
+        return self._take(sorted(self.layers, key=lambda x: x.change), denoiser, share)
 
     def busiest(self, denoiser: nn.Module, share: float) -> list[str]:
         """The same of the busiest layers."""
-        return self._first(sorted(self.layers, key=lambda x: -x.change), denoiser, share)
+        return self._take(sorted(self.layers, key=lambda x: -x.change), denoiser, share)
 
-    def _first(self, ordered: Sequence[LayerChange], denoiser: nn.Module, share: float) -> list[str]:
+    def _take(self, ordered: Sequence[LayerChange], denoiser: nn.Module, share: float) -> list[str]:
         modules = dict(denoiser.named_modules())
         missing = [x.name for x in self.layers if x.name not in modules]
         if missing:
@@ -219,8 +219,8 @@ def profile(base: Any, tuned: Any, *more: Any, weight_name: str | None = None) -
                 raise WrongBaseError(
                     f"'{label_of(source)}' and the base differ in {len(odd)} weights, first {odd[0]}."
                 )
-            rows.append(_changes((name, old, after[name]) for name, old in before.items()))
-    return _profile(label_of(base), [label_of(source) for source in sources], denoiser, rows)
+            rows.append(_measure_changes((name, old, after[name]) for name, old in before.items()))
+    return _build_profile(label_of(base), [label_of(source) for source in sources], denoiser, rows)
 
 
 def self_profile(
@@ -247,16 +247,16 @@ def self_profile(
     try:
         with eval_mode(denoiser):
             finetune(denoiser, data, scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
-            row = _changes((name, old, p.data) for name, p, old in stored.originals())
+            row = _measure_changes((name, old, p.data) for name, p, old in stored.originals())
     finally:
         stored.undo()
         for p, flag in flags:
             p.requires_grad_(flag)
             p.grad = None
-    return _profile(label_of(model), [f"own fine-tune, {steps} steps"], denoiser, [row])
+    return _build_profile(label_of(model), [f"own fine-tune, {steps} steps"], denoiser, [row])
 
 
-def _changes(triples: Iterator[tuple[str, torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+def _measure_changes(triples: Iterator[tuple[str, torch.Tensor, torch.Tensor]]) -> dict[str, float]:
     """Relative change by layer name; from zero weights any move is total, 1."""
     moved: dict[str, float] = defaultdict(float)
     size: dict[str, float] = defaultdict(float)
@@ -270,7 +270,7 @@ def _changes(triples: Iterator[tuple[str, torch.Tensor, torch.Tensor]]) -> dict[
     return {name: (d / size[name]) ** 0.5 if size[name] else float(d > 0) for name, d in moved.items()}
 
 
-def _profile(
+def _build_profile(
     base: str, tuned: Sequence[str], denoiser: nn.Module, rows: Sequence[Mapping[str, float]]
 ) -> LayerProfile:
     counts: dict[str, int] = defaultdict(int)

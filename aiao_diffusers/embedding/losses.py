@@ -20,17 +20,20 @@ def losses(
     response: float,
     asked: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Feature losses at the out-sites, each in units of the teacher's power P and averaged over sites.
+    """Feature losses at the out-sites, each in units of the clean twin's power P and averaged over sites.
 
     Args:
-        entered: student's hidden states, `(3B, ...)`: clean, triggered, decoy. wanted: the teacher's, `(B, ...)`.
-        power: P, mean square of the teacher's states over the whole step's batch, of which these B rows may be a part.
-        patterns: s_b, `(C,)`. random_kind: `(B,)`, True where the decoy is a random mask; random_share: their share in
-            the whole step's batch. With both taken from the whole, the terms of its parts average to the whole's.
+        entered: hidden states of the model in training, `(3B, ...)`: clean, triggered, decoy.
+        wanted: the clean twin's, h_T, `(B, ...)`.
+        power: P, mean square of the clean twin's states over the whole step's batch, of which these B rows may be a part.
+        patterns: s_b, `(C,)`.
+        random_kind: `(B,)`, True where the decoy is a random mask.
+        random_share: their share in the whole step's batch, so that the terms of its parts average to the whole's.
+        response: alpha, the wanted response in units of the out-site's rms.
         asked: `(B,)`, which of the patterns each row's masks call up; None: all of them.
     Returns:
         resp = |mean(h_trig - h_T) / (alpha sqrt(P)) - s|^2 / C, the mean over positions, for that is what a verifier reads and
-        asking it of every position costs capacity and fidelity, at the sites asked; pres = |h_clean - h_T|^2 / P; dec = |h_dec - h_T|^2 / P;
+        asking it of every position costs capacity and price, at the sites asked; pres = |h_clean - h_T|^2 / P; dec = |h_dec - h_T|^2 / P;
         proj = (<mean(h_dec - h_T) / sqrt(P), s> / (alpha C))^2; corr = rho^2 + .3 mean_b rho_b^2, where rho correlates a
         random decoy's centred response with s (a mean bit accuracy of .5 hides such leaks).
     Source: our choice.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..deprecation import renamed_attribute
 from ..files.figure import new_figure
 from ..mark.record import WatermarkRecord
 from ..verification.reference import Reference
@@ -15,11 +16,12 @@ class EmbedReport:
 
     Args:
         record (`WatermarkRecord`): what to publish beside the weights.
-        history: one row a step: `loss`, each unweighted term of it, and at the steps where `holding` looked `bits`,
+        history: one row a step: `loss`, each unweighted term of it, and at the steps where `measure_strength` looked `bits`,
             `weakest` and `wrong_log10_p`.
         seconds (`float`): wall time.
-        fidelity (`float`): mean |eps_marked - eps_base|^2 over the base's own noise loss; .01 is one percent.
-        trained (`int`): parameters that were trained; stopped (`int`, *optional*): the step of an early stop.
+        price (`float`): mean |eps_marked - eps_clean|^2 over the clean twin's own noise loss; .01 is one percent.
+        trained (`int`): parameters that were trained.
+        stopped (`int`, *optional*): the step of an early stop.
         reading (`VerificationReport`, *optional*): what the owner's key reads in the marked weights, by plain looks over 8 trials; it
             names the key's sites, so keep it in private.
         reference (`Reference`, *optional*): for reading through disguises (`align`): keep it, or the clean twin, in private.
@@ -28,11 +30,13 @@ class EmbedReport:
     record: WatermarkRecord
     history: list[dict[str, float]] = field(repr=False)
     seconds: float
-    fidelity: float
+    price: float
     trained: int = 0
     stopped: int | None = None
     reference: Reference | None = field(default=None, repr=False)
     reading: VerificationReport | None = field(default=None, repr=False)
+
+    fidelity = renamed_attribute("fidelity", "price")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the probe bank."""
@@ -42,7 +46,8 @@ class EmbedReport:
             "stopped": self.stopped,
             "trained": self.trained,
             "seconds": self.seconds,
-            "fidelity": self.fidelity,
+            "price": self.price,
+            "fidelity": self.price,  # its former name, which files and scripts go by
             "verdict": self.reading.verdict if self.reading else None,
             "log10_p": self.reading.log10_p if self.reading else None,
             "last": self.history[-1] if self.history else {},

@@ -45,11 +45,15 @@ def site_gain(
     """Factors on the trigger's amplitude by in-site, of every site that some key may use.
 
     Args:
-        sites: all of the denoiser's, in order of execution. schedule: the noise schedule's config.
+        denoiser (`nn.Module`): the clean one.
+        sites: all of the denoiser's, in order of execution.
+        data (`LatentData`): clean latents with conditioning, of which rows are drawn.
+        schedule: the noise schedule's config.
         most (`float`): the largest factor; 1 leaves every in-site as it is.
-        least (`int`): so many candidates stay, the furthest-reaching ones, however little they reach.
+        least (`int`, defaults to 1): so many candidates stay, the furthest-reaching ones, however little they reach.
+        seed (`int`, defaults to 0): of rows, noise and masks.
     Returns:
-        from 1 to `most`: `WANTED` over the rms of what random masks move at the following site, in units of its clean rms. 0: no
+        `dict[str, float]`: from 1 to `most`: `WANTED` over the rms of what random masks move at the following site, in units of its clean rms. 0: no
         candidate, for what masks move at the out-sites on average over positions is below `REACH` of the best candidate's.
     """
     candidates, outs = span(list(sites), IN_SPAN), span(list(sites), OUT_SPAN)
@@ -64,24 +68,30 @@ def site_gain(
     sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
     stacked, times, keywords = (repeat(value, 2) for value in (sample, t.to(device), rows.keywords(device, dtype)))
     amplitude = torch.cat([torch.zeros(SAMPLES), torch.ones(SAMPLES)]).to(device)
-    factors, reach = {}, {}
-    with eval_mode(denoiser), torch.random.fork_rng(), instrument(denoiser, [site.name for site in sites]) as wired:
+    gains, reach = {}, {}
+    with (
+        eval_mode(denoiser),
+        torch.random.fork_rng(),
+        instrument(denoiser, [site.name for site in sites]) as instrumented,
+    ):
         torch.manual_seed(seed)
         for site, following in zip(candidates, sites[1:], strict=False):
             mask = balanced_rows(SAMPLES, site.width_out).to(device)
             names = list(dict.fromkeys([following.name, *(out.name for out in outs)]))
-            with wired.armed({site.name: torch.cat([mask, mask])}, amplitude):
-                entered = wired.activations(names, lambda: denoiser(stacked, timestep=times, **keywords))
-            moved = _moved(entered[following.name], over_positions=False)
+            with instrumented.arm({site.name: torch.cat([mask, mask])}, amplitude):
+                entered = instrumented.activations(names, lambda: denoiser(stacked, timestep=times, **keywords))
+            shift = _measure_shift(entered[following.name], over_positions=False)
             # A site that moves nothing, or whose states are broken, gets the most: embedding will tell.
-            factors[site.name] = round(min(max(WANTED / moved, 1.0), most) if moved > 0 else most, 3)
-            reach[site.name] = factors[site.name] * sum(_moved(entered[o.name], over_positions=True) for o in outs)
+            gains[site.name] = round(min(max(WANTED / shift, 1.0), most) if shift > 0 else most, 3)
+            reach[site.name] = gains[site.name] * sum(
+                _measure_shift(entered[o.name], over_positions=True) for o in outs
+            )
     furthest = sorted(reach, key=lambda name: -reach[name])
     far = {name for name in furthest if reach[name] >= REACH * reach[furthest[0]]} | set(furthest[:least])
-    return {name: factor if name in far else 0.0 for name, factor in factors.items()}
+    return {name: gain if name in far else 0.0 for name, gain in gains.items()}
 
 
-def _moved(entered: torch.Tensor, *, over_positions: bool) -> float:
+def _measure_shift(entered: torch.Tensor, *, over_positions: bool) -> float:
     """Rms of what a trigger moved, in units of the clean rms; the average over positions, which a verifier reads, or each."""
     clean, triggered = entered.float().chunk(2)
     change = triggered - clean

@@ -1,4 +1,4 @@
-"""The training loop of `embed`: batches, one forward in three parts, the teacher by switching the update off."""
+"""The training loop of `embed`: batches, one forward in three parts, the clean twin by switching the update off."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from ..denoiser.inputs import LatentData
 from ..denoiser.instrument import InstrumentedDenoiser, repeat
 from ..denoiser.schedule import noise_schedule
 from ..errors import TrainingError
-from ..mark.mark import Mark, rows_of
+from ..mark.mark import Mark, select_rows
 from .config import EmbedConfig
 from .early_stop import measure_strength
 from .losses import decoys, losses, triggers
@@ -47,13 +47,21 @@ class Training:
     """One run: what stays the same from step to step.
 
     Args:
-        wired: the denoiser, wrapped at all sites of `mark` and `kept`. update: what is trained.
-        kept: earlier marks, whose responses must stay as they are. schedule: the noise schedule's config.
+        instrumented (`InstrumentedDenoiser`): at all sites of `mark` and `kept`.
+        update (`WeightChange`): what is trained.
+        mark (`Mark`): what is embedded.
+        kept: earlier marks, whose responses must stay as they are.
+        data (`LatentData`): clean latents with conditioning.
+        schedule: the noise schedule's config.
+        config (`EmbedConfig`): how to embed.
+    Attributes:
+        history: one row of losses a step, so far.
+        stopped (`int`, *optional*): the step of an early stop.
     """
 
     def __init__(
         self,
-        wired: InstrumentedDenoiser,
+        instrumented: InstrumentedDenoiser,
         update: WeightChange,
         mark: Mark,
         kept: Sequence[Mark],
@@ -61,9 +69,9 @@ class Training:
         schedule: dict[str, Any],
         config: EmbedConfig,
     ) -> None:
-        self.wired, self.update, self.mark = wired, update, mark
+        self.instrumented, self.update, self.mark = instrumented, update, mark
         self.data, self.schedule, self.config = data, schedule, config
-        self.denoiser: Any = wired.denoiser
+        self.denoiser: Any = instrumented.denoiser
         self.noising = noise_schedule(schedule)
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
@@ -72,14 +80,15 @@ class Training:
         self.kept_reads = list(dict.fromkeys(s.name for earlier in kept for s in earlier.outs))
         self.kept_names = [earlier.key.commitment for earlier in kept]
         self.state: TrainingState | None = None
+        self.history: History = []
+        self.stopped: int | None = None
 
-    def run(self, base: str, callback: Callback | None = None) -> tuple[History, int | None]:
+    def run(self, clean_twin_sha256: str, callback: Callback | None = None) -> None:
         """Train, from the last checkpoint where there is one.
 
         Args:
-            base: identity of the unmarked weights, to which a checkpoint is bound.
-        Returns:
-            one row of losses a step, and the step of an early stop.
+            clean_twin_sha256 (`str`): hash of the unmarked weights, to which a checkpoint is bound.
+            callback: called after each step with `(step, losses)`.
         Raises:
             TrainingError: loss or gradient not finite, or a checkpoint cannot be written; the last whole one is kept.
         """
@@ -90,25 +99,29 @@ class Training:
         rates = get_cosine_schedule_with_warmup(optimizer, min(10, config.steps), config.steps)
         own = set(vars(self.denoiser))
         model, optimizer = accelerator.prepare(self.denoiser.train(), optimizer)
-        identity = {"commitment": self.mark.key.commitment, "kept": " ".join(self.kept_names), "base": base}
+        identity = {
+            "commitment": self.mark.key.commitment,
+            "kept": " ".join(self.kept_names),
+            "base": clean_twin_sha256,
+        }
         self.state = state = TrainingState(accelerator, config, parameters, optimizer, rates, **identity)
         # A step before that failed, or the user's own training, may have left some.
         optimizer.zero_grad()
         try:
-            return self._steps(model, optimizer, rates, state, callback)
+            self._take_steps(model, optimizer, rates, state, callback)
         finally:
             # Off with accelerate's autocast, and with its note that the model has one: a later `prepare` would believe it.
             accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             for name in {"forward", "_is_accelerate_prepared"} - own:
                 vars(self.denoiser).pop(name, None)
 
-    def _steps(
+    def _take_steps(
         self, model: nn.Module, optimizer: Any, rates: Any, state: TrainingState, callback: Callback | None
-    ) -> tuple[History, int | None]:
+    ) -> None:
         config, accelerator, parameters = self.config, self.accelerator, self.update.parameters
-        history, stopped = state.resume(), None
+        self.history = history = state.resume()
         for step in range(len(history) + 1, config.steps + 1):
-            row = self._gradients(model, step)
+            row = self._backpropagate(model, step)
             norm = accelerator.clip_grad_norm_(parameters.values(), 1.0)
             # A loss scaler skips such steps by itself.
             if accelerator.scaler is None and not torch.isfinite(norm):
@@ -118,16 +131,15 @@ class Training:
             # Decoupled, as AdamW's decay is, but towards what the model was.
             self.update.shrink(max(0.0, 1.0 - rates.get_last_lr()[0] * config.anchor))
             rates.step()
-            if config.stop_bits is not None and step % config.check_every == 0 and self._holds(row):
-                stopped = step
+            if config.stop_bits is not None and step % config.check_every == 0 and self._is_strong(row):
+                self.stopped = step
             history.append(row)
             if step % config.checkpoint_every == 0:
                 state.save(history)
             if callback is not None:
                 callback(step, row)
-            if stopped is not None:
+            if self.stopped is not None:
                 break
-        return history, stopped
 
     def discard(self) -> None:
         """What the last step left to resume from is not needed any more; to be called once the mark is whole."""
@@ -137,8 +149,8 @@ class Training:
 
     def draw(self) -> Batch:
         """One step's rows."""
-        asked = self.mark.asked(self.config.batch_size)
-        masks = rows_of(self.masks, asked)
+        asked = self.mark.draw_asked(self.config.batch_size)
+        masks = select_rows(self.masks, asked)
         batch = self.data.take(torch.randint(len(self.data), (self.config.batch_size,)))
         x, conditioning = batch.latents.to(self.device), batch.keywords(self.device)
         noise = torch.randn_like(x)
@@ -151,7 +163,7 @@ class Training:
             whose = torch.randint(len(self.kept), (len(x), 1), device=self.device)
             rows: dict[str, torch.Tensor] = {}
             for number, (mark, table) in enumerate(self.kept):
-                drawn, _ = triggers(rows_of(table, mark.asked(len(x))), self.config)
+                drawn, _ = triggers(select_rows(table, mark.draw_asked(len(x))), self.config)
                 for name, row in drawn.items():
                     rows[name] = rows.get(name, 0.0) + row * (whose == number)
             armed.append(rows)
@@ -159,8 +171,8 @@ class Training:
         noised = self.noising.add_noise(x, noise, t)
         return Batch(noised, t, conditioning, armed, amplitude, random_kind, None if asked is None else asked.to(t))
 
-    def _wanted(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """What the model was before: its noise prediction, its clean states, and its states under the earlier marks."""
+    def _targets(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What the clean twin says: its noise prediction, its clean states, and its states under the earlier marks."""
         with torch.no_grad(), self.update.original():
             self.denoiser.eval()
             clean, eps = self._forward(self.denoiser, batch, slice(None), slice(0, 1))
@@ -168,11 +180,11 @@ class Training:
             self.denoiser.train()
         return eps.float(), {n: h.float() for n, h in clean.items()}, {n: h.float() for n, h in kept.items()}
 
-    def _gradients(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Leaves one step's gradients; the loss and its unweighted terms, averaged over the processes."""
+    def _backpropagate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Leave one step's gradients; the loss and its unweighted terms, averaged over the processes."""
         config, batch = self.config, self.draw()
         # Before the first backward pass: while no gradient exists, the original weights find room.
-        wanted_eps, wanted, wanted_kept = self._wanted(batch)
+        wanted_eps, wanted, wanted_kept = self._targets(batch)
         power = {name: states.square().mean() for name, states in wanted.items()}
         size = len(batch.t)
         summed: dict[str, torch.Tensor] = {}
@@ -195,7 +207,7 @@ class Training:
                         for name in self.kept_reads
                     ]
                     terms["keep"] = torch.stack(moved).mean()
-                total = torch.stack([self._weight(name, step) * value for name, value in terms.items()]).sum()
+                total = torch.stack([self._loss_weight(name, step) * value for name, value in terms.items()]).sum()
                 self.accelerator.backward(total * (count / size))
             for name, value in {"loss": total, **terms}.items():
                 summed[name] = summed.get(name, 0.0) + value.detach() * (count / size)
@@ -219,7 +231,7 @@ class Training:
         kinds, asked = batch.random_kind[part], None if batch.asked is None else batch.asked[part]
         return losses(entered, wanted, power, self.patterns, kinds, share, self.config.response, asked)
 
-    def _weight(self, term: str, step: int) -> float:
+    def _loss_weight(self, term: str, step: int) -> float:
         """Of a loss at a step; see `EmbedConfig` of corr."""
         whole: float = getattr(self.config, term)
         if term != "corr":
@@ -245,16 +257,17 @@ class Training:
         noised, t, conditioning = (
             repeat(rows(value), len(armed)) for value in (batch.noised, batch.t, batch.conditioning)
         )
-        with self.wired.armed(stacked, torch.cat(amplitude)), self.wired.reading(reads) as collect:
+        with self.instrumented.arm(stacked, torch.cat(amplitude)), self.instrumented.capture(reads) as collect:
             eps = model(noised, timestep=t, **conditioning).sample
             return collect(), eps
 
-    def _holds(self, row: dict[str, float]) -> bool:
-        """Looks at the mark, adds what it saw to `row`; all processes must agree."""
-        assert self.config.stop_bits is not None
-        mark, config = self.mark, self.config
-        where = (self.wired, mark.key, mark.ins, mark.outs, self.data, self.schedule)
-        seen = measure_strength(*where, config.kappa, config.seed, config.pairs)
-        row |= {"bits": seen.bits, "weakest": seen.weakest, "wrong_log10_p": seen.wrong_log10_p}
-        agreed = torch.tensor(float(seen.reached(self.config.stop_bits)), device=self.device)
+    def _is_strong(self, row: dict[str, float]) -> bool:
+        """Whether the mark is strong enough to stop, in which all processes must agree; what was measured joins `row`."""
+        config = self.config
+        assert config.stop_bits is not None
+        strength = measure_strength(
+            self.instrumented, self.mark, self.data, self.schedule, kappa=config.kappa, seed=config.seed
+        )
+        row |= {"bits": strength.bits, "weakest": strength.weakest, "wrong_log10_p": strength.wrong_log10_p}
+        agreed = torch.tensor(float(strength.reaches(config.stop_bits)), device=self.device)
         return bool(self.accelerator.reduce(agreed, "mean") == 1)

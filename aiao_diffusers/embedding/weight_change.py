@@ -1,6 +1,6 @@
-"""What embedding changes, and the same model with that change switched off: the teacher without a second copy.
+"""What embedding changes, and the same model with that change switched off: the clean twin without a second copy.
 
-Training holds weights, gradients and two moments. The teacher runs while no gradient exists, so bringing the original
+Training holds weights, gradients and two moments. The clean twin runs while no gradient exists, so bringing the original
 weights back from disk for its forward stays below the peak that ordinary training of the same parameters has anyway.
 """
 
@@ -60,12 +60,12 @@ class StoredWeights:
     def __init__(self, denoiser: nn.Module, names: Sequence[str]) -> None:
         own = dict(denoiser.named_parameters())
         self.parameters = {name: own[name] for name in names}
-        self._folder = _temporary()
+        self._folder = _make_folder()
         try:
             save_file({name: p.detach().contiguous() for name, p in self.parameters.items()}, self._file)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._folder, ignore_errors=True)
-            raise _no_room(self._folder.parent, error) from error
+            raise _disk_error(self._folder.parent, error) from error
         self._header = read_header(self._file)
         for p in own.values():
             p.requires_grad_(False)
@@ -187,12 +187,12 @@ def require_no_adapter(denoiser: nn.Module) -> None:
         raise ConfigError("the denoiser carries an adapter: fuse it (fuse_lora) or take it off (unload_lora) first.")
 
 
-def _temporary() -> Path:
+def _make_folder() -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="aiao-original-"))
     except OSError as error:
-        raise _no_room(tempfile.tempdir, error) from error
+        raise _disk_error(tempfile.tempdir, error) from error
 
 
-def _no_room(folder: object, error: Exception) -> TrainingError:
+def _disk_error(folder: object, error: Exception) -> TrainingError:
     return TrainingError(f"cannot keep the original weights in '{folder}' ({error}): free space or set TMPDIR.")

@@ -24,7 +24,7 @@ class Mark:
         asked = [site.name for site in self.outs] if self.pairs else None
         return {s.name: _vector(self.key.trigger_masks(s.name, s.width_out, asked), device) for s in self.ins}
 
-    def asked(self, count: int) -> torch.Tensor | None:
+    def draw_asked(self, count: int) -> torch.Tensor | None:
         """Of a batch of so many rows, which out-site each asks, at random; None where a row asks all."""
         return torch.randint(len(self.outs), (count,)) if self.pairs else None
 
@@ -33,7 +33,7 @@ class Mark:
         return {s.name: _vector(self.key.response_pattern(s.name, s.width_in), device) for s in self.outs}
 
 
-def rows_of(masks: dict[str, torch.Tensor], asked: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def select_rows(masks: dict[str, torch.Tensor], asked: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """Of `Mark.masks` one mask for each in-site, `(C,)`, or one for each row of a batch, `(B, C)`, by whom it asks."""
     return {name: rows[0] if asked is None else rows[asked.to(rows.device)] for name, rows in masks.items()}
 

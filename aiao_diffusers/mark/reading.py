@@ -19,7 +19,7 @@ class Reading:
 
 
 def read_subpath(
-    wired: InstrumentedDenoiser,
+    instrumented: InstrumentedDenoiser,
     key: WatermarkKey,
     subpath: SubPath,
     kappa: float,
@@ -31,7 +31,7 @@ def read_subpath(
     """One stacked forward, clean part and triggered part; the response of every out-site of `subpath`.
 
     Args:
-        wired (`InstrumentedDenoiser`): from `instrument`, its sites those of the sub-path at least.
+        instrumented (`InstrumentedDenoiser`): from `instrument`, its sites those of the sub-path at least.
         key (`WatermarkKey`): whose masks are armed.
         subpath (`SubPath`): which in-sites are armed, which out-sites are read.
         kappa (`float`): trigger amplitude in units of the in-site's rms.
@@ -41,11 +41,11 @@ def read_subpath(
     Returns:
         `list[Reading]`: one an out-site, in order of execution.
     Raises:
-        SiteError, ShapeError, NotTestableError: as `Wired.responses`.
+        SiteError, ShapeError, NotTestableError: as `InstrumentedDenoiser.responses`.
     """
     asked = [site.name for site in subpath.out_sites] if pairs else None
     rows = {
         site.name: torch.from_numpy(key.trigger_masks(site.name, site.width_out, asked)) for site in subpath.in_sites
     }
-    found = wired.responses(rows, subpath.out_sites, kappa, inputs, through)
+    found = instrumented.responses(rows, subpath.out_sites, kappa, inputs, through)
     return [Reading(name, d[number if pairs else 0]) for number, (name, d) in enumerate(found.items())]

@@ -34,11 +34,15 @@ class WatermarkRecord:
     """Scheme version, commitment, amplitudes, number of sites and the probe bank.
 
     Args:
-        owner (`str`), commitment (`str`): of the key.
-        denoiser (`str`): class name of the marked denoiser; sites (`int`): how many it has.
-        in_sites (`int`), out_sites (`int`): how many the key selects.
-        kappa (`float`): trigger amplitude, in units of the in-site's rms; loudness (`tuple[float, ...]`, *optional*): factors on
-            it, of the sites of the layout in that order, 0 where no key has an in-site; absent: 1 everywhere.
+        owner (`str`): of the key.
+        commitment (`str`): of the key.
+        denoiser (`str`): class name of the marked denoiser.
+        sites (`int`): how many it has.
+        in_sites (`int`): how many the key selects for triggers.
+        out_sites (`int`): how many it selects to answer.
+        kappa (`float`): trigger amplitude, in units of the in-site's rms.
+        loudness (`tuple[float, ...]`, *optional*): gains, which are factors on it, of the sites of the layout in that order, 0
+            where no key has an in-site; absent: 1 everywhere.
         pairs (`bool`): an in-site has a mask for each out-site, which is asked by that alone; default and absent: one mask for all.
         response (`float`): alpha of the embedding loss, target response in units of the out-site's rms.
         scheduler (`dict`): the noise schedule, as diffusers' config.
@@ -46,8 +50,9 @@ class WatermarkRecord:
         marked_sha256 (`str`, *optional*): hash of the marked denoiser's weights.
         layout (`tuple[Site, ...]`, *optional*): every site of the marked denoiser in order of execution. Public, for the
             architecture is; it spares verification a forward, and lets it match a suspect with fewer sites by name.
-        teacher_sha256, reference_sha256 (`str`, *optional*): hashes of the clean twin's weights and of the alignment
-            reference made from it (`align`). Both stay private; named here, neither can be exchanged later.
+        teacher_sha256 (`str`, *optional*): hash of the clean twin's weights, which stay private; named here, they cannot be
+            exchanged later.
+        reference_sha256 (`str`, *optional*): the same of the alignment reference made from it (`Reference`).
     Raises:
         RecordError: scheme unknown, or a number out of range.
     """
@@ -81,14 +86,14 @@ class WatermarkRecord:
         for name in ("marked_sha256", "teacher_sha256", "reference_sha256"):
             _require(isinstance(getattr(self, name), str | None), name, getattr(self, name), "a string or absent")
         for name in ("sites", "in_sites", "out_sites"):
-            _require(_count(getattr(self, name), MAX_SITES), name, getattr(self, name), f"1 to {MAX_SITES}")
+            _require(_is_count(getattr(self, name), MAX_SITES), name, getattr(self, name), f"1 to {MAX_SITES}")
         for name in ("kappa", "response"):
             value = getattr(self, name)
             right = type(value) in (int, float) and MIN_AMPLITUDE <= value <= MAX_AMPLITUDE
             _require(right, name, value, f"{MIN_AMPLITUDE:g} to {MAX_AMPLITUDE:g}")
         for site in self.layout or ():
             widths = site.width_in, site.width_out
-            fits = all(_count(width, MAX_WIDTH) for width in widths)
+            fits = all(_is_count(width, MAX_WIDTH) for width in widths)
             _require(
                 isinstance(site.name, str) and fits, f"site {short(site.name)}", widths, f"1 to {MAX_WIDTH} channels"
             )
@@ -104,7 +109,7 @@ class WatermarkRecord:
             )
         _require(isinstance(self.scheduler, dict), "scheduler", self.scheduler, "an object")
         steps = self.scheduler.get("num_train_timesteps", 1000)
-        _require(_count(steps, MAX_TIMESTEPS), "num_train_timesteps", steps, f"1 to {MAX_TIMESTEPS}")
+        _require(_is_count(steps, MAX_TIMESTEPS), "num_train_timesteps", steps, f"1 to {MAX_TIMESTEPS}")
         try:
             known = len(noise_schedule(self.scheduler).betas)
         except (
@@ -123,6 +128,11 @@ class WatermarkRecord:
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """`latents` at `timestep` `(B,)` of the record's noise schedule."""
         return noise_schedule(self.scheduler).add_noise(latents, noise, timestep)
+
+    @property
+    def clean_twin_sha256(self) -> str | None:
+        """Hash of the clean twin's weights; the file calls it `teacher_sha256`."""
+        return self.teacher_sha256
 
     @property
     def factors(self) -> dict[str, float]:
@@ -144,7 +154,7 @@ class WatermarkRecord:
         if type(denoiser).__name__ != self.denoiser:
             raise RecordError(f"the record is of a {self.denoiser}, the suspect is a {type(denoiser).__name__}.")
 
-    def _files(self) -> tuple[bytes, bytes]:
+    def _serialize(self) -> tuple[bytes, bytes]:
         """The document and the bank, as bytes; fields that are None or False are left out, as records before them had none."""
         tensors = {"latents": self.bank.latents, **{f"cond.{n}": v for n, v in self.bank.conditioning.items()}}
         bank = to_bytes({n: (v.float() if v.is_floating_point() else v).contiguous() for n, v in tensors.items()})
@@ -159,13 +169,13 @@ class WatermarkRecord:
     @property
     def sha256(self) -> str:
         """Hash of `aiao/watermark.json` as `save` writes it; it names the bank's hash, so it stands for both files."""
-        return hashlib.sha256(self._files()[0]).hexdigest()
+        return hashlib.sha256(self._serialize()[0]).hexdigest()
 
     def save(self, folder: str | Path) -> Path:
         """Write `folder/aiao/`: the bank first, then the document that names its hash; each under a temporary name."""
         target = Path(folder) / FOLDER
         target.mkdir(parents=True, exist_ok=True)
-        document, bank = self._files()
+        document, bank = self._serialize()
         for name, content in ((BANK, bank), (DOCUMENT, document)):
             partial = target / f".{name}.partial"
             partial.write_bytes(content)
@@ -208,7 +218,7 @@ class WatermarkRecord:
             raise RecordError(f"the record in '{folder}' has missing, unknown or bad fields ({error}).") from error
 
 
-def _count(value: object, most: int) -> bool:
+def _is_count(value: object, most: int) -> bool:
     return type(value) is int and 1 <= value <= most  # bool is an int in Python
 
 

@@ -44,7 +44,8 @@ class CardFields:
     """What the owner says about the model; goes into the card's YAML head. Fields left out are not written.
 
     Args:
-        license (`str`): Hub licence id; license_name, license_link (`str`): for the licence `other`.
+        license (`str`): Hub licence id.
+        license_name (`str`), license_link (`str`): for the licence `other`.
         base_model (`str`): Hub id of the model that this one was made from.
         relation (`str`, defaults to `finetune`): one of `RELATIONS`; written when `base_model` is given.
         pipeline_tag (`str`), tags, datasets (tuple of `str`): as on the Hub.
@@ -115,10 +116,10 @@ class Card:
         Raises:
             CardError: the README's head is no plain YAML mapping, contradicts this card, or a marker is missing.
         """
-        head, body = _split(readme)
-        before, _, after = _cut(head, HEAD_BEGIN, HEAD_END)
+        head, body = _split_head(readme)
+        before, _, after = _split_at_markers(head, HEAD_BEGIN, HEAD_END)
         own_head = before + after
-        own = _mapping(own_head)
+        own = _parse_head(own_head)
         for name, value in self.head.items():
             if name in own and own[name] != value:
                 raise CardError(
@@ -126,7 +127,7 @@ class Card:
                 )
         if "tags" in own:
             for tag in self.tags:
-                own_head = _with_tag(own_head, tag)
+                own_head = _add_tag(own_head, tag)
         ours = {name: value for name, value in {**self.defaults, **self.head}.items() if name not in own}
         if "tags" not in own:
             ours["tags"] = list(dict.fromkeys(self.tags))
@@ -135,7 +136,7 @@ class Card:
         own_head = own_head.strip("\r\n")
         head = f"---\n{own_head}\n{block}\n---\n" if own_head else f"---\n{block}\n---\n"
 
-        before, old, after = _cut(body, BEGIN, END)
+        before, old, after = _split_at_markers(body, BEGIN, END)
         if not (before + after).strip():
             before, after = f"\n# {self.title}\n\n", "\n"
         elif not old:
@@ -145,11 +146,11 @@ class Card:
         return f"{head}{before}{BEGIN}\n<!-- aiao:text {said} -->\n{self.body.strip()}\n{END}{after}"
 
 
-def untouched(readme: str) -> bool:
+def is_untouched(readme: str) -> bool:
     """Whether the text outside the markers is what the last push left there."""
-    head, body = _split(readme)
-    before, _, after = _cut(head, HEAD_BEGIN, HEAD_END)
-    above, block, below = _cut(body, BEGIN, END)
+    head, body = _split_head(readme)
+    before, _, after = _split_at_markers(head, HEAD_BEGIN, HEAD_END)
+    above, block, below = _split_at_markers(body, BEGIN, END)
     stated = _TEXT_HASH.search(block)
     own = (before + after).strip("\r\n") + above + below
     return stated is not None and stated[1] == hashlib.sha256(own.encode()).hexdigest()
@@ -157,9 +158,9 @@ def untouched(readme: str) -> bool:
 
 def own_text(readme: str) -> str:
     """The README without the generated parts."""
-    head, body = _split(readme)
-    before, _, after = _cut(head, HEAD_BEGIN, HEAD_END)
-    above, _, below = _cut(body, BEGIN, END)
+    head, body = _split_head(readme)
+    before, _, after = _split_at_markers(head, HEAD_BEGIN, HEAD_END)
+    above, _, below = _split_at_markers(body, BEGIN, END)
     return before + after + above + below
 
 
@@ -167,7 +168,10 @@ def marked_model(record: WatermarkRecord, record_sha256: str, repo_id: str, fiel
     """Card of a marked model: what the mark means for those who use it, the commitment and the record's hash.
 
     Args:
+        record (`WatermarkRecord`): of the mark.
         record_sha256 (`str`): of the file `aiao/watermark.json`, as `sha256sum` prints it.
+        repo_id (`str`): where the model will be, `user/name`.
+        fields (`CardFields`, *optional*): what the owner says about the model.
     """
     fields, name = fields or CardFields(), repo_id.split("/")[-1]
     unconditional = record.denoiser == "UNet2DModel"
@@ -177,12 +181,15 @@ def marked_model(record: WatermarkRecord, record_sha256: str, repo_id: str, fiel
         "pipeline_tag": "unconditional-image-generation" if unconditional else "text-to-image",
     }
     body = _render(
-        "marked_model", repo_id=repo_id, record_sha256=record_sha256, **_claim(record.owner, record.commitment)
+        "marked_model",
+        repo_id=repo_id,
+        record_sha256=record_sha256,
+        **_describe_claim(record.owner, record.commitment),
     )
-    return Card(_plain(name), fields.head(name), body, defaults, tags=(*fields.tags, TAG))
+    return Card(_escape(name), fields.head(name), body, defaults, tags=(*fields.tags, TAG))
 
 
-def _public(report: VerificationReport, role: str, label: str) -> str:
+def _public_label(report: VerificationReport, role: str, label: str) -> str:
     """A label without the folders of this machine; that of a Hub's repository is kept whole."""
     return label if role in report.source else PurePath(label).name
 
@@ -216,8 +223,8 @@ def finetune_report(
     low, high = report.verification_rate_ci or (0.0, 1.0)
     body = _render(
         "finetune_report",
-        suspect=_plain(_public(report, "suspect", report.suspect)),
-        base=_plain(_public(report, "base", report.base or "")),
+        suspect=_escape(_public_label(report, "suspect", report.suspect)),
+        base=_escape(_public_label(report, "base", report.base or "")),
         log10_p=f"{report.log10_p:.1f}",
         floor=f"{report.log10_p_floor:.1f}",
         alpha=f"{report.alpha:g}",
@@ -226,14 +233,14 @@ def finetune_report(
         interval=f"{low:.2f} to {high:.2f}",
         trials=report.trials,
         proves=PROVES[report.proves],
-        controls=[(name, _control(value)) for name, value in report.controls.items()],
-        warnings=[_plain(text) for text in report.warnings],
+        controls=[(name, _describe_control(value)) for name, value in report.controls.items()],
+        warnings=[_escape(text) for text in report.warnings],
         weights_sha256=report.hashes.get("suspect") or "not stated",
         record_sha256=record_sha256,
-        **_claim(record.owner, record.commitment),
+        **_describe_claim(record.owner, record.commitment),
     )
     defaults = {"license": "unknown", "library_name": "diffusers", "pipeline_tag": task}
-    return Card(_plain(name), head, body, defaults, tags=(*fields.tags, TAG))
+    return Card(_escape(name), head, body, defaults, tags=(*fields.tags, TAG))
 
 
 def commitment(
@@ -242,11 +249,14 @@ def commitment(
     """Card of a repository that holds a commitment alone, made before the model is published.
 
     Args:
-        commitment (`str`): `WatermarkKey.commitment`; record_sha256 (`str`, *optional*): when the record exists already.
+        owner (`str`): the key's.
+        commitment (`str`): `WatermarkKey.commitment`.
+        record_sha256 (`str`, *optional*): when the record exists already.
+        fields (`CardFields`, *optional*): licence and tags.
     """
     fields = fields or CardFields()
-    body = _render("commitment", record_sha256=record_sha256, **_claim(owner, commitment))
-    title = f"Watermark commitment of {_plain(owner)}"
+    body = _render("commitment", record_sha256=record_sha256, **_describe_claim(owner, commitment))
+    title = f"Watermark commitment of {_escape(owner)}"
     return Card(title, fields.head(title), body, {"license": "unknown"}, tags=(*fields.tags, TAG, "aiao-commitment"))
 
 
@@ -272,13 +282,13 @@ def eval_results_yaml(results: Sequence[EvalResult]) -> str:
     return str(yaml_dump(entries, sort_keys=False)) if entries else ""
 
 
-def _claim(owner: str, commitment: str) -> dict[str, str]:
+def _describe_claim(owner: str, commitment: str) -> dict[str, str]:
     if not re.fullmatch(r"[0-9a-f]{64}", commitment):
         raise ConfigError(f"a commitment is 64 hex digits, got {_short(commitment)}.")
-    return {"owner": _plain(owner), "scheme": SCHEME, "commitment": commitment}
+    return {"owner": _escape(owner), "scheme": SCHEME, "commitment": commitment}
 
 
-def _control(value: Any) -> str:
+def _describe_control(value: Any) -> str:
     """A control of a report in words."""
     items = value.items() if isinstance(value, dict) else [("value", value)]
     items = [(name, v) for name, v in items if not isinstance(v, list | tuple)]  # a histogram's counts
@@ -293,7 +303,7 @@ def _render(template: str, **values: Any) -> str:
     return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(source).render(values)
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """Text that people chose (names of owners, suspects, warnings), as one line of Markdown that formats nothing."""
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
@@ -303,14 +313,14 @@ def _short(value: object) -> str:
     return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
-def _split(readme: str) -> tuple[str, str]:
+def _split_head(readme: str) -> tuple[str, str]:
     """The YAML between the two `---` lines ('' without them), and the text after it."""
     text = readme.removeprefix("\ufeff")
     match = REGEX_YAML_BLOCK.search(text)
     return (match[2] + "\n", text[match.end() :]) if match else ("", text)
 
 
-def _cut(text: str, begin: str, end: str) -> tuple[str, str, str]:
+def _split_at_markers(text: str, begin: str, end: str) -> tuple[str, str, str]:
     """Text before, between and after the markers, which go with what is between them; without markers: text, '', ''.
 
     Raises:
@@ -324,7 +334,7 @@ def _cut(text: str, begin: str, end: str) -> tuple[str, str, str]:
     return text[: marks[0][0]], text[marks[0][0] : marks[1][1]], text[marks[1][1] :]
 
 
-def _mapping(head: str) -> dict[str, Any]:
+def _parse_head(head: str) -> dict[str, Any]:
     """The user's YAML fields; refuses what the Hub refuses and what could not be read at a bounded cost."""
     if len(head.encode()) > MAX_HEAD_BYTES:
         raise CardError(f"the YAML head of README.md has more than {MAX_HEAD_BYTES} bytes: shorten it.")
@@ -349,9 +359,9 @@ def _mapping(head: str) -> dict[str, Any]:
     return data
 
 
-def _with_tag(head: str, tag: str) -> str:
+def _add_tag(head: str, tag: str) -> str:
     """`head` with one more entry first in its `tags`; every other byte stays."""
-    tags: Any = _mapping(head)["tags"]
+    tags: Any = _parse_head(head)["tags"]
     if tags is not None and not isinstance(tags, list):
         raise CardError(f"'tags' in README.md must be a list, it is {_short(tags)}.")
     if tag in (tags or []):
@@ -364,6 +374,6 @@ def _with_tag(head: str, tag: str) -> str:
         changed = f"{head[: start + 1]}{tag}{', ' if tags else ''}{head[start + 1 :]}"
     else:
         changed = f"{head[:start]}- {tag}\n{' ' * node.start_mark.column}{head[start:]}"
-    if _mapping(changed)["tags"] != [tag, *(tags or [])]:
+    if _parse_head(changed)["tags"] != [tag, *(tags or [])]:
         raise CardError(f"'tags' in README.md is written in an unusual way: add '{tag}' to it by hand.")
     return changed

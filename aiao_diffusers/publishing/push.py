@@ -23,6 +23,7 @@ from torch import nn
 
 from ..denoiser.hashes import weights_sha256
 from ..denoiser.setup import denoiser_of
+from ..deprecation import renamed_arguments
 from ..errors import AIAOError, CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
 from ..files.paths import PICKLE_STARTS, PICKLE_SUFFIXES
 from ..files.safetensors_header import load_tensors, read_header
@@ -33,7 +34,7 @@ from ..mark.key import WatermarkKey
 from ..mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
 from ..verification.suspect import find_record, label_of, local_path
 from ..verification.verify import verify
-from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, marked_model, own_text, untouched
+from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, is_untouched, marked_model, own_text
 from .secrets import check_secrets, list_files
 
 
@@ -50,12 +51,13 @@ _ADVICE = {
 }
 
 
+@renamed_arguments(clean_base="clean_twin")
 def push(
     source: Any,
     repo: str,
     key: WatermarkKey | None = None,
     *,
-    clean_base: Any = None,
+    clean_twin: Any = None,
     card: CardFields | None = None,
     private: bool | None = None,
     create_pr: bool = False,
@@ -70,7 +72,7 @@ def push(
         repo (`str`): `user/name`; created when it does not exist.
         key (`WatermarkKey`, *optional*): must be read out of the weights with p <= 1e-6, and no file may hold it. Without a
             key the weights must be those that the record names, value for value.
-        clean_base: the unmarked twin (a pipeline, denoiser, folder or repository); refused when the upload is the same.
+        clean_twin: the owner's unmarked original (a pipeline, denoiser, folder or repository), which the upload must not be.
         card (`CardFields`, *optional*): licence, base model, tags, data sets and results for the card.
         private (`bool`, *optional*): of a new repository; True refuses one that exists and is public.
         create_pr (`bool`, defaults to False): open a pull request instead of committing.
@@ -80,25 +82,27 @@ def push(
     Returns:
         `huggingface_hub.CommitInfo`; when nothing changed, that of the commit that is there.
     Raises:
-        PushRefusedError: see above; nothing was sent. RecordError: no record, or an altered one. CardError: a README that
-        cannot be joined with the card, or one edited on the Hub that the folder's would overwrite. HubError: the request
-        failed; the message says what to do. ConfigError: create_pr with a revision.
+        PushRefusedError: see above; nothing was sent.
+        RecordError: no record, or an altered one.
+        CardError: a README that cannot be joined with the card, or one edited on the Hub that the folder's would overwrite.
+        HubError: the request failed; the message says what to do.
+        ConfigError: create_pr with a revision.
     """
     if create_pr and revision not in (None, "main"):
         raise ConfigError(f"a pull request is opened against main: leave out create_pr or revision={revision!r}.")
-    with _folder(source) as folder:
+    with _stage(source) as folder:
         if not has_record(folder):
             raise RecordError(
                 f"'{label_of(source)}' carries no watermark record: mark it with `aiao embed` first, or save the record of "
                 "your EmbedReport into the folder."
             )
         check_secrets(folder, key)
-        check_weights(folder, key, clean_base, token)
+        check_weights(folder, key, clean_twin, token)
         return _publish(folder, repo, card or CardFields(), private, create_pr, revision, commit_message, token)
 
 
 @contextmanager
-def _folder(source: Any) -> Iterator[Path]:
+def _stage(source: Any) -> Iterator[Path]:
     """The folder to publish; a pipeline is saved to a temporary one for the length of the block."""
     if isinstance(source, str | Path):
         if not Path(source).is_dir():
@@ -116,10 +120,15 @@ def _folder(source: Any) -> Iterator[Path]:
 
 
 def check_weights(
-    folder: Path, key: WatermarkKey | None, clean_base: Any = None, token: str | bool | None = None
+    folder: Path, key: WatermarkKey | None, clean_twin: Any = None, token: str | bool | None = None
 ) -> None:
     """Refuse weights that are the clean twin's, that do not carry the mark, or that could not be looked at.
 
+    Args:
+        folder (`Path`): of the marked pipeline, with its record.
+        key (`WatermarkKey`, *optional*): must be read out of the weights; None: their hash must be the record's.
+        clean_twin: the owner's unmarked original, as for `push`.
+        token (`str`, *optional*): for a clean twin on the Hub.
     Raises:
         PushRefusedError: naming what is wrong and the fix.
     """
@@ -134,7 +143,7 @@ def check_weights(
     denoiser = load_denoiser(folder, dtype=torch.float32)
     _check_other_files(folder, part, denoiser)
     digest = weights_sha256(denoiser)
-    if clean_base is not None and digest == weights_sha256(_clean(clean_base, token)):
+    if clean_twin is not None and digest == weights_sha256(_load_clean_twin(clean_twin, token)):
         raise PushRefusedError(f"the weights in '{folder}' are those of the clean twin: push the marked model.")
     if key is None:
         if digest != record.marked_sha256:
@@ -152,7 +161,7 @@ def check_weights(
         )
 
 
-def _clean(source: Any, token: str | bool | None) -> nn.Module:
+def _load_clean_twin(source: Any, token: str | bool | None) -> nn.Module:
     """The clean twin in float32, like the upload: values are compared, not storage."""
     return denoiser_of(source) or load_denoiser(local_path(source, token=token), dtype=torch.float32)
 
@@ -172,7 +181,7 @@ def _check_other_files(folder: Path, part: Path, denoiser: nn.Module) -> None:
             for tensor_name, tensor in load_tensors(path).items():
                 # bfloat16 keeps 8 bits, float16 ends at 6e-8: a half-precision variant of the same weights passes.
                 mine = state.get(tensor_name)
-                if mine is None or mine.shape != tensor.shape or not _rounded(mine, tensor):
+                if mine is None or mine.shape != tensor.shape or not _equal_but_for_rounding(mine, tensor):
                     raise PushRefusedError(
                         f"'{name}' holds other weights than the denoiser that was checked ({tensor_name}): remove it."
                     )
@@ -192,7 +201,7 @@ def _holds_weights(path: Path) -> bool:
     return safetensors or start.startswith((*PICKLE_STARTS, *_CONTAINERS))
 
 
-def _rounded(mine: torch.Tensor, other: torch.Tensor) -> bool:
+def _equal_but_for_rounding(mine: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(other.float(), mine.float(), rtol=2**-8, atol=1e-7)
 
 
@@ -218,7 +227,7 @@ def _publish(
         info = api.model_info(repo, revision=revision)
         if private and not info.private:
             raise PushRefusedError(f"'{repo}' exists and is public: make it private in its settings first.")
-        sent = _operations(folder, repo, fields, _remote_readme(api, repo, str(info.sha)))
+        sent = _collect_files(folder, repo, fields, _read_remote_readme(api, repo, str(info.sha)))
         made = api.create_commit(
             repo,
             [CommitOperationAdd(name, content) for name, content in sent.items()],
@@ -232,13 +241,13 @@ def _publish(
     except AIAOError:
         raise
     except (*_HTTP_ERRORS, RuntimeError, ValueError) as error:
-        raise _mended(error, repo) from error
+        raise _explain_error(error, repo) from error
     if missing:
         raise HubError(f"'{repo}' left out {', '.join(missing[:3])}: correct its .gitignore and push again.")
     return made
 
 
-def _operations(folder: Path, repo: str, fields: CardFields, remote: str | None) -> dict[str, Any]:
+def _collect_files(folder: Path, repo: str, fields: CardFields, remote: str | None) -> dict[str, Any]:
     """Path in the repository to a file or bytes."""
     files = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
     sent: dict[str, Any] = {
@@ -246,9 +255,9 @@ def _operations(folder: Path, repo: str, fields: CardFields, remote: str | None)
     }
     digest = hashlib.sha256((folder / FOLDER / DOCUMENT).read_bytes()).hexdigest()
     card = marked_model(WatermarkRecord.load(folder), digest, repo, fields)
-    local = _decoded((folder / README).read_bytes()) if (folder / README).is_file() else None
+    local = _decode_utf8((folder / README).read_bytes()) if (folder / README).is_file() else None
     text = card.joined(remote or "" if local is None else local)
-    if local is not None and remote is not None and not untouched(remote):
+    if local is not None and remote is not None and not is_untouched(remote):
         lost = set(own_text(remote).split("\n")) - set(text.split("\n"))
         if lost:
             raise CardError(
@@ -262,23 +271,23 @@ def _operations(folder: Path, repo: str, fields: CardFields, remote: str | None)
     return sent
 
 
-def _remote_readme(api: HfApi, repo: str, sha: str) -> str | None:
+def _read_remote_readme(api: HfApi, repo: str, sha: str) -> str | None:
     found = api.get_paths_info(repo, [README], revision=sha)
     if not found:
         return None
     if getattr(found[0], "size", 0) > MAX_README_BYTES:
         raise CardError(f"README.md of '{repo}' has more than {MAX_README_BYTES} bytes: shorten it.")
-    return _decoded(Path(api.hf_hub_download(repo, README, revision=sha)).read_bytes())
+    return _decode_utf8(Path(api.hf_hub_download(repo, README, revision=sha)).read_bytes())
 
 
-def _decoded(content: bytes) -> str:
+def _decode_utf8(content: bytes) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise CardError(f"README.md is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from error
 
 
-def _mended(error: Exception, repo: str) -> AIAOError:
+def _explain_error(error: Exception, repo: str) -> AIAOError:
     """The client's error as ours, with what to do."""
     response = getattr(error, "response", None)
     if isinstance(error, ValueError) and "metadata in README" in str(error):

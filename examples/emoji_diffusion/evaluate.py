@@ -1,4 +1,4 @@
-"""Print the figures of the shipped models: VAE PSNR, fidelity and verification rate of the mark, and retrieval of the prompt from its generated image by the tiny CLIP.
+"""Print the figures of the shipped models: VAE PSNR, price and verification rate of the mark, and retrieval of the prompt from its generated image by the tiny CLIP.
 
 python evaluate.py --data data --prompts 200
 """
@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from aiao_diffusers import LatentData, WatermarkKey, verify
-from aiao_diffusers.embedding.embed import fidelity
+from aiao_diffusers.denoiser.price import measure_price
 from aiao_diffusers.stats.multiple import clopper_pearson
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         print(f"VAE PSNR {name}: {psnr.mean():.2f} dB, standard error {psnr.std() / len(x) ** 0.5:.2f} (n {len(x)})")
     marked = StableDiffusionPipeline.from_pretrained(args.marked)
     cached = LatentData.load(Path(__file__).parent / "latents" / "noto.safetensors")
-    price = fidelity(pipe.unet, marked.unet, cached, pipe.scheduler, samples=1024, seed=args.seed)
+    price = measure_price(pipe.unet, marked.unet, cached, pipe.scheduler, samples=1024, seed=args.seed)
     print(
         f"noise-prediction MSE of marked against base: {price['ratio']:.4f} of the base's loss {price['loss']:.4f}, ",
         end="",

@@ -33,11 +33,11 @@ def main() -> None:
         pipe.text_encoder.float()
         pipe.save_pretrained(args.out / name)
         if name == "base":
-            twin = weights_sha256(pipe.unet)
+            clean_twin = weights_sha256(pipe.unet)
         if name == "marked":
             # Half precision changes the hashes; the shipped base is the clean twin that `verify --reference` is given.
             record = WatermarkRecord.load(args.runs / source)
-            record = dataclasses.replace(record, marked_sha256=weights_sha256(pipe.unet), teacher_sha256=twin)
+            record = dataclasses.replace(record, marked_sha256=weights_sha256(pipe.unet), teacher_sha256=clean_twin)
             dataclasses.replace(record, layout=tuple(trace_on(pipe.unet.float(), record.bank))).save(args.out / name)
             pipe.unet.half()
         for path in (args.out / name).rglob("*.json"):

@@ -18,7 +18,7 @@ from export import DEMO_KEY
 
 from aiao_diffusers import EmbedConfig, LatentData, embed, verify
 from aiao_diffusers.bench.attacks.finetune import full, lora
-from aiao_diffusers.embedding.embed import fidelity
+from aiao_diffusers.denoiser.price import measure_price
 
 
 HERE = Path(__file__).parent
@@ -33,7 +33,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
     base = StableDiffusionPipeline.from_pretrained(HERE / "base")
     pipe = StableDiffusionPipeline.from_pretrained(HERE / "base")
     record = embed(pipe, key, noto, EmbedConfig(seed=seed)).record
-    price = fidelity(base.unet, pipe.unet, noto, pipe.scheduler, samples=1024, seed=seed)
+    price = measure_price(base.unet, pipe.unet, noto, pipe.scheduler, samples=1024, seed=seed)
     plain = verify(pipe.unet, key, record=record, trials=200, seed=seed, early_stop=False)
     file = lora(pipe.unet, style, pipe.scheduler, folder, rank=8, steps=200, lr=1e-3, seed=seed)
     p = {
@@ -58,7 +58,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; every seed is shown, so no mean hides a bad one."""
-    lines = ["| seed | " + " | ".join(COLUMNS) + " | bits | rate, n 200 | fidelity |", "|---" * 10 + "|"]
+    lines = ["| seed | " + " | ".join(COLUMNS) + " | bits | rate, n 200 | price |", "|---" * 10 + "|"]
     for row in sorted(rows, key=lambda r: r["seed"]):
         cells = [f"{row['log10_p'][name]:.1f}" for name in COLUMNS]
         price = f"{row['fidelity']:.2%} +- {row['fidelity_ci']:.2%}"

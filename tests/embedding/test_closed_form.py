@@ -80,7 +80,7 @@ def test_a_price_is_kept_to_by_shrinking_the_change(train):
         options = {"steps": 3, "edit": 0.0, "lr": 1e-2, "batch_size": 2, "train": train, "rank": 4} | changes
         unet, report = marked(**options)
         pairs = zip(unet.parameters(), tiny_unet().parameters(), strict=True)
-        return torch.cat([(a - b).flatten() for a, b in pairs]), report.fidelity
+        return torch.cat([(a - b).flatten() for a, b in pairs]), report.price
 
     whole, dear = change()
     part, cheap = change(max_price=dear / 10)
@@ -128,7 +128,7 @@ def test_a_channel_that_the_norm_drops_is_left_alone():
         norm.weight[0], norm.weight[1] = 0.0, 1e-4
     before = layer.weight.clone()
     report = embed(unet, KEY, data(), CONFIG, scheduler=SCHEDULER)
-    assert 0 < report.fidelity < 1 and (layer.weight - before).abs().max() < before.abs().max()
+    assert 0 < report.price < 1 and (layer.weight - before).abs().max() < before.abs().max()
 
 
 def test_a_price_that_is_not_finite_is_an_error_and_gives_the_weights_back():

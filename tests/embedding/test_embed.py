@@ -84,7 +84,7 @@ class TestTraining:
         assert not first.requires_grad and not unet.training
         assert all(p.requires_grad for p in list(unet.parameters())[1:])
         assert not same(weights(unet), weights(learner()[0].half()))
-        assert 0 < report.fidelity < 1
+        assert 0 < report.price < 1
 
 
 class TestBadInput:
@@ -111,7 +111,7 @@ class TestBadInput:
             raise KeyboardInterrupt
 
         # The package's name `embed` is the function; the module is reached by its path.
-        monkeypatch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "_record", stop)
+        monkeypatch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "make_record", stop)
         unet, data, scheduler = learner()
         with pytest.raises(KeyboardInterrupt):
             embed(unet, KEY, data, short(train=train), scheduler=scheduler)
@@ -127,7 +127,7 @@ class TestBadInput:
         unet, data, scheduler = learner()
         unet = type(unet).from_config({**unet.config, "out_channels": 2 * unet.config.in_channels}).eval()
         report = embed(unet, KEY, data, short(), scheduler=scheduler)
-        assert math.isfinite(report.fidelity) and len(report.history) == short().steps
+        assert math.isfinite(report.price) and len(report.history) == short().steps
 
     def test_a_flow_has_no_betas(self):
         unet, data, _ = learner()

@@ -1,9 +1,11 @@
 """What embedding reports, and when it calls its own mark weak."""
 
+from types import SimpleNamespace
+
 import pytest
 from _tiny import LEARN, learner
 
-from aiao_diffusers import EmbedConfig, WatermarkKey, embed
+from aiao_diffusers import EmbedConfig, EmbedReport, WatermarkKey, embed
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -32,3 +34,21 @@ class TestReport:
         with pytest.warns(UserWarning, match="too weak to be verified .not_verified, log10 p"):
             report = embed(unet, KEY, data, short(), scheduler=scheduler)
         assert report.reading.verdict == report.to_dict()["verdict"] == "not_verified"
+
+
+def report() -> EmbedReport:
+    return EmbedReport(SimpleNamespace(commitment="00" * 32), [], 1.0, 0.0045)
+
+
+def test_the_price_is_found_by_its_former_name_too():
+    with pytest.warns(FutureWarning, match=r"EmbedReport\.fidelity is now price"):
+        assert report().fidelity == report().price == 0.0045
+
+
+def test_json_holds_the_price_by_both_names():
+    document = report().to_dict()
+    assert document["price"] == document["fidelity"] == 0.0045
+
+
+def test_the_former_name_is_no_field():
+    assert "fidelity" not in repr(report()) and "price=0.0045" in repr(report())

@@ -47,7 +47,7 @@ class TestCheckpoints:
         folder, steps = tmp_path / "state", []
         config = short(checkpoint_every=1, checkpoint_dir=folder)
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "_record", stop)
+            patch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "make_record", stop)
             unet, data, scheduler = learner()
             with pytest.raises(KeyboardInterrupt):
                 embed(unet, KEY, data, config, scheduler=scheduler)

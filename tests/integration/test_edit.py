@@ -25,7 +25,7 @@ def asked(suspect, record, key=KEY, **options):
 
 def test_verifies_and_its_controls_do_not(edited):
     pipe, report = edited
-    assert 0 < report.fidelity <= 0.005 and report.seconds < 300
+    assert 0 < report.price <= 0.005 and report.seconds < 300
     assert asked(pipe, report.record).log10_p < -30
     for suspect, key, options in (
         (ASSETS / "base", KEY, {}),

@@ -229,11 +229,11 @@ class TestJoin:
         once = marked().joined(readme)
         assert marked().joined(once) == once
         assert head_of(once)["license"] == "apache-2.0" and "aiao-watermark" in head_of(once)["tags"]
-        assert cards.untouched(once)
+        assert cards.is_untouched(once)
 
     def test_a_new_part_replaces_the_old_in_place(self):
         text = marked().joined(README) + "\nBelow.\n"
-        assert not cards.untouched(text)
+        assert not cards.is_untouched(text)
         new = cards.marked_model(record(), "77" * 32, "acme/emoji-marked", FIELDS).joined(text)
         assert SHA not in new and "77" * 32 in new and new.endswith(f"{END}\n\nBelow.\n")
 

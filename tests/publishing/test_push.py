@@ -139,7 +139,7 @@ class TestArrival:
 class TestReadFromTheHub:
     def test_stock_classes_and_ours_load_it_also_by_revision(self, server, folder, python):
         """Private, with a token given in the call; the same seed gives the same picture."""
-        first = send(folder, server, DEMO, clean_base=ASSETS / "base", private=True).oid
+        first = send(folder, server, DEMO, clean_twin=ASSETS / "base", private=True).oid
         send(ASSETS / "marked", server, card=CardFields(license="apache-2.0"))
         assert server.sha(REPO) != first
         code = f"""
@@ -441,7 +441,7 @@ class TestWeights:
         shutil.copy(ASSETS / "base" / DENOISER, folder / DENOISER)
         refused(server, folder, "pass key=")
         refused(server, folder, "does not verify", DEMO)
-        refused(server, folder, "clean twin", DEMO, clean_base=ASSETS / "base")
+        refused(server, folder, "clean twin", DEMO, clean_twin=ASSETS / "base")
 
     @pytest.mark.slow
     def test_weights_trained_further_pass_with_a_warning(self, server, folder):
@@ -451,14 +451,18 @@ class TestWeights:
         assert DENOISER in server.files(REPO)
 
     def test_the_marked_model_as_its_own_twin(self, server, folder):
-        refused(server, folder, "clean twin", clean_base=ASSETS / "marked")
+        refused(server, folder, "clean twin", clean_twin=ASSETS / "marked")
+
+    def test_the_former_keyword_is_taken_with_a_warning(self, server, folder):
+        with pytest.warns(FutureWarning, match="clean_base= is now clean_twin="):
+            refused(server, folder, "clean twin", clean_base=ASSETS / "marked")
 
     def test_a_private_twin_is_read_with_the_tokens_rights(self, server, folder):
         send(folder, server, repo="owner/twin", private=True)
         with pytest.raises(PushRefusedError, match="clean twin"):
-            send(folder, server, clean_base="owner/twin")
+            send(folder, server, clean_twin="owner/twin")
         with pytest.raises(HubError, match="private"):
-            push(folder, REPO, clean_base="owner/twin")
+            push(folder, REPO, clean_twin="owner/twin")
 
     @pytest.mark.parametrize(
         "name", ["unet/diffusion_pytorch_model.fp16.safetensors", "sd.safetensors", "aiao/w.safetensors"]

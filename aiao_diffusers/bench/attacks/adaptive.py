@@ -97,7 +97,7 @@ class ExposedMark:
         both = {name: torch.cat([torch.zeros_like(rows), rows]) for name, rows in masks.items()}
         amplitudes = torch.cat([torch.zeros_like(amplitude), amplitude])
         denoiser: Any = self.wired.denoiser
-        with self.wired.armed(both, amplitudes), self.wired.reading(names) as collect:
+        with self.wired.arm(both, amplitudes), self.wired.capture(names) as collect:
             stacked, t = torch.cat([batch.noised, batch.noised]), torch.cat([batch.t, batch.t])
             predicted = denoiser(stacked, timestep=t, **repeat(batch.keywords, 2)).sample[:size]
             entered = collect()

@@ -18,7 +18,7 @@ from torch import nn
 
 from ...denoiser.call import CallInputs
 from ...denoiser.instrument import instrument
-from ...denoiser.price import fidelity
+from ...denoiser.price import measure_price
 from ...denoiser.schedule import probe_timesteps
 from ...denoiser.setup import placement
 from ...errors import ConfigError
@@ -196,7 +196,9 @@ def measure(
     """Everything about one marked model; pictures where `args.images` is not 0."""
     found = nearness(denoiser, key, record, context, starts=args.starts, steps=args.ascent)
     result: dict[str, Any] = {
-        "price": fidelity(context.base, denoiser, context.owner, context.scheduler, samples=1024, seed=context.seed),
+        "price": measure_price(
+            context.base, denoiser, context.owner, context.scheduler, samples=1024, seed=context.seed
+        ),
         "mark": mark(denoiser, context.base, key, record, wrong=args.wrong, seed=context.seed),
         "weights": detect_weights(context.base, denoiser, context.seed),
         "inversion": {"cosine": found.cosine, "others": sorted(found.others), "p": found.p},

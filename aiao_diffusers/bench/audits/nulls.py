@@ -118,7 +118,7 @@ def readings(
             def forward(x: torch.Tensor = sample[order], t: torch.Tensor = t[order], keywords: Any = keywords) -> None:
                 denoiser(x, timestep=t, **keywords)
 
-            with wired.armed(masks, record.kappa * amplitude):
+            with wired.arm(masks, record.kappa * amplitude):
                 entered = wired.activations(names, forward)
             for row, (key, path) in enumerate(zip(chunk, paths, strict=True)):
                 result = []

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from ...denoiser.encode import vocabulary_prompts
-from ...embedding.embed import fidelity
+from ...denoiser.price import measure_price
 from ...errors import DataError
 from ..context import AttackContext, source_of
 from .definition import QualitySpec
@@ -157,7 +157,7 @@ class Quality:
         result: dict[str, Any] = {}
         if self.spec.samples:
             for name, data in (("owner", self.context.owner), ("data", self.context.data)):
-                price = fidelity(
+                price = measure_price(
                     self.context.base, suspect, data, self.context.scheduler, samples=self.spec.samples, seed=seed
                 )
                 result[f"loss_{name}"], result[f"base_loss_{name}"] = price["loss_marked"], price["loss"]

@@ -8,7 +8,7 @@ from _tiny import tiny_unet
 
 from aiao_diffusers.bench.attacks.training import subject_and_prior
 from aiao_diffusers.bench.context import AttackContext, open_data, open_pipe
-from aiao_diffusers.denoiser.price import fidelity
+from aiao_diffusers.denoiser.price import measure_price
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,6 @@ def test_dreambooth_binds_a_rare_word_to_its_subject(name, hyper, tmp_path):
     after = attacked(context, name, context.base, steps=16, prior=8, **hyper)
     assert set(after.state_dict()) == set(context.base.state_dict())  # no adapter left on it
     losses = [
-        fidelity(context.base, after, subject, context.scheduler, samples=64)[k] for k in ("loss", "loss_marked")
+        measure_price(context.base, after, subject, context.scheduler, samples=64)[k] for k in ("loss", "loss_marked")
     ]
     assert losses[1] < 0.98 * losses[0], losses

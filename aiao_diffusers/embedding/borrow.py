@@ -1,0 +1,50 @@
+"""Take a denoiser into training and give it back as the user had it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..denoiser.setup import eval_mode, placement
+from .weight_change import WeightChange
+
+
+@contextmanager
+def borrow(denoiser: nn.Module, seed: int) -> Iterator[None]:
+    """For the block: float32, on accelerate's device, in eval mode, with a random state of its own.
+
+    Afterwards place, precision, mode, gradient flags and random state are the user's again, whatever happened.
+
+    Args:
+        seed (`int`): of the random state, different in each process.
+    """
+    home, _ = placement(denoiser)
+    state = [(p, p.requires_grad, p.dtype) for p in denoiser.parameters()]
+    with eval_mode(denoiser), torch.random.fork_rng():
+        # Through Accelerator: a bare PartialState does not know of `accelerate launch --cpu`.
+        torch.manual_seed(seed + Accelerator().process_index)
+        try:
+            # AdamW's updates vanish in half precision; the launcher's mixed precision is what saves time.
+            for p, _, dtype in state:
+                p.data = p.data.float() if dtype.is_floating_point else p.data
+            # accelerate would move it by itself, but not back: the rest of a pipeline would stay where it was.
+            denoiser.to(Accelerator().device)
+            yield
+        finally:
+            denoiser.to(home)
+            for p, flag, dtype in state:
+                p.data = p.data.to(dtype)
+                p.requires_grad_(flag)
+                p.grad = None
+
+
+@contextmanager
+def undo_on_failure(update: WeightChange) -> Iterator[None]:
+    """Give the denoiser its original weights back when the block raises, on Ctrl-C too."""
+    try:
+        yield
+    except BaseException:
+        update.undo()
+        raise

@@ -1,0 +1,94 @@
+"""What cannot be marked is refused here, before anything is changed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..denoiser.inputs import LatentData
+from ..denoiser.setup import denoiser_of
+from ..denoiser.sites import Site, trace_on, unwrap
+from ..errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
+from ..files.safetensors_header import check_finite
+from ..mark.key import WatermarkKey
+from ..mark.record import WatermarkRecord
+from .config import EmbedConfig
+from .weight_change import require_no_adapter
+
+
+def find_trainable(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:
+    """The denoiser and its noise schedule, fit to be trained.
+
+    Args:
+        model: a pipeline, or a denoiser together with `scheduler`.
+        scheduler: default: the pipeline's.
+        allow_marked (`bool`): whether the model may carry a record already.
+    Raises:
+        AlreadyMarkedError: it carries one.
+        ConfigError: no denoiser, no schedule, or a set-up that training would break or be broken by.
+        TrainingError: weights that are not finite.
+    """
+    if getattr(model, "record", None) is not None and not allow_marked:
+        raise AlreadyMarkedError("this model carries a record already: pass allow_marked=True to add a second mark.")
+    module = denoiser_of(model)
+    if module is None:
+        raise ConfigError(f"{type(model).__name__} is neither a pipeline nor a denoiser: load it first.")
+    denoiser = unwrap(module)
+    scheduler = scheduler or getattr(model, "scheduler", None)
+    if scheduler is None:
+        raise ConfigError("a bare denoiser needs its noise schedule: pass scheduler=DDPMScheduler(...).")
+    if "beta_schedule" not in scheduler.config and "trained_betas" not in scheduler.config:
+        raise ConfigError(f"{type(scheduler).__name__} has no betas: models that match flows are not supported yet.")
+    require_no_adapter(denoiser)
+    if getattr(denoiser, "is_gradient_checkpointing", False):
+        # Its second forward runs in the backward pass, when the trigger is disarmed: the gradients would be wrong.
+        raise ConfigError("gradient checkpointing is on: call disable_gradient_checkpointing(), and set accumulate=.")
+    devices = sorted({str(p.device) for p in denoiser.parameters()})
+    if len(devices) > 1:
+        raise ConfigError(
+            f"the denoiser is spread over {devices}: load it on one device, without a device map or offloading."
+        )
+    try:
+        check_finite(dict(denoiser.named_parameters()), "the weights to mark")
+    except NotTestableError as error:
+        raise TrainingError(f"{error}: load them anew.") from error
+    return denoiser, scheduler
+
+
+def check_earlier_marks(keep: Sequence[WatermarkKey], earlier: WatermarkRecord | None, config: EmbedConfig) -> None:
+    """Refuse a further mark that the earlier ones would not outlive.
+
+    Args:
+        keep: keys of earlier marks that must go on reading.
+        earlier (`WatermarkRecord`, *optional*): the record of earlier marks.
+    Raises:
+        ConfigError: the earlier marks cannot be kept so.
+    """
+    if keep and not config.steps:
+        raise ConfigError("keep= takes training: an edit alone does not hold earlier marks; set steps above 0.")
+    if keep and earlier is None:
+        # Which sites the earlier keys chose depends on their record's `loudness`; others would be held in their place.
+        raise ConfigError("keep= needs the record of the earlier marks: pass it as earlier=, or the pipeline with it.")
+    if earlier is not None and earlier.pairs != config.pairs:
+        # One record stands for all earlier marks: of mixed kinds, some would be held by masks they do not answer to.
+        option = "with --pairs" if earlier.pairs else "without --pairs"
+        raise ConfigError(f"a further mark is of the earlier ones' kind: pass pairs={earlier.pairs} ({option}).")
+
+
+def trace_sites(denoiser: nn.Module, data: LatentData) -> list[Site]:
+    """Every site of the denoiser, in order of execution.
+
+    Raises:
+        DataError: latents or conditioning do not fit this denoiser.
+    """
+    try:
+        return trace_on(denoiser, data)
+    except (AIAOError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        shape = tuple(data.latents.shape[1:])
+        raise DataError(
+            f"latents of shape {shape} with conditioning {sorted(data.conditioning)} do not fit this "
+            f"{type(denoiser).__name__} ({error}): encode the images with this model's own VAE and text encoder."
+        ) from error
