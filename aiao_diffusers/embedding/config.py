@@ -17,7 +17,8 @@ class EmbedConfig:
     """How to embed. The defaults are the recipe measured on the emoji model.
 
     Args:
-        steps (`int`): optimiser steps, default 500; 0 leaves the mark to `edit` alone. lr (`float`): AdamW's peak, cosine to 0, default 5e-4.
+        steps (`int`): optimiser steps, default 500; 0 leaves the mark to `edit` alone.
+        lr (`float`): AdamW's peak, cosine to 0, default 5e-4.
         batch_size (`int`): latents a step and process, default 12; the forward holds three times as many.
         accumulate (`int`): forwards that a step's batch is split into, default 1. The result is the same, the memory less.
         train (`str`): which weights carry the mark. "full": all (default). "lazy": the layers that fine-tuning moves
@@ -25,8 +26,10 @@ class EmbedConfig:
             rank `rank` on every linear and convolution layer, fused at the end.
         edit (`float`): strength of an edit in closed form before the first step (`edit`), 1 aiming at a response of one rms; default
             0: none. Forwards alone; needs `train="full"` and a U-Net of plain transformer blocks.
-        lazy_share (`float`): default .5. rank (`int`): default 32.
-        in_sites (`int`), out_sites (`int`): how many sites the key selects, defaults 5 and 7.
+        lazy_share (`float`): with `train="lazy"`, largest share of the parameters that is trained, default .5.
+        rank (`int`): with `train="lora"`, of the factors, default 32.
+        in_sites (`int`): how many sites the key selects for triggers, default 5.
+        out_sites (`int`): how many it selects to answer, default 7.
         kappa (`float`): trigger amplitude in units of the in-site's rms, default 1.
         pairs (`bool`): a mask for each pair of in-site and out-site, default False: one for each in-site. Reads deeper, and a trial
             takes an evaluation for every out-site and a clean one (`docs/embedding.md`).
@@ -39,8 +42,8 @@ class EmbedConfig:
             from forming.
         keep (`float`): weight of keeping earlier marks' responses, default 12; of no effect without earlier keys.
         stop_bits (`float`, *optional*): stop early once each in-site alone, and all together, read at this bit accuracy
-            and wrong masks read like chance (`measure_strength`); None, the default, runs all steps. check_every (`int`): steps
-            between these checks, default 50.
+            and wrong masks read like chance (`measure_strength`); None, the default, runs all steps.
+        check_every (`int`): steps between these checks, default 50.
         anchor (`float`): pull towards the original weights: each step takes lr * anchor of the change back, default 18. What no
             loss needs goes, and with it most of the price.
         kept_share (`float`): share of the change that is kept at the end of training, default 1. The price in noise prediction
@@ -49,7 +52,8 @@ class EmbedConfig:
             until it costs no more. None: whatever it costs.
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
-        checkpoint_dir (`Path`, *optional*): where to keep a resumable state; checkpoint_every (`int`): steps between.
+        checkpoint_dir (`Path`, *optional*): where to keep a resumable state.
+        checkpoint_every (`int`): steps between two of them, default 100.
         seed (`int`): of batches, noise and decoys; it reveals nothing of the key.
     Raises:
         ConfigError: a field is of another type or out of its range.

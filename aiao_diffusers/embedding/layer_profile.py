@@ -51,7 +51,9 @@ class LayerProfile:
     """How far fine-tuning moves the layers of a denoiser, in order of depth.
 
     Args:
-        base (`str`), tuned (`tuple[str, ...]`): what was compared. layers: in order of depth.
+        base (`str`): what the fine-tunes started from.
+        tuned (`tuple[str, ...]`): the fine-tunes.
+        layers (`tuple[LayerChange, ...]`): in order of depth.
     Raises:
         DataError: no layer, or nothing was compared.
     """
