@@ -45,7 +45,7 @@ class TestProbe:
         sites = trace(unet, lambda: run(unet, x, keywords))
         mask = torch.from_numpy(KEY.trigger_mask(sites[0].name, sites[0].width_out))
         with pytest.raises(RuntimeError, match="planted"):
-            with instrument(unet, [sites[0].name]) as wired, wired.arm({sites[0].name: mask}, 1.0):
+            with instrument(unet, [sites[0].name]) as instrumented, instrumented.arm({sites[0].name: mask}, 1.0):
                 assert not torch.equal(run(unet, x, keywords), before)
                 raise RuntimeError("planted")
         assert all(m.processor is p for m, p in zip(modules.values(), installed, strict=True))
@@ -61,7 +61,10 @@ class TestProbe:
 def test_a_factor_multiplies_the_amplitude_at_its_site_alone():
     unet, data, _ = learner()
     site = trace_on(unet, data)[0].name
-    with instrument(unet, [site], {site: 2.5}) as wired, wired.arm({site: torch.ones(4)}, torch.tensor([0.0, 2.0])):
-        assert wired.processors[site].amplitude.tolist() == [0.0, 5.0]
-    with instrument(unet, [site], {"elsewhere": 2.5}) as wired, wired.arm({site: torch.ones(4)}, 2.0):
-        assert wired.processors[site].amplitude == 2.0
+    with (
+        instrument(unet, [site], {site: 2.5}) as instrumented,
+        instrumented.arm({site: torch.ones(4)}, torch.tensor([0.0, 2.0])),
+    ):
+        assert instrumented.processors[site].amplitude.tolist() == [0.0, 5.0]
+    with instrument(unet, [site], {"elsewhere": 2.5}) as instrumented, instrumented.arm({site: torch.ones(4)}, 2.0):
+        assert instrumented.processors[site].amplitude == 2.0

@@ -41,10 +41,10 @@ def responses(unet, rows=slice(None)):
     """d of every out-site, `(out-sites, C)`, stacked over sites of one width; as `verify` reads it."""
     device, dtype = placement(unet)
     path = sub_path(SITES[:2], SITES[-2:])
-    with without_ip_adapter(unet), instrument(unet, [s.name for s in SITES]) as wired:
+    with without_ip_adapter(unet), instrument(unet, [s.name for s in SITES]) as instrumented:
         sample, text = SAMPLE[rows].to(device, dtype), TEXT[rows].to(device, dtype)
         keywords = {"encoder_hidden_states": text}
-        readings = read_subpath(wired, KEY, path, 1.0, CallInputs(sample, TIMES[rows].to(device), keywords))
+        readings = read_subpath(instrumented, KEY, path, 1.0, CallInputs(sample, TIMES[rows].to(device), keywords))
     return torch.stack([reading.d for reading in readings])
 
 
@@ -270,9 +270,11 @@ class TestReplacedProcessors:
     def test_is_refused(self, change):
         unet, path = tiny_unet(), sub_path(SITES[:2], SITES[-2:])
         keywords = {"encoder_hidden_states": TEXT}
-        with instrument(unet, [s.name for s in SITES]) as wired:
+        with instrument(unet, [s.name for s in SITES]) as instrumented:
             assert same(
-                torch.stack([r.d for r in read_subpath(wired, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, keywords))]),
+                torch.stack(
+                    [r.d for r in read_subpath(instrumented, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, keywords))]
+                ),
                 PLAIN,
             )
             if change == "set_attention_slice":
@@ -283,15 +285,18 @@ class TestReplacedProcessors:
                 module = attention_modules(unet)[SITES[0].name]
                 module.set_processor(module.processor.inner)
             with pytest.raises(SiteError, match="replaced after wrapping"):
-                read_subpath(wired, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, keywords))
+                read_subpath(instrumented, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, keywords))
         assert not any("AIAO" in type(p).__name__ for p in unet.attn_processors.values())
 
     def test_in_site_that_never_runs(self):
         unet, path = tiny_unet(), sub_path(SITES[:2], SITES[-2:])
         block = unet.get_submodule(SITES[0].name.rpartition(".")[0])
         block.forward = lambda hidden_states, *args, **kwargs: hidden_states
-        with instrument(unet, [s.name for s in SITES]) as wired, pytest.raises(SiteError, match="no forward reached"):
-            read_subpath(wired, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, {"encoder_hidden_states": TEXT}))
+        with (
+            instrument(unet, [s.name for s in SITES]) as instrumented,
+            pytest.raises(SiteError, match="no forward reached"),
+        ):
+            read_subpath(instrumented, KEY, path, 1.0, CallInputs(SAMPLE, TIMES, {"encoder_hidden_states": TEXT}))
 
 
 def test_stops_after_the_last_out_site():
@@ -304,8 +309,8 @@ def test_stops_after_the_last_out_site():
     assert not {"conv_norm_out", "conv_out", ""} & set(ran)
     early = sub_path(SITES[:1], SITES[1:2])
     ran.clear()
-    with instrument(unet, [s.name for s in SITES]) as wired:
-        read_subpath(wired, KEY, early, 1.0, CallInputs(SAMPLE, TIMES, {"encoder_hidden_states": TEXT}))
+    with instrument(unet, [s.name for s in SITES]) as instrumented:
+        read_subpath(instrumented, KEY, early, 1.0, CallInputs(SAMPLE, TIMES, {"encoder_hidden_states": TEXT}))
     assert ran[-1] == SITES[1].name and not any(n.startswith("up_blocks") for n in ran)
 
 

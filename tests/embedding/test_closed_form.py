@@ -55,9 +55,11 @@ def test_the_response_follows_the_pattern_and_grows_with_the_strength():
     def agreement(unet):
         ins, outs = choose(trace_on(unet, data()), KEY, 2, 2)
         rows = data()
-        with torch.no_grad(), instrument(unet, [s.name for s in (*ins, *outs)]) as wired:
+        with torch.no_grad(), instrument(unet, [s.name for s in (*ins, *outs)]) as instrumented:
             t = torch.full((16,), 400)
-            read = read_subpath(wired, KEY, sub_path(ins, outs), 1.0, CallInputs(rows.latents, t, rows.keywords()))
+            read = read_subpath(
+                instrumented, KEY, sub_path(ins, outs), 1.0, CallInputs(rows.latents, t, rows.keywords())
+            )
         return [float(r.d @ torch.from_numpy(KEY.response_pattern(r.site, len(r.d))).float()) / len(r.d) for r in read]
 
     # Where a site of a miniature cannot tell the trigger, its shift is next to nothing: the sites together decide.

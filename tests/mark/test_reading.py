@@ -40,14 +40,14 @@ def test_each_out_site_is_read_under_its_own_masks(begun):
     unet, record = begun
     ins, outs = key_sites(unet, KEY, record)
     sample, t = record.bank.latents[:1], torch.tensor([300])
-    with instrument(unet, [site.name for site in (*ins, *outs)]) as wired:
-        found = read_subpath(wired, KEY, sub_path(ins, outs), 1.0, CallInputs(sample, t, {}), pairs=True)
+    with instrument(unet, [site.name for site in (*ins, *outs)]) as instrumented:
+        found = read_subpath(instrumented, KEY, sub_path(ins, outs), 1.0, CallInputs(sample, t, {}), pairs=True)
         assert [reading.site for reading in found] == [site.name for site in outs]
         for reading, out in zip(found, outs, strict=True):
             rows = {s.name: torch.from_numpy(KEY.trigger_mask(s.name, s.width_out, out.name))[None] for s in ins}
-            alone = wired.responses(rows, [out], 1.0, CallInputs(sample, t, {}))
+            alone = instrumented.responses(rows, [out], 1.0, CallInputs(sample, t, {}))
             assert torch.allclose(reading.d, alone[out.name][0], atol=1e-5)
-        shared = read_subpath(wired, KEY, sub_path(ins, outs), 1.0, CallInputs(sample, t, {}))
+        shared = read_subpath(instrumented, KEY, sub_path(ins, outs), 1.0, CallInputs(sample, t, {}))
         assert not any(torch.allclose(a.d, b.d, atol=1e-3) for a, b in zip(found, shared, strict=True))
 
 
@@ -56,9 +56,9 @@ class TestShared:
         unet, x, keywords = model
         sites = trace(unet, lambda: run(unet, x, keywords))
         path = sub_path(sites[:1], sites[-2:])
-        with instrument(unet, [s.name for s in sites]) as wired:
-            readings = read_subpath(wired, KEY, path, 1.0, CallInputs(x, torch.tensor([5, 500]), keywords))
-            silent = read_subpath(wired, KEY, path, 0.0, CallInputs(x, torch.tensor([5, 500]), keywords))
+        with instrument(unet, [s.name for s in sites]) as instrumented:
+            readings = read_subpath(instrumented, KEY, path, 1.0, CallInputs(x, torch.tensor([5, 500]), keywords))
+            silent = read_subpath(instrumented, KEY, path, 0.0, CallInputs(x, torch.tensor([5, 500]), keywords))
         assert [r.site for r in readings] == [s.name for s in sites[-2:]]
         assert all(r.d.abs().max() > 1e-4 for r in readings)
         assert all(r.d.abs().max() < 1e-4 for r in silent)  # control: no trigger, no response
