@@ -2,13 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
-from rich.live import Live
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -22,8 +22,18 @@ def write_whole(path: Path, text: str) -> None:
 class Output:
     """Verbs for what a command says."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+    debug = False  # set by --debug: errors show their traceback
+
+    @cached_property
+    def console(self) -> "Console":
+        """Of stderr."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False)
+
+    def watched(self) -> bool:
+        """Whether somebody sits at stderr, for whom progress is drawn."""
+        return sys.stderr.isatty() and self.console.is_terminal
 
     def json(self, value: Any) -> None:
         """The one JSON value of `--json`, on stdout."""
@@ -35,22 +45,21 @@ class Output:
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table for people, on stdout."""
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(*columns, title=title)
         for row in rows:
             table.add_row(*row)
         Console(highlight=False).print(table)
 
     def note(self, text: str) -> None:
-        """Progress, on stderr."""
-        self._console.print(text, markup=False)
-
-    def live(self, render: Callable[[], RenderableType]) -> Live:
-        """A view on stderr, drawn anew four times a second while its `with` block runs; still where there is no terminal."""
-        return Live(get_renderable=render, console=self._console, refresh_per_second=4, transient=True)
+        """A remark, on stderr."""
+        self.console.print(text, markup=False)
 
     def error(self, text: str) -> None:
-        """What went wrong, on stderr."""
-        sys.stderr.write(f"error: {text}\n")
+        """What went wrong, as one line on stderr."""
+        sys.stderr.write(f"error: {' '.join(text.splitlines())}\n")
 
 
 out = Output()

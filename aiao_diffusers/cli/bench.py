@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from ._assets import ASSETS, need_assets
@@ -33,6 +32,8 @@ def verify_cost(
     as_json: AsJson = False,
 ) -> None:
     """What a verdict costs: FLOPs, wall clock, memory, unarmed latency."""
+    import torch
+
     from ..bench.audits import cost
 
     need_assets(assets)

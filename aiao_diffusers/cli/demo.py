@@ -1,29 +1,27 @@
-"""`aiao demo`: verdicts on the shipped model, its descendants and their controls."""
+"""`aiao demo`: six questions to the shipped models, their answers and a report with pictures."""
 
 import base64
 import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import torch
 import typer
-from markupsafe import Markup
-from PIL import Image
 
-from ..bench.attacks.finetune import lora as train_lora
-from ..denoiser.inputs import LatentData
-from ..embedding.config import EmbedConfig
 from ..errors import MissingExtraError
-from ..mark.key import WatermarkKey
-from ..mark.record import WatermarkRecord
-from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
-from ..verification.report import VerificationReport
-from ..verification.report_html import HTML, document, section
-from ..verification.verify import verify
 from ._assets import ASSETS, need_assets
+from ._options import AsJson, Quiet
 from ._output import out, write_whole
+from ._progress import Step, progress
+from .embed import losses
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..mark.key import WatermarkKey
+    from ..verification.report import VerificationReport
 
 
 PROMPTS = ["cat face", "red apple", "evergreen tree", "house building"]
@@ -36,23 +34,46 @@ SUMMARY = """<h1>Who carries the mark?</h1>
 <p>{{ legend }}</p><p><img alt="same-seed images" src="data:image/png;base64,{{ images }}"></p>
 {% for name, part in sections %}<details><summary>{{ name }}</summary>{{ part }}</details>
 {% endfor %}"""
+LEGEND = "Same seeds; rows: base, marked, marked with the LoRA. Prompts: " + ", ".join(PROMPTS) + "."
+SHEETS = 3  # rows of images
 FULL_STEPS = 300  # fewer than the default: fresh verdicts within 12 minutes on two slow cores
-STEPS_A_NOTE = 25  # how often the full demo says where it is, in optimiser steps
+
+
+class Question(NamedTuple):
+    """What is asked of which suspect; `suspect` and `base` are names of the demo's folders."""
+
+    name: str
+    expected: str
+    suspect: str
+    base: str | None = None
+    right_key: bool = True
+
+
+QUESTIONS = (
+    Question("marked model", "verified", "marked"),
+    Question("its LoRA", "verified", "lora", base="marked"),
+    Question("its full fine-tune", "verified", "finetuned"),
+    Question("control: base", "not_verified", "base"),
+    Question("control: same LoRA on base", "not_verified", "lora", base="base"),
+    Question("control: wrong key", "not_verified", "marked", right_key=False),
+)
 
 
 def demo(
     full: Annotated[bool, typer.Option(help="New key, fresh embedding, fresh LoRA (minutes).")] = False,
     assets: Annotated[Path, typer.Option(help="The example's folder.")] = ASSETS,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("aiao-demo"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as a JSON list.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Verdicts with their controls; exit code 1 when one differs from what is expected."""
+    """Verdicts on the shipped model, its descendants and their controls."""
     need_assets(assets)
-    started = time.time()
+    started, quiet = time.time(), quiet or as_json
     with tempfile.TemporaryDirectory() as scratch:
-        folders = _fresh(assets, Path(scratch)) if full else _shipped(assets)
-        rows, reports = _verdicts(**folders)
-        _report(rows, reports, folders, output)
+        folders = _fresh(assets, Path(scratch), quiet) if full else _shipped(assets)
+        with progress("reading and drawing", len(QUESTIONS) + SHEETS, quiet=quiet) as step:
+            rows, reports = _verdicts(step, **folders)
+            _report(rows, reports, folders, output, step)
     right = all(row["verdict"] == row["expected"] for row in rows)
     if as_json:
         out.json(rows)
@@ -70,6 +91,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _shipped(assets: Path) -> dict[str, Any]:
+    from ..mark.key import WatermarkKey
+
     with warnings.catch_warnings():
         # git keeps no file modes, and this key is public on purpose.
         warnings.simplefilter("ignore")
@@ -83,19 +106,23 @@ def _shipped(assets: Path) -> dict[str, Any]:
     }
 
 
-def _fresh(assets: Path, scratch: Path) -> dict[str, Any]:
+def _fresh(assets: Path, scratch: Path, quiet: bool) -> dict[str, Any]:
+    from ..bench.attacks.finetune import lora as train_lora
+    from ..denoiser.inputs import LatentData
+    from ..embedding.config import EmbedConfig
+    from ..mark.key import WatermarkKey
+    from ..pipeline import WatermarkedStableDiffusionPipeline, save_new
+
     key = WatermarkKey.generate("Demo")
     pipe = WatermarkedStableDiffusionPipeline.from_pretrained(assets / "base")
-
-    def progress(step: int, row: dict[str, float]) -> None:
-        if step % STEPS_A_NOTE == 0:
-            out.note(f"embedding, step {step}: response loss {row['resp']:.3f}")
-
-    report = pipe.embed(key, assets / "latents" / "noto.safetensors", EmbedConfig(steps=FULL_STEPS), progress)
+    data, config = assets / "latents" / "noto.safetensors", EmbedConfig(steps=FULL_STEPS)
+    with progress("embedding", FULL_STEPS, quiet=quiet) as step:
+        report = pipe.embed(key, data, config, lambda number, row: step(number, losses(row)))
     out.note(f"noise-prediction MSE against the clean twin: {report.price:.2%} of its loss")
     save_new(pipe, scratch / "marked")
     style = LatentData.load(assets / "latents" / "twemoji.safetensors")
-    train_lora(pipe.unet, style, pipe.scheduler, scratch / "lora", rank=8, steps=100, lr=1e-3)
+    with progress("training a LoRA", quiet=quiet):
+        train_lora(pipe.unet, style, pipe.scheduler, scratch / "lora", rank=8, steps=100, lr=1e-3)
     return {
         "key": key,
         "base": assets / "base",
@@ -106,27 +133,26 @@ def _fresh(assets: Path, scratch: Path) -> dict[str, Any]:
 
 
 def _verdicts(
-    key: WatermarkKey, base: Path, marked: Path, lora: Path, finetuned: Path | None
-) -> tuple[list[dict[str, Any]], list[VerificationReport]]:
+    step: Step, key: "WatermarkKey", base: Path, marked: Path, lora: Path, finetuned: Path | None
+) -> "tuple[list[dict[str, Any]], list[VerificationReport]]":
+    from ..mark.record import WatermarkRecord
+    from ..verification.verify import verify
+
     record = WatermarkRecord.load(marked)
-    questions: list[tuple[str, str, Any, WatermarkKey, Any]] = [
-        ("marked model", "verified", marked, key, None),
-        ("its LoRA", "verified", lora, key, marked),
-        ("its full fine-tune", "verified", finetuned, key, None),
-        ("control: base", "not_verified", base, key, None),
-        ("control: same LoRA on base", "not_verified", lora, key, base),
-        ("control: wrong key", "not_verified", marked, key.child("wrong"), None),
-    ]
+    places = {"base": base, "marked": marked, "lora": lora, "finetuned": finetuned, None: None}
     rows, reports = [], []
-    for name, expected, suspect, asked, under in questions:
+    for number, question in enumerate(QUESTIONS):
+        step(number, question.name)
+        suspect = places[question.suspect]
         if suspect is None:
             continue
-        report = verify(suspect, asked, base=under, record=record)
+        asked = key if question.right_key else key.child("wrong")
+        report = verify(suspect, asked, base=places[question.base], record=record)
         reports.append(report)
         rows.append(
             {
-                "name": name,
-                "expected": expected,
+                "name": question.name,
+                "expected": question.expected,
                 "verdict": report.verdict,
                 "log10_p": report.log10_p,
                 "bit_accuracy": report.bit_accuracy,
@@ -136,39 +162,60 @@ def _verdicts(
 
 
 def _report(
-    rows: list[dict[str, Any]], reports: list[VerificationReport], folders: dict[str, Any], output: Path
+    rows: list[dict[str, Any]],
+    reports: "list[VerificationReport]",
+    folders: dict[str, Any],
+    output: Path,
+    step: Step,
 ) -> None:
+    """`report.md`, `images.png` and, where plots can be drawn, `report.html`."""
     output.mkdir(parents=True, exist_ok=True)
-    pictures = [
-        _pictures(folders["base"]),
-        _pictures(folders["marked"]),
-        _pictures(folders["marked"], folders["lora"]),
-    ]
-    side = 128
-    sheet = Image.new("RGB", (side * len(PROMPTS), side * len(pictures)), "white")
-    for y, row in enumerate(pictures):
-        for x, picture in enumerate(row):
-            sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side))
-    sheet.save(output / "images.png")
+    _sheet(folders, step).save(output / "images.png")
     lines = [f"# {TITLE}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    legend = "Same seeds; rows: base, marked, marked with the LoRA. Prompts: " + ", ".join(PROMPTS) + "."
-    lines += ["", legend, "", "![same-seed images](images.png)", ""]
+    lines += ["", LEGEND, "", "![same-seed images](images.png)", ""]
     write_whole(output / "report.md", "\n".join(lines))
     try:
-        sections = [(row["name"], section(report)) for row, report in zip(rows, reports, strict=True)]
+        page = _page(rows, reports, output / "images.png")
     except MissingExtraError as error:
         out.note(f"no report.html: {error}")
         return
-    images = base64.b64encode((output / "images.png").read_bytes()).decode()
-    cells = [_cells(row) for row in rows]
+    write_whole(output / "report.html", page)
+
+
+def _page(rows: list[dict[str, Any]], reports: "list[VerificationReport]", sheet: Path) -> str:
+    from markupsafe import Markup
+
+    from ..verification.report_html import HTML, document, section
+
     body = HTML.from_string(SUMMARY).render(
-        columns=COLUMNS, rows=cells, legend=legend, images=images, sections=sections
+        columns=COLUMNS,
+        rows=[_cells(row) for row in rows],
+        legend=LEGEND,
+        images=base64.b64encode(sheet.read_bytes()).decode(),
+        sections=[(row["name"], section(report)) for row, report in zip(rows, reports, strict=True)],
     )
-    write_whole(output / "report.html", document(TITLE, Markup(body)))
+    return document(TITLE, Markup(body))
 
 
-def _pictures(folder: Path, lora: Path | None = None) -> list[Image.Image]:
+def _sheet(folders: dict[str, Any], step: Step) -> "Image":
+    """The prompts' images in columns: of the base, of the marked model, and of that with the LoRA."""
+    from PIL import Image
+
+    side, models = 128, [(folders["base"], None), (folders["marked"], None), (folders["marked"], folders["lora"])]
+    sheet = Image.new("RGB", (side * len(PROMPTS), side * SHEETS), "white")
+    for y, (folder, lora) in enumerate(models):
+        step(len(QUESTIONS) + y, "images")
+        for x, picture in enumerate(_pictures(folder, lora)):
+            sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side))
+    return sheet
+
+
+def _pictures(folder: Path, lora: Path | None = None) -> "list[Image]":
+    import torch
+
+    from ..pipeline import WatermarkedStableDiffusionPipeline
+
     pipe = WatermarkedStableDiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     if lora is not None:

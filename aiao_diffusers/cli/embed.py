@@ -1,60 +1,68 @@
 """`aiao embed`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from accelerate import Accelerator
 
-from ..embedding.embed import EmbedConfig
-from ..embedding.embed import embed as mark
-from ..embedding.layer_profile import LayerProfile
 from ..errors import OutputExistsError
-from ..mark.key import WatermarkKey
-from ..pipeline import open_pipeline, save_new
+from ._options import AsJson, Quiet
 from ._output import out
+from ._progress import progress
+
+
+if TYPE_CHECKING:
+    from ..embedding.config import EmbedConfig
+    from ..embedding.report import EmbedReport
+
+Data = Annotated[str | None, typer.Option(help="Image folder, cached latents or prompts (.txt); none: data-free.")]
+MaxPrice = Annotated[
+    float,
+    typer.Option(help="Shrink the change until its price in noise prediction is at most this; 0: at any price."),
+]
+Edit = Annotated[float, typer.Option(help="Strength of an edit in closed form before training.")]
+Pairs = Annotated[
+    bool, typer.Option(help="A mask for each pair of sites: reads deeper, at a forward for each out-site.")
+]
+Keep = Annotated[list[Path] | None, typer.Option(help="Key of an earlier mark that must go on reading.")]
+Profile = Annotated[Path | None, typer.Option(help="Layer profile (from `aiao profile --json`), for --train lazy.")]
+Accumulate = Annotated[int, typer.Option(help="Forwards a step's batch is split into: less memory.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="Write the private file for `verify --reference` here; the clean twin serves as well."),
+]
 
 
 def embed(
     base: Annotated[str, typer.Argument(help="Pipeline folder or repository id to mark.")],
     key: Annotated[Path, typer.Option(help="Key file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="New folder for the marked pipeline.")],
-    data: Annotated[
-        str | None, typer.Option(help="Image folder, cached latents or prompts (.txt); none: data-free.")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps; 0 with --edit.")] = EmbedConfig.steps,
-    edit: Annotated[
-        float, typer.Option(help="Strength of an edit in closed form before training.")
-    ] = EmbedConfig.edit,
-    max_price: Annotated[
-        float,
-        typer.Option(help="Shrink the change until its price in noise prediction is at most this; 0: at any price."),
-    ] = EmbedConfig.max_price or 0.0,
-    in_sites: Annotated[int, typer.Option(help="Sites that the key selects for triggers.")] = EmbedConfig.in_sites,
-    out_sites: Annotated[int, typer.Option(help="Sites that the key selects to answer.")] = EmbedConfig.out_sites,
-    pairs: Annotated[
-        bool, typer.Option(help="A mask for each pair of sites: reads deeper, at a forward for each out-site.")
-    ] = False,
+    data: Data = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps; 0 with --edit.")] = 500,
+    edit: Edit = 0.0,
+    max_price: MaxPrice = 0.0045,
+    in_sites: Annotated[int, typer.Option(help="Sites that the key selects for triggers.")] = 5,
+    out_sites: Annotated[int, typer.Option(help="Sites that the key selects to answer.")] = 7,
+    pairs: Pairs = False,
     seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
     allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,
-    keep: Annotated[list[Path] | None, typer.Option(help="Key of an earlier mark that must go on reading.")] = None,
-    train: Annotated[str, typer.Option(help="Which weights: full, lazy or lora.")] = EmbedConfig.train,
-    profile: Annotated[
-        Path | None, typer.Option(help="Layer profile (from `aiao profile --json`), for --train lazy.")
-    ] = None,
-    accumulate: Annotated[int, typer.Option(help="Forwards a step's batch is split into: less memory.")] = 1,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="Write the private file for `verify --reference` here; the clean twin serves as well."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    keep: Keep = None,
+    train: Annotated[str, typer.Option(help="Which weights: full, lazy or lora.")] = "full",
+    profile: Profile = None,
+    accumulate: Accumulate = 1,
+    reference: Reference = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Mark a pipeline. An interrupted run goes on from OUTPUT.checkpoint when called again."""
     for path in (output, reference):
         if path is not None and path.exists():
             raise OutputExistsError(f"output '{path}' exists: choose another name or remove it.")
-    secret = WatermarkKey.load(key)
-    pipe = open_pipeline(base)
+    from accelerate import Accelerator
+
+    from ..embedding.config import EmbedConfig
+
     config = EmbedConfig(
         steps=steps,
         edit=edit,
@@ -67,27 +75,59 @@ def embed(
         accumulate=accumulate,
         checkpoint_dir=output.with_name(output.name + ".checkpoint"),
     )
-    earlier = [WatermarkKey.load(path) for path in keep or ()]
-    layers = LayerProfile.load(profile) if profile is not None else None
+    # Every process of `accelerate launch` ends with the same weights; one writes them, and one speaks.
+    first = Accelerator().is_main_process
+    inputs = _Inputs(base, key, data, keep or (), profile)
+    pipe, report = _mark(inputs, config, allow_marked, quiet=quiet or as_json or not first)
+    if first:
+        _write(pipe, report, output, reference, as_json)
 
-    def progress(step: int, row: dict[str, float]) -> None:
-        if step % 25 == 0 or step == steps:
-            out.note(f"step {step}/{steps}  loss {row['loss']:.3f}  response {row['resp']:.3f}")
 
-    report = mark(pipe, secret, data, config, progress, allow_marked=allow_marked, keep=earlier, profile=layers)
-    # Every process of `accelerate launch` ends with the same weights; one writes them.
-    if not Accelerator().is_main_process:
-        return
+class _Inputs(NamedTuple):
+    """What the verb is pointed at, as it was typed."""
+
+    base: str
+    key: Path
+    data: str | None
+    keep: Sequence[Path]
+    profile: Path | None
+
+
+def _mark(inputs: _Inputs, config: "EmbedConfig", allow_marked: bool, *, quiet: bool) -> "tuple[Any, EmbedReport]":
+    """The marked pipeline and its report."""
+    from ..embedding.embed import embed as run
+    from ..embedding.layer_profile import LayerProfile
+    from ..mark.key import WatermarkKey
+    from ..pipeline import open_pipeline
+
+    key, keep = WatermarkKey.load(inputs.key), [WatermarkKey.load(path) for path in inputs.keep]
+    layers = LayerProfile.load(inputs.profile) if inputs.profile is not None else None
+    with progress(f"loading {inputs.base}", quiet=quiet):
+        pipe = open_pipeline(inputs.base)
+    with progress("embedding", config.steps, quiet=quiet) as step:
+
+        def tell(number: int, row: dict[str, float]) -> None:
+            step(number, losses(row))
+
+        report = run(pipe, key, inputs.data, config, tell, allow_marked=allow_marked, keep=keep, profile=layers)
+    return pipe, report
+
+
+def losses(row: dict[str, float]) -> str:
+    """One step's row beside the bar; the bits where the early stop has just counted them."""
+    bits = f"  bits {row['bits']:.1%}" if "bits" in row else ""
+    return f"loss {row['loss']:.3f}  response {row['resp']:.3f}{bits}"
+
+
+def _write(pipe: Any, report: "EmbedReport", output: Path, reference: Path | None, as_json: bool) -> None:
+    from ..pipeline import save_new
+
     save_new(pipe, output)
     if reference is not None and report.reference is not None:
         report.reference.save(reference)
-    result = {"output": str(output), **report.to_dict()}
     if as_json:
-        out.json(result)
-    else:
-        price, reading = (
-            f"noise-prediction MSE against the clean twin is {report.price:.2%} of its loss",
-            report.reading,
-        )
-        evidence = "" if reading is None or reading.log10_p is None else f", log10 p {reading.log10_p:.1f}"
-        out.text(f"wrote {output}; {price}; the mark reads: {reading.verdict if reading else '-'}{evidence}")
+        out.json({"output": str(output), **report.to_dict()})
+        return
+    price, reading = f"noise-prediction MSE against the clean twin is {report.price:.2%} of its loss", report.reading
+    evidence = "" if reading is None or reading.log10_p is None else f", log10 p {reading.log10_p:.1f}"
+    out.text(f"wrote {output}; {price}; the mark reads: {reading.verdict if reading else '-'}{evidence}")

@@ -5,16 +5,18 @@ from typing import Annotated
 
 import typer
 
-from ..mark.key import WatermarkKey
+from ._options import AsJson
 from ._output import out
 
 
 def keygen(
     owner: Annotated[str, typer.Option(help="Who will claim the marked models.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Key file to write; never overwritten.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a key. Publish its commitment, dated, before the model."""
+    from ..mark.key import WatermarkKey
+
     key = WatermarkKey.generate(owner)
     key.save(output)
     if as_json:

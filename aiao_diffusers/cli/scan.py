@@ -1,40 +1,58 @@
 """`aiao scan`."""
 
+import time
 from collections import Counter, deque
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from huggingface_hub.utils import disable_progress_bars, logging
-from rich.table import Table
-from rich.text import Text
 
-from ..hub.model_tree import LIMIT, RELATIONS
-from ..mark.key import WatermarkKey
-from ..scanning.log import ScanRow
-from ..scanning.scan import scan as run
+from ._options import AsJson, Quiet
 from ._output import out
+from ._progress import live
 
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..scanning.log import ScanRow
+    from ..scanning.report import ScanReport
+
+RELATIONS = ("adapter", "finetune", "merge", "quantized")  # those of `hub.model_tree`, which takes long to import
 SHOWN = 12  # latest suspects in the live table
+
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder of log and reports; a second call goes on from it.")
+]
+Record = Annotated[str | None, typer.Option(help="Folder with the watermark record, if not in REPO.")]
+Repos = Annotated[list[str] | None, typer.Option("--repo", help="A repository to include; repeatable.")]
+Authors = Annotated[list[str] | None, typer.Option(help="Include an author's models; repeatable.")]
+Searches = Annotated[list[str] | None, typer.Option(help="Include what a search finds; repeatable.")]
+Relations = Annotated[
+    list[str] | None, typer.Option(help=f"Of the tree only these: {', '.join(RELATIONS)}; repeatable.")
+]
+Since = Annotated[str | None, typer.Option(help="Only what was modified on or after this ISO date.")]
 
 
 class _Live:
     """What the table on stderr shows while a scan runs."""
 
     def __init__(self, base: str) -> None:
-        self.base, self.done, self.total = base, 0, 0
+        self.base, self.done, self.total, self.started = base, 0, 0, time.monotonic()
         self.counts: Counter[str] = Counter()
         self.latest: deque[ScanRow] = deque(maxlen=SHOWN)
 
-    def add(self, rows: tuple[ScanRow, ...], done: int, total: int) -> None:
+    def add(self, rows: "tuple[ScanRow, ...]", done: int, total: int) -> None:
         self.done, self.total = done, total
         self.counts.update(row.verdict for row in rows)
         self.latest.extend(rows)
 
-    def table(self) -> Table:
+    def table(self) -> "Table":
+        from rich.table import Table
+        from rich.text import Text
+
         counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(self.counts.items()))
-        title = f"{self.base}: {self.done} of {self.total or '?'} repositories; {counts or 'loading the base'}"
+        title = f"{self.base}: {self.done} of {self.total or '?'} repositories{self.left()}; {counts or 'loading the base'}"
         table = Table("suspect", "verdict", "log10 p", "distance", "note", title=Text(title), expand=True)
         for row in self.latest:
             p = "" if row.log10_p is None else f"{row.log10_p:.1f}"
@@ -49,38 +67,42 @@ class _Live:
             )
         return table
 
+    def left(self) -> str:
+        """The time left, at the pace of the repositories so far."""
+        if not 0 < self.done < self.total:
+            return ""
+        seconds = round((time.monotonic() - self.started) / self.done * (self.total - self.done))
+        return f", {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
 
 def scan(
     repo: Annotated[str, typer.Argument(help="Repository of the marked model.")],
     key: Annotated[Path, typer.Option(help="Key file.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of log and reports; a second call goes on from it.")
-    ] = Path("aiao-scan"),
-    record: Annotated[str | None, typer.Option(help="Folder with the watermark record, if not in REPO.")] = None,
-    include: Annotated[list[str] | None, typer.Option("--repo", help="A repository to include; repeatable.")] = None,
-    author: Annotated[list[str] | None, typer.Option(help="Include an author's models; repeatable.")] = None,
-    search: Annotated[list[str] | None, typer.Option(help="Include what a search finds; repeatable.")] = None,
-    relation: Annotated[
-        list[str] | None, typer.Option(help=f"Of the tree only these: {', '.join(RELATIONS)}; repeatable.")
-    ] = None,
-    since: Annotated[str | None, typer.Option(help="Only what was modified on or after this ISO date.")] = None,
+    output: Output = Path("aiao-scan"),
+    record: Record = None,
+    include: Repos = None,
+    author: Authors = None,
+    search: Searches = None,
+    relation: Relations = None,
+    since: Since = None,
     alpha: Annotated[float, typer.Option(help="Chance of even one false 'verified' in the scan.")] = 1e-6,
     trials: Annotated[int, typer.Option(help="Monte Carlo trials a look, at most.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
     workers: Annotated[int, typer.Option(help="Downloads at a time, ahead of verification.")] = 4,
     max_gb: Annotated[float | None, typer.Option(help="Gigabytes to download at most.")] = None,
-    limit: Annotated[int, typer.Option(help="Repositories at most.")] = LIMIT,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    limit: Annotated[int, typer.Option(help="Repositories at most.")] = 10_000,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Who carries the mark? Walks the model tree of REPO and reads every suspect that fits."""
-    secret, live = WatermarkKey.load(key), _Live(repo)
-    # The client's own bars and warnings would tear the live table; a retry that fails ends in a row.
-    disable_progress_bars()
-    logging.set_verbosity_error()
-    with out.live(live.table):
+    seen = _Live(repo)
+    with live(seen.table, quiet=quiet or as_json):
+        from ..mark.key import WatermarkKey
+        from ..scanning.scan import scan as run
+
         report = run(
             repo,
-            secret,
+            WatermarkKey.load(key),
             output=output,
             record=record,
             repos=include or (),
@@ -94,11 +116,16 @@ def scan(
             workers=workers,
             max_gb=max_gb,
             limit=limit,
-            callback=live.add,
+            callback=seen.add,
         )
     if as_json:
         out.json(report.to_dict())
-        return
+    else:
+        _tell(report, repo, output)
+
+
+def _tell(report: "ScanReport", repo: str, output: Path) -> None:
+    """The suspects that could be read, and where to find all."""
     columns = ["suspect", "verdict", "log10 p", "Holm", "distance", "proves"]
     picked = [0, 2, 3, 4, 6, 8]
     shown = [row for row in report.sorted_rows if row.log10_p is not None]

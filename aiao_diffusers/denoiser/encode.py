@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from PIL import Image, ImageOps
 
 from ..errors import DataError
@@ -50,11 +51,11 @@ def _full_precision(vae: Any) -> Iterator[None]:
     needed = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     try:
         if needed:
-            vae.to(torch.float32)
+            nn.Module.to(vae, torch.float32)  # diffusers' own `to` warns on the terminal, needlessly
         yield
     finally:
         if needed:
-            vae.to(dtype)
+            nn.Module.to(vae, dtype)
 
 
 @torch.no_grad()
@@ -101,14 +102,15 @@ def from_images(
             raise DataError(
                 f"{named}; at most {max_unreadable:.0%} are skipped (max_unreadable): mend or remove them."
             )
-        warnings.warn(f"{named}; skipped.", stacklevel=2)
+        # Three levels up, for `no_grad` wraps this function.
+        warnings.warn(f"{named}; skipped.", stacklevel=3)
     if not rows:
         raise DataError("no images: pass at least one.")
     if resized:
-        warnings.warn(f"{resized} of {len(rows)} images were not {side}x{side}: cropped and resized.", stacklevel=2)
+        warnings.warn(f"{resized} of {len(rows)} images were not {side}x{side}: cropped and resized.", stacklevel=3)
     missing = sum(not caption for caption in kept)
     if missing and hasattr(pipe, "encode_prompt"):
-        warnings.warn(f"{missing} of {len(rows)} images have no caption: the empty prompt stands in.", stacklevel=2)
+        warnings.warn(f"{missing} of {len(rows)} images have no caption: the empty prompt stands in.", stacklevel=3)
     return LatentData(torch.cat(rows), encode_prompts(pipe, [caption or "" for caption in kept]))
 
 

@@ -66,7 +66,7 @@ def load_denoiser(
         raise SuspectError(f"{found.path} holds weights without a config: give base=, the denoiser it was made from")
     base_model = base if isinstance(base, nn.Module) else load_denoiser(base)
     model = (_load_original if found.kind == "single_file" else _load_on_base)(found, base_model)
-    return model if dtype is None else model.to(dtype)
+    return _cast(model, dtype)
 
 
 def read_weights(
@@ -109,7 +109,7 @@ def _load_folder(found: Artifact, dtype: torch.dtype | None) -> nn.Module:
         model = model_class.from_config(config)
     for name, tensor in read_weights(headers, names, blank, dtype or torch.float32):
         set_module_tensor_to_device(model, name, "cpu", value=tensor, dtype=tensor.dtype)
-    return _finish(model if dtype is None else model.to(dtype), what)
+    return _finish(_cast(model, dtype), what)
 
 
 def _find_class(name: object, where: Path) -> type[ModelMixin]:
@@ -159,6 +159,11 @@ def _load_original(found: Artifact, base: nn.Module) -> nn.Module:
             ) from error
     compare_shapes(expected, _shapes(model.state_dict()), path.name)
     return _finish(model, path.name)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    # Not diffusers' own `to`, which warns on the terminal of weights to be kept in float32, also where there are none.
+    return model if dtype is None else nn.Module.to(model, dtype)
 
 
 def _finish(model: nn.Module, what: str) -> nn.Module:

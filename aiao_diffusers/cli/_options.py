@@ -1,0 +1,24 @@
+"""What verbs have in common: two options, and the end of their help."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, all else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+EXIT_CODES = {0: "done", 1: "error", 2: "usage error"}
+
+
+def epilog(example: str, exit_codes: Mapping[int, str] | None = None) -> str:
+    """The end of a verb's help: a command to copy, and what each exit code says.
+
+    Args:
+        example (`str`): a whole command line.
+        exit_codes (`Mapping[int, str]`, *optional*): those whose meaning is not that of `EXIT_CODES`.
+    """
+    codes = {**EXIT_CODES, **(exit_codes or {})}
+    meanings = ", ".join(f"{code} {codes[code]}" for code in sorted(codes))
+    return f"Example: {example}\n\nExit codes: {meanings}. Errors are one line; --debug shows the traceback."
