@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from PIL import Image, ImageOps
+from torch import nn
 
 from ..errors import DataError
 from .inputs import LatentData, fitting
