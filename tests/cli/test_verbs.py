@@ -2,11 +2,8 @@
 
 import inspect
 import json
-import logging
-import os
 import re
 import sys
-import warnings
 from dataclasses import fields
 
 import pytest
@@ -18,7 +15,6 @@ from aiao_diffusers import EmbedConfig, WatermarkKey
 from aiao_diffusers.cli import VERBS, app, main
 from aiao_diffusers.cli._options import epilog
 from aiao_diffusers.cli._output import out
-from aiao_diffusers.cli._terminal import own_terminal
 from aiao_diffusers.cli.embed import embed
 from aiao_diffusers.cli.push import push
 from aiao_diffusers.cli.scan import RELATIONS, scan
@@ -160,20 +156,3 @@ class TestErrors:
     def test_json_is_one_value(self, aiao, tmp_path):
         code, stdout, stderr = aiao("keygen", "--owner", "x", "-o", tmp_path / "a.key", "--json")
         assert code == 0 and json.loads(stdout)["owner"] == "x" and stderr == ""
-
-
-class TestTerminal:
-    def test_all_is_put_back(self):
-        before = (dict(os.environ), logging.root.manager.disable, warnings.formatwarning, list(warnings.filters))
-        with pytest.raises(ValueError), own_terminal():
-            assert os.environ["TQDM_DISABLE"] == "1" and logging.root.manager.disable == logging.WARNING
-            raise ValueError
-        after = (dict(os.environ), logging.root.manager.disable, warnings.formatwarning, list(warnings.filters))
-        assert before == after
-
-    def test_ours_is_one_line_and_others_are_silent(self, recwarn):
-        with own_terminal():
-            assert warnings.formatwarning("two\nlines", UserWarning, "x.py", 1) == "warning: two lines\n"
-            warnings.warn_explicit("ours", UserWarning, "x.py", 1, module="aiao_diffusers.mark.key")
-            warnings.warn_explicit("noise", FutureWarning, "y.py", 1, module="diffusers.utils")
-        assert [str(seen.message) for seen in recwarn] == ["ours"]
