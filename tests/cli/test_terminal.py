@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from aiao_diffusers import WatermarkKey
 from aiao_diffusers.cli._terminal import own_terminal
 from aiao_diffusers.formats.checkpoint import load_denoiser
 
@@ -88,8 +87,3 @@ class TestOwnTerminal:
             warnings.warn_explicit("ours", UserWarning, "x.py", 1, module="aiao_diffusers.mark.key")
             warnings.warn_explicit("noise", FutureWarning, "y.py", 1, module="diffusers.utils")
         assert [str(seen.message) for seen in recwarn] == ["ours"]
-
-    def test_a_key_that_others_can_read(self, key, tmp_path, capsys):
-        key.chmod(0o644)
-        with pytest.warns(UserWarning, match="chmod 600"), own_terminal():
-            WatermarkKey.load(key)
