@@ -52,7 +52,7 @@ class _Live:
         from rich.text import Text
 
         counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(self.counts.items()))
-        title = f"{self.base}: {self.done} of {self.total or '?'} repositories{self.left()}; {counts or 'loading the base'}"
+        title = f"{self.base}: {self.done} of {self.total or '?'} repositories; {counts or 'loading the base'}{self.left()}"
         table = Table("suspect", "verdict", "log10 p", "distance", "note", title=Text(title), expand=True)
         for row in self.latest:
             p = "" if row.log10_p is None else f"{row.log10_p:.1f}"
@@ -72,7 +72,7 @@ class _Live:
         if not 0 < self.done < self.total:
             return ""
         seconds = round((time.monotonic() - self.started) / self.done * (self.total - self.done))
-        return f", {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+        return f"; {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
 
 def scan(

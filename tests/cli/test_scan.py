@@ -1,6 +1,7 @@
 """`aiao scan`: the live table."""
 
 import io
+import time
 from dataclasses import replace
 
 from rich.console import Console
@@ -21,3 +22,13 @@ def test_the_live_table_shows_strangers_words_as_they_are() -> None:
     console.print(view.table())
     text = console.export_text()
     assert "2 of 3 repositories; 1 not_testable, 1 verified" in text and "[red]x[/red]" in text
+
+
+def test_the_live_table_tells_the_time_left() -> None:
+    view = _Live("acme/sd")
+    assert view.left() == ""  # before the first repository there is no pace
+    view.started = time.monotonic() - 60
+    view.add((row("a", -7.0),), 2, 130)
+    assert view.left().startswith("; 1:04:0") and view.left().endswith(" left")
+    view.done = 130
+    assert view.left() == ""

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from _shipped import ASSETS
 
 from aiao_diffusers.cli._terminal import own_terminal
 from aiao_diffusers.formats.checkpoint import load_denoiser
 
 
 ROOT = Path(__file__).parents[2]
-ASSETS = ROOT / "examples" / "emoji_diffusion"
 
 
-def aiao(*words: object) -> tuple[int, str, str]:
+def fresh(*words: object) -> tuple[int, str, str]:
     """`(exit code, stdout, stderr)` of the command in a fresh process, where every library has yet to be imported."""
     program = "from aiao_diffusers.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -34,24 +34,16 @@ def aiao(*words: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture
-def key(tmp_path):
-    path = tmp_path / "demo.key"
-    path.write_bytes((ASSETS / "demo.key").read_bytes())
-    path.chmod(0o600)
-    return path
-
-
 def test_verify_says_nothing_but_its_report(key):
     words = ("--base", ASSETS / "marked", "--record", ASSETS / "marked", "--key", key)
-    code, text, remarks = aiao("verify", ASSETS / "lora", *words)
+    code, text, remarks = fresh("verify", ASSETS / "lora", *words)
     assert (code, remarks) == (0, "") and text.startswith("# verified")
 
 
 def test_embed_and_what_it_warns_of(key, tmp_path):
     """It loads a whole pipeline, as the demo does: bars, image processors and casts."""
     words = ("--steps", 1, "--data", ASSETS / "latents" / "noto.safetensors", "--json")
-    code, text, remarks = aiao("embed", ASSETS / "base", "--key", key, "-o", tmp_path / "marked", *words)
+    code, text, remarks = fresh("embed", ASSETS / "base", "--key", key, "-o", tmp_path / "marked", *words)
     assert code == 0 and json.loads(text)["output"] == str(tmp_path / "marked")
     (line,) = remarks.splitlines()  # one step is too few
     assert line.startswith("warning: the mark is too weak to be verified")

@@ -33,20 +33,6 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╰╮╯─]", " ", text).split())
 
 
-@pytest.fixture
-def aiao(monkeypatch, capsys):
-    """Run the command as the shell does; returns `(exit code, stdout, stderr)`."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["aiao", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        code = stop.value.code
-        return (0 if code is None else code, *capsys.readouterr())
-
-    return run
-
-
 class TestHelp:
     @pytest.mark.parametrize("name", NAMES)
     def test_shows_an_example_and_the_exit_codes(self, aiao, name):
