@@ -114,9 +114,8 @@ def _mark(inputs: _Inputs, config: "EmbedConfig", allow_marked: bool, *, quiet: 
 
 
 def losses(row: dict[str, float]) -> str:
-    """One step's row beside the bar; the bits where the early stop has just counted them."""
-    bits = f"  bits {row['bits']:.1%}" if "bits" in row else ""
-    return f"loss {row['loss']:.3f}  response {row['resp']:.3f}{bits}"
+    """One step's row beside the bar."""
+    return f"loss {row['loss']:.3f}  bits {row['agreement']:.1%}"
 
 
 def _write(pipe: Any, report: "EmbedReport", output: Path, reference: Path | None, as_json: bool) -> None:

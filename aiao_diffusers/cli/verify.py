@@ -57,24 +57,27 @@ def verify(
     """Read a mark."""
     if html is not None:
         _check_page(html)
-    with progress(f"reading {suspect}", quiet=quiet or as_json):
+    from ..verification.plan import ReadingPlan
+
+    fields = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": not all_trials}
+    plan = ReadingPlan.fast(**fields) if fast else ReadingPlan.thorough(**fields)
+    with progress(f"reading {suspect}", len(plan.looks), quiet=quiet or as_json) as step:
         from ..mark.key import WatermarkKey
-        from ..verification.plan import ReadingPlan
         from ..verification.verify import verify as run
 
-        fields = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": not all_trials}
         report = run(
             suspect,
             WatermarkKey.load(key),
             base,
             record,
             clean_twin=clean_twin,
-            plan=ReadingPlan.fast(**fields) if fast else ReadingPlan.thorough(**fields),
+            plan=plan,
             controls=control,
             weight_name=weight_name,
             revision=revision,
             reference=reference,
             healing=healing,
+            callback=lambda taken, planned: step(taken),
         )
     if html is not None:
         write_whole(html, report.to_html())

@@ -65,6 +65,31 @@ def losses(
     return terms
 
 
+@torch.no_grad()
+def agreement(
+    entered: dict[str, torch.Tensor],
+    wanted: dict[str, torch.Tensor],
+    patterns: dict[str, torch.Tensor],
+    asked: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Share of channels whose mean response over these rows has the pattern's sign: what training has reached so far.
+
+    Args:
+        entered, wanted, patterns, asked: as in `losses`.
+    Returns:
+        `torch.Tensor`: a number from 0 to 1; 0.5 is chance. Sites that no row asks are left out.
+    """
+    agreeing, channels = torch.zeros(()), 0
+    for number, (name, s) in enumerate(patterns.items()):
+        moved = entered[name].chunk(3)[1].float() - wanted[name].float()
+        moved = moved if asked is None else moved[asked == number]
+        if len(moved):
+            axes = tuple(axis for axis in range(moved.ndim) if axis != channel_axis(moved))
+            agreeing = agreeing.to(s) + (moved.mean(axes) * s > 0).sum()
+            channels += len(s)
+    return agreeing / max(channels, 1)
+
+
 def triggers(masks: dict[str, torch.Tensor], config: EmbedConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The masks, `(C,)` or of each sample `(B, C)`, at a random non-empty set of in-sites for each, and amplitudes log-uniform
     in .8-2.5.

@@ -1,6 +1,8 @@
 """The public record of the denoiser that was just marked."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -30,7 +32,7 @@ def make_record(subject: Subject, key: WatermarkKey, clean_twin: CleanTwin) -> W
         kappa=config.kappa,
         pairs=config.pairs,
         response=config.response,
-        scheduler=json.loads(json.dumps(subject.schedule, default=str)),
+        scheduler=_plain(subject.schedule),
         bank=data.take(order[: config.bank_size]),
         marked_sha256=weights_sha256(subject.denoiser),
         teacher_sha256=clean_twin.sha256,
@@ -39,3 +41,12 @@ def make_record(subject: Subject, key: WatermarkKey, clean_twin: CleanTwin) -> W
         # Of every candidate, so that it tells nothing of the key's own sites.
         loudness=tuple(clean_twin.gains.get(site.name, 1.0) for site in subject.sites),
     )
+
+
+def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """The schedule's config as JSON. diffusers lists the defaults it used in the order of a set, which differs from process to
+    process: sorted, the same embedding gives the same record."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(schedule), default=str))
+    if isinstance(plain.get("_use_default_values"), list):
+        plain["_use_default_values"].sort()
+    return plain

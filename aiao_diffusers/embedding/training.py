@@ -19,7 +19,7 @@ from ..errors import TrainingError
 from ..mark.mark import Mark, select_rows
 from .config import EmbedConfig
 from .early_stop import measure_strength
-from .losses import decoys, losses, triggers
+from .losses import agreement, decoys, losses, triggers
 from .resume import History, TrainingState
 from .weight_change import WeightChange
 
@@ -200,6 +200,12 @@ class Training:
                     batch,
                     part,
                 )
+                reached = agreement(
+                    {name: entered[name][: 3 * count] for name in self.patterns},
+                    {name: wanted[name][part] for name in self.patterns},
+                    self.patterns,
+                    None if batch.asked is None else batch.asked[part],
+                )
                 terms["eps"] = F.mse_loss(eps[:count].float(), wanted_eps[part])
                 if self.kept:
                     moved = [
@@ -209,7 +215,7 @@ class Training:
                     terms["keep"] = torch.stack(moved).mean()
                 total = torch.stack([self._loss_weight(name, step) * value for name, value in terms.items()]).sum()
                 self.accelerator.backward(total * (count / size))
-            for name, value in {"loss": total, **terms}.items():
+            for name, value in {"loss": total, **terms, "agreement": reached}.items():
                 summed[name] = summed.get(name, 0.0) + value.detach() * (count / size)
         means = self.accelerator.reduce(torch.stack(list(summed.values())), "mean").tolist()
         row = dict(zip(summed, means, strict=True))

@@ -1,7 +1,7 @@
 """Walk a plan of looks over a suspect, pass by pass, and keep what every look saw."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,8 @@ from .healing import BATCH, STEPS, heal_copy
 from .plan import Pass, PlannedLook, ReadingPlan, View
 from .reference import Reference
 
+
+Callback = Callable[[int, int], None]
 
 FIRST_CHANNELS = 1024  # bits whose floor, 1e-306, is as deep as anyone needs: a wide model's first forward ends there
 
@@ -50,6 +52,7 @@ class PlanRun:
     Args:
         plan (`ReadingPlan`): what is looked at. reader (`EvidenceReader`): draws and reads the trials.
         denoiser (`nn.Module`): the suspect's. offers (`Offers`): what looks beyond the plain ones need.
+        callback (*optional*): called after each look with the number of looks taken and planned.
     Attributes:
         sequence: the looks so far. plain: evidence of the first amplitude, for the verification rate. evidence: the last of each
             view, by its name. whitened: as `evidence`, of whitened looks. response, tests, by_ranks: of the look that came
@@ -57,8 +60,16 @@ class PlanRun:
             that could not be taken, and why. futile: whether the reading was ended as hopeless.
     """
 
-    def __init__(self, plan: ReadingPlan, reader: EvidenceReader, denoiser: nn.Module, offers: Offers) -> None:
+    def __init__(
+        self,
+        plan: ReadingPlan,
+        reader: EvidenceReader,
+        denoiser: nn.Module,
+        offers: Offers,
+        callback: Callback | None = None,
+    ) -> None:
         self.plan, self.reader, self.denoiser, self.offers = plan, reader, denoiser, offers
+        self._tell = callback or (lambda taken, planned: None)
         self.sequence = SequentialTest(alpha=plan.alpha)
         self.plain = Evidence(reader.key)
         self.evidence: dict[View, Evidence] = {}
@@ -183,6 +194,7 @@ class PlanRun:
         log10_p = evidence.rank_log10_p() if by_ranks else evidence.log10_p()
         self.sequence = self.sequence.look(look.label, trials=len(evidence.trial_log10_p), log10_p=log10_p)
         self.notes.append(note or {})
+        self._tell(len(self.sequence.looks), len(self.plan.looks))
         # Adjusted p-values of an unmarked model are all 1; the raw ones tell which look came nearest.
         rank = (self.sequence.looks[-1].log10_p_adjusted, log10_p)
         if rank < self._best:

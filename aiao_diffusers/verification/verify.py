@@ -22,7 +22,7 @@ from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
 from .evidence import EvidenceReader, key_sites
 from .plan import ReadingPlan
-from .plan_run import Offers, PlanRun
+from .plan_run import Callback, Offers, PlanRun
 from .reference import open_clean_twin, reference_for
 from .report import VerificationReport
 from .suspect import Suspect, label_of, open_suspect, require_record
@@ -32,6 +32,7 @@ from .wrong_patterns import wrong_responses
 class VerifyOptions(TypedDict, total=False):
     """Options of `verify` that few callers need; see there."""
 
+    callback: Callback | None
     weight_name: str | None
     revision: str | None
     reference: Any
@@ -80,6 +81,7 @@ def verify(
             embedding wrote, or the clean twin. Costs 32 evaluations and the looks, only where the plain looks did not verify.
         healing (*optional*): a short key-blind fine-tune of a copy of the suspect before a last set of looks. True trains on the
             record's probe bank, else training latents (`LatentData` or its file). Costs 150 steps of batch 8.
+        callback (*optional*): called after each look at the suspect with the number of looks taken and planned.
         alpha, trials, seed, early_stop, amplitudes, whiten: fields of the plan, where no plan is given.
     Returns:
         `VerificationReport`: `report.plan` says by which plan it was read.
@@ -115,7 +117,9 @@ def verify(
             twin = _open_clean_twin(chosen, clean_twin, found)
             with twin as clean, without_ip_adapter(unwrap(found.denoiser)) as notes:
                 found = replace(found, warnings=(*found.warnings, *notes))
-                report = _read(found, key, chosen, replace(offers, clean_twin=clean), chosen_plan)
+                report = _read(
+                    found, key, chosen, replace(offers, clean_twin=clean), chosen_plan, options.get("callback")
+                )
     except NotTestableError as error:
         return VerificationReport(
             "not_testable", label_of(suspect), chosen_plan.alpha, reason=str(error), plan=chosen_plan.to_dict()
@@ -200,7 +204,12 @@ def _named(controls: Any) -> dict[str, Any]:
 
 
 def _read(
-    found: Suspect, key: WatermarkKey, record: WatermarkRecord, offers: Offers, plan: ReadingPlan
+    found: Suspect,
+    key: WatermarkKey,
+    record: WatermarkRecord,
+    offers: Offers,
+    plan: ReadingPlan,
+    callback: Callback | None,
 ) -> VerificationReport:
     denoiser = unwrap(found.denoiser)
     record.check_fits(denoiser)
@@ -213,7 +222,7 @@ def _read(
         healing=offers.healing is not None,
     )
     reader = EvidenceReader(key, record, ins, outs, plan.seed)
-    run = PlanRun(plan, reader, denoiser, offers).run()
+    run = PlanRun(plan, reader, denoiser, offers, callback).run()
     source, base_warnings = _sources(found, record)
     warnings = [*found.warnings, *offers.warnings, *_reading_warnings(run, found), *base_warnings]
     tests, plain = run.tests, run.plain

@@ -1,0 +1,50 @@
+"""The record that embedding publishes: the same embedding gives the same record, in any process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from _tiny import learner
+
+from aiao_diffusers import EmbedConfig, WatermarkKey
+from aiao_diffusers.denoiser.sites import trace_on
+from aiao_diffusers.embedding.public_record import make_record
+from aiao_diffusers.embedding.subject import CleanTwin, Subject
+from aiao_diffusers.mark.record import WatermarkRecord
+from aiao_diffusers.verification.reference import observe
+
+
+KEY = WatermarkKey(bytes(range(32)), "Demo")
+
+
+def record() -> WatermarkRecord:
+    unet, data, scheduler = learner()
+    subject = Subject(unet, scheduler, data, tuple(trace_on(unet, data)), EmbedConfig())
+    return make_record(subject, KEY, CleanTwin("00" * 32, observe(unet, data, scheduler.config), {}))
+
+
+def test_it_commits_to_the_key_and_names_no_secret():
+    made = record()
+    assert made.belongs_to(KEY) and not made.belongs_to(KEY.child("other"))
+    assert KEY.secret.hex() not in json.dumps(made.scheduler) + made.owner + made.commitment
+
+
+def test_it_does_not_depend_on_the_order_of_a_set():
+    """diffusers lists the defaults that a scheduler used in the order of a set, by the process's hash seed."""
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import test_public_record as t; r = t.record(); print(r.sha256, r.scheduler['_use_default_values'])"
+    told = []
+    for seed in ("1", "2"):
+        paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(Path(__file__).parent)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+    assert told[0] == told[1] and len(told[0].split()) > 4
