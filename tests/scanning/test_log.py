@@ -19,7 +19,6 @@ HEADER = {"base": "acme/sd", "alpha": 1e-6}
 ROW = ScanRow("u/a", "1", "w.safetensors", "adapter", ("acme/sd",), "tree", "not_verified", log10_p=-0.5)
 
 
-
 def row(name: str, log10_p: float | None = None, **fields: object) -> ScanRow:
     verdict = "not_testable" if log10_p is None else "verified" if log10_p <= -6 else "not_verified"
     blank = ScanRow(f"u/{name}", "c" * 40, "w.safetensors", "adapter", ("acme/sd",), "tree", verdict, log10_p=log10_p)
