@@ -87,7 +87,8 @@ def rank_log10_p(sites: Sequence[tuple[int, int, int]]) -> float:
     spread = math.sqrt(sum(count * float((scores(c) ** 2).sum()) for (c, _), count in kinds.items()))
     size = fft.next_fast_len(min(2 * (most - least) + 1, math.ceil(_WIDTH * spread)), real=True)
     laws = [(_ScoreLaw(channels, plus), count) for (channels, plus), count in kinds.items()]
-    log_tail = log_upper_tail(laws, total, Window(total - size // 2, size, size), steepest=60, tolerance=1e-4)
+    window = Window(total - size // 2, size, size)
+    log_tail = log_upper_tail(laws, total, window, steepest=60, tolerance=1e-4, clip=True)
     return min(0.0, log_tail) / math.log(10)
 
 

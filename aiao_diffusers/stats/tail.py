@@ -44,7 +44,13 @@ class Window:
 
 
 def log_upper_tail(
-    laws: Sequence[tuple[Law, int]], start: int, window: Window, *, steepest: float, tolerance: float
+    laws: Sequence[tuple[Law, int]],
+    start: int,
+    window: Window,
+    *,
+    steepest: float,
+    tolerance: float,
+    clip: bool = False,
 ) -> float:
     """Natural log of P(sum >= start).
 
@@ -59,6 +65,8 @@ def log_upper_tail(
         window (`Window`): where to compute.
         steepest (`float`): |theta| at most; at it the tilted sum lies at an end of its range.
         tolerance (`float`): of theta. The identity holds at any theta; it only has to bring the mass near the edge.
+        clip (`bool`, defaults to False): set what rounding leaves below 0 to 0, as a window needs in which mass may wrap round.
+            It moves the last digit, so a statistic keeps to one of both.
 
     Returns:
         `float`: may lie above 0 by rounding.
@@ -82,6 +90,7 @@ def log_upper_tail(
 
     # Sum on the side where removing the tilt shrinks the terms: on the other it would amplify the FFT's rounding.
     side = offset >= 0 if theta > 0 else offset < 0
-    tail = float(mass[side].clip(min=0) @ np.exp(-theta * offset[side]))
+    kept = mass[side].clip(min=0) if clip else mass[side]
+    tail = float(kept @ np.exp(-theta * offset[side]))
     log_tail = log_norm - theta * start + math.log(max(tail, _TINY))
     return log_tail if theta > 0 else math.log1p(-min(math.exp(log_tail), 1 - 1e-16))
