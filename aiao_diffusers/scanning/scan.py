@@ -88,7 +88,8 @@ def scan(
     Raises:
         ConfigError: a number out of range. KeyMismatchError: the record is of another key. NotTestableError: the base does
         not read with this key, so no answer of the scan would mean anything. ResultsError: another scan runs in `output`,
-        or it cannot be written to. OutputExistsError: `output` holds another scan. HubError, RecordError: the base, its record or its tree cannot be read.
+        or it cannot be written to. OutputExistsError: `output` holds another scan. HubError, RecordError: the base, its
+        record or its tree cannot be read.
     Source: our choice.
     """
     if not 0 < alpha < 1 or trials < 1 or workers < 1 or (max_gb is not None and max_gb < 0):
@@ -118,15 +119,7 @@ def scan(
             _read_all(tree, Downloader(judge, log, members, budget, downloads, api), workers, callback)
         told = {"seconds": time.monotonic() - started, "downloaded": budget.spent, "repositories": len(tree.nodes)}
         report = ScanReport(
-            base_repo,
-            base.commit,
-            key.owner,
-            key.commitment,
-            alpha,
-            base.log10_p,
-            log.rows(),
-            tree.warnings,
-            told,
+            base_repo, base.commit, key.owner, key.commitment, alpha, base.log10_p, log.rows(), tree.warnings, told
         )
         report.save(folder)
     return report
