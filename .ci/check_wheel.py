@@ -34,8 +34,9 @@ def faults(wheel: Path, root: Path) -> list[str]:
         for name in sorted(expected - packed)
     ]
     found += [f"in the wheel, not in the tree: {name}" for name in sorted(packed - expected)]
-    if not any(name.endswith(".jinja") for name in packed):
-        found.append("the wheel holds no card template")
+    for kind in ("md", "html"):
+        if not any(name.endswith(f".{kind}.jinja") for name in packed):
+            found.append(f"the wheel holds no .{kind}.jinja template")
     if not any(name.endswith("licenses/LICENSE") or name.endswith(".dist-info/LICENSE") for name in names):
         found.append("the wheel holds no LICENSE")
     scripts = dict(declared["console_scripts"]) if declared.has_section("console_scripts") else {}

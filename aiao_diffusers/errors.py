@@ -74,11 +74,15 @@ class HubUnreachableError(HubError):
 
 
 class ResultsError(AIAOError, OSError):
-    """A benchmark's results are missing, altered, of another version, in use by another run, or cannot be written."""
+    """Results of a benchmark or a scan are missing, altered, of another version, in use by another run, or cannot be written."""
 
 
 class NotTestableError(AIAOError, ValueError):
     """The question is sound but this suspect cannot answer it."""
+
+
+class BudgetSpentError(NotTestableError):
+    """The bytes that a scan may download are spent; a later run with a larger budget can decide this suspect."""
 
 
 class LoraNotLoadedError(NotTestableError):

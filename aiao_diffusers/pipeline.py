@@ -1,8 +1,6 @@
 """Stable Diffusion with a watermark: a thin face on `embed`, `verify` and the record."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from huggingface_hub import CommitInfo, snapshot_download
 from .deprecation import renamed_arguments
 from .embedding.embed import EmbedConfig, EmbedReport, embed
 from .errors import ConfigError, OutputExistsError, SuspectError
+from .files.atomic import write_folder
 from .mark.key import WatermarkKey
 from .mark.record import FOLDER, WatermarkRecord, has_record
 from .publishing.push import push
@@ -116,15 +115,9 @@ def save_new(pipe: Any, folder: str | Path, **kwargs: Any) -> Path:
     target = Path(folder)
     if target.exists():
         raise OutputExistsError(f"output '{target}' exists: choose another folder or remove it.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with write_folder(target) as partial:
         pipe.save_pretrained(partial, **kwargs)
         if getattr(pipe, "record", None) is not None and not has_record(partial):
             pipe.record.save(partial)
         partial.chmod(0o755)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return target

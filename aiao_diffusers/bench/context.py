@@ -19,6 +19,7 @@ from ..denoiser.encode import from_images, image_rows, prepare
 from ..denoiser.inputs import LatentData
 from ..denoiser.setup import denoiser_of
 from ..errors import ConfigError, DataError, ResultsError
+from ..files.atomic import write_whole
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,12 @@ def write_weights(module: nn.Module, file: Path) -> None:
     Raises:
         ResultsError: they could not be written, on a full disk for instance; nothing is left then.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, partial)
-        os.replace(partial, file)
+        with write_whole(file, ending=str(os.getpid())) as partial:  # workers may write the same file
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, partial
+            )
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise ResultsError(f"'{file}' cannot be written ({error}): make room and run again, it goes on.") from error
 
 

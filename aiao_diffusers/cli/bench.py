@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files.atomic import write_text
 from ._assets import ASSETS, need_assets
-from ._output import out, write_whole
+from ._output import out
 
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
@@ -146,8 +147,8 @@ def _suite(verb: str, context: typer.Context) -> None:
 
 def _say(name: str, result: dict[str, Any], text: str, output: Path | None, as_json: bool) -> None:
     if output is not None:
-        write_whole(output / f"{name}.json", json.dumps(result, indent=2) + "\n")
-        write_whole(output / f"{name}.md", text)
+        write_text(output / f"{name}.json", json.dumps(result, indent=2) + "\n")
+        write_text(output / f"{name}.md", text)
     if as_json:
         out.json(result)
     else:

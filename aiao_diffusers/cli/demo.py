@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import MissingExtraError
+from ..files.atomic import write_text
+from ..files.text import markdown_table
 from ._assets import ASSETS, need_assets
 from ._options import AsJson, Quiet
-from ._output import out, write_whole
+from ._output import out
 from ._progress import Step, progress
 from .embed import losses
 
@@ -27,13 +29,6 @@ if TYPE_CHECKING:
 PROMPTS = ["cat face", "red apple", "evergreen tree", "house building"]
 COLUMNS = ("suspect", "expected", "verdict", "log10 p", "bits")
 TITLE = "Who carries the mark?"
-SUMMARY = """<h1>Who carries the mark?</h1>
-<table><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-<p>{{ legend }}</p><p><img alt="same-seed images" src="data:image/png;base64,{{ images }}"></p>
-{% for name, part in sections %}<details><summary>{{ name }}</summary>{{ part }}</details>
-{% endfor %}"""
 LEGEND = "Same seeds; rows: base, marked, marked with the LoRA. Prompts: " + ", ".join(PROMPTS) + "."
 SHEETS = 3  # rows of images
 FULL_STEPS = 300  # fewer than the default: fresh verdicts within 12 minutes on two slow cores
@@ -171,31 +166,30 @@ def _report(
     """`report.md`, `images.png` and, where plots can be drawn, `report.html`."""
     output.mkdir(parents=True, exist_ok=True)
     _sheet(folders, step).save(output / "images.png")
-    lines = [f"# {TITLE}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    lines += ["", LEGEND, "", "![same-seed images](images.png)", ""]
-    write_whole(output / "report.md", "\n".join(lines))
+    table = markdown_table(COLUMNS, map(_cells, rows))
+    lines = [f"# {TITLE}", "", table, "", LEGEND, "", "![same-seed images](images.png)", ""]
+    write_text(output / "report.md", "\n".join(lines))
     try:
         page = _page(rows, reports, output / "images.png")
     except MissingExtraError as error:
         out.note(f"no report.html: {error}")
         return
-    write_whole(output / "report.html", page)
+    write_text(output / "report.html", page)
 
 
 def _page(rows: list[dict[str, Any]], reports: "list[VerificationReport]", sheet: Path) -> str:
-    from markupsafe import Markup
+    from ..files.html import render_html
+    from ..verification.report_html import section
 
-    from ..verification.report_html import HTML, document, section
-
-    body = HTML.from_string(SUMMARY).render(
+    return render_html(
+        "cli/demo.html.jinja",
+        title=TITLE,
         columns=COLUMNS,
         rows=[_cells(row) for row in rows],
         legend=LEGEND,
         images=base64.b64encode(sheet.read_bytes()).decode(),
         sections=[(row["name"], section(report)) for row, report in zip(rows, reports, strict=True)],
     )
-    return document(TITLE, Markup(body))
 
 
 def _sheet(folders: dict[str, Any], step: Step) -> "Image":

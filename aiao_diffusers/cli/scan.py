@@ -127,10 +127,9 @@ def scan(
 def _tell(report: "ScanReport", repo: str, output: Path) -> None:
     """The suspects that could be read, and where to find all."""
     columns = ["suspect", "verdict", "log10 p", "Holm", "distance", "proves"]
-    picked = [0, 2, 3, 4, 6, 8]
-    shown = [row for row in report.sorted_rows if row.log10_p is not None]
-    cells = [report.cells(row) for row in shown]
-    out.table(f"Who carries the mark of {repo}?", columns, [[row[i] for i in picked] for row in cells])
+    read = [report.cells(row) for row in report.sorted_rows if row.log10_p is not None]
+    shown = [[c.suspect, c.verdict, c.log10_p, c.holm, c.distance, c.proves] for c in read]
+    out.table(report.title, columns, shown)
     for text in report.warnings:
         out.note(f"warning: {text}")
     out.note(f"{report.counts}; report with all suspects and reasons: {output / 'report.md'}")

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from ..errors import OutputExistsError
+from ..files.atomic import write_text
 from ._options import AsJson, Quiet
-from ._output import out, write_whole
+from ._output import out
 from ._progress import progress
 
 
@@ -80,7 +81,7 @@ def verify(
             callback=lambda taken, planned: step(taken),
         )
     if html is not None:
-        write_whole(html, report.to_html())
+        write_text(html, report.to_html())
     if as_json:
         out.json(report.to_dict())
     else:

@@ -1,7 +1,6 @@
 """What a denoiser is trained and probed on: rows of clean latents with their conditioning."""
 
 import inspect
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..errors import DataError
+from ..files.atomic import write_whole
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,9 @@ class LatentData:
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Cache as safetensors, floating point in `dtype`; written whole or not at all."""
         tensors = {"latents": self.latents, **{f"cond.{name}": value for name, value in self.conditioning.items()}}
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            save_file(
-                {n: (v.to(dtype) if v.is_floating_point() else v).contiguous() for n, v in tensors.items()}, partial
-            )
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        stored = {n: (v.to(dtype) if v.is_floating_point() else v).contiguous() for n, v in tensors.items()}
+        with write_whole(Path(path)) as partial:
+            save_file(stored, partial)
 
     @classmethod
     def load(cls, path: str | Path) -> "LatentData":

@@ -4,7 +4,6 @@ The paper's claim: most of what fine-tuning changes is in few layers, and lazy o
 """
 
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +18,17 @@ from ..denoiser.finetune import finetune
 from ..denoiser.inputs import LatentData
 from ..denoiser.setup import denoiser_of, eval_mode
 from ..errors import ConfigError, DataError, WrongBaseError
+from ..files.atomic import write_text
 from ..files.figure import new_figure
+from ..files.text import markdown_table
 from ..formats.checkpoint import load_denoiser
 from ..verification.suspect import label_of, local_path, open_suspect
 from .weight_change import NORMS, StoredWeights
 
 
 _FORMAT = "aiao-profile-1"
+BLOCK_COLUMNS = ("block", "mean relative change")
+LAYER_COLUMNS = ("layer", "relative change", "spread", "parameters")
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,7 @@ class LayerProfile:
     def save(self, path: str | Path) -> Path:
         """Write JSON, whole or not at all."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        os.replace(partial, path)
+        write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
         return path
 
     @classmethod
@@ -169,15 +170,12 @@ class LayerProfile:
             f"{len(self.tuned)} fine-tunes: {', '.join(self.tuned)}. {len(moved)} of {len(self.layers)} layers moved; "
             f"the busiest tenth of these holds {self.busiest_share():.0%} of the summed relative change.",
             "",
-            "| block | mean relative change |",
-            "|---|---|",
-            *(f"| {block} | {change:.4f} |" for block, change in self.blocks().items()),
+            markdown_table(BLOCK_COLUMNS, [(block, f"{change:.4f}") for block, change in self.blocks().items()]),
             "",
-            "| layer | relative change | spread | parameters |",
-            "|---|---|---|---|",
         ]
         shown = moved if len(moved) <= 2 * rows else [*moved[:rows], *moved[-rows:]]
-        lines += [f"| {x.name} | {x.change:.4f} | {x.spread:.4f} | {x.parameters} |" for x in shown]
+        cells = [(x.name, f"{x.change:.4f}", f"{x.spread:.4f}", str(x.parameters)) for x in shown]
+        lines.append(markdown_table(LAYER_COLUMNS, cells))
         return "\n".join(lines) + "\n"
 
     def plot(self) -> Any:

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import stat
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import KeyFileError
+from ..files.atomic import write_private_new
 
 
 SCHEME = "aiao-1"
@@ -134,30 +134,10 @@ class WatermarkKey:
             "secret": self.secret.hex(),
             "commitment": self.commitment,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # mkstemp creates with mode 0600: there is no moment at which others could read the secret.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(document, file, indent=2)
-                file.write("\n")
-            try:
-                # link, unlike rename, fails where the target exists.
-                os.link(temporary, path)
-            except FileExistsError:
-                raise
-            except OSError:
-                # FAT and some mounted drives know no links: there the name is claimed first, then the file put in its place.
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-                try:
-                    os.replace(temporary, path)
-                except OSError:
-                    path.unlink(missing_ok=True)
-                    raise
+            write_private_new(path, json.dumps(document, indent=2) + "\n")
         except FileExistsError as error:
             raise KeyFileError(f"'{path}' exists; a key is never overwritten: choose another name.") from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
         return path
 
     @classmethod

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..denoiser.inputs import LatentData
 from ..denoiser.schedule import noise_schedule
 from ..denoiser.sites import Site
 from ..errors import DataError, RecordError, SuspectError, UnsafeFileError
+from ..files.atomic import write_bytes
 from ..files.strict_json import read_json
 from ..files.text import short
 from .key import SCHEME, WatermarkKey
@@ -177,9 +177,7 @@ class WatermarkRecord:
         target.mkdir(parents=True, exist_ok=True)
         document, bank = self._serialize()
         for name, content in ((BANK, bank), (DOCUMENT, document)):
-            partial = target / f".{name}.partial"
-            partial.write_bytes(content)
-            os.replace(partial, target / name)
+            write_bytes(target / name, content)
         return target
 
     @classmethod

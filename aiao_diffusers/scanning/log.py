@@ -1,12 +1,12 @@
 """The log of a scan: a row a suspect, appended as it is decided, so that a killed scan goes on."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, OutputExistsError
+from ..files.jsonl import append_line, cut_torn_line
 from ..files.text import short
 
 
@@ -59,9 +59,10 @@ class ScanRow:
 
 
 class ScanLog:
-    """`scan.jsonl`: a first line that says which scan it is, then one line a repository, synced to disk as it is known.
+    """`scan.jsonl`: a first line that says which scan it is, then one line a repository (see `files.jsonl`).
 
-    A process killed while it writes leaves a torn last line, which is skipped; that repository is asked again.
+    A process killed while it writes leaves a torn last line, which is cut off; that repository is asked again. Whoever
+    opens a log holds the lock of its folder.
 
     Raises:
         OutputExistsError: the file is of another scan. ConfigError: it is no scan log.
@@ -69,8 +70,9 @@ class ScanLog:
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.repos: dict[str, tuple[str | None, tuple[ScanRow, ...]]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        # Older logs may hold a torn line within.
         known = [value for line in lines if (value := _json(line)) is not None]
         if known and known[0].get("scan") != header:
             raise OutputExistsError(
@@ -81,11 +83,11 @@ class ScanLog:
         for entry in known[1:]:
             if isinstance(entry.get("rows"), list):
                 self._keep(entry["repo"], entry["commit"], tuple(ScanRow.of(row) for row in entry["rows"]))
-        self._file = path.open("ab")
-        if lines and lines[-1]:
-            self._file.write(b"\n")
+        if lines:
+            cut_torn_line(path)
         if not known:
-            self._append({"scan": header})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(path, {"scan": header})
 
     def settled(self, repo: str, commit: str | None) -> bool:
         """Whether this repository at this commit needs no further look."""
@@ -93,25 +95,16 @@ class ScanLog:
         return commit is not None and known == commit and all(row.settled for row in rows)
 
     def write(self, repo: str, commit: str | None, rows: tuple[ScanRow, ...]) -> None:
-        """One repository's rows, all or none; the latest line of a repository counts."""
-        self._append({"repo": repo, "commit": commit, "rows": [asdict(row) for row in rows]})
+        """One repository's rows, all or none; the latest line of a repository counts. Raises as `files.jsonl.append_line`."""
+        append_line(self.path, {"repo": repo, "commit": commit, "rows": [asdict(row) for row in rows]})
         self._keep(repo, commit, rows)
 
     def rows(self) -> tuple[ScanRow, ...]:
         """Of every repository the latest."""
         return tuple(row for _, rows in self.repos.values() for row in rows)
 
-    def close(self) -> None:
-        """Close the file; nothing is pending."""
-        self._file.close()
-
     def _keep(self, repo: str, commit: str | None, rows: tuple[ScanRow, ...]) -> None:
         self.repos[repo] = (commit, rows)
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
 
 def _json(line: bytes) -> dict[str, Any] | None:

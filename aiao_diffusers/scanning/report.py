@@ -1,4 +1,4 @@
-"""The outcome of a scan: one row a suspect, an append-only log that survives any stop, and the report sorted by p.
+"""The report of a scan: every suspect sorted by p, as JSON, Markdown, HTML and CSV.
 
 A scan asks many questions, and each `verified` accuses somebody. So the verdicts of the report are family-wise: by Holm's
 adjustment the chance of even one false `verified` in the whole scan is at most alpha, however the tests depend on each
@@ -11,21 +11,38 @@ import html
 import io
 import json
 import math
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..files.atomic import write_text
+from ..files.html import render_html
+from ..files.text import markdown_table
 from ..stats.multiple import holm
 from .log import ScanRow
 
 
-COLUMNS = (
-    *("suspect", "file", "verdict", "log10 p", "Holm", "bits", "distance", "relation", "proves"),
-    *("copy of", "commit", "found by", "note"),
-)
+class Cells(NamedTuple):
+    """A row of the report's tables, as text."""
+
+    suspect: str
+    file: str
+    verdict: str
+    log10_p: str
+    holm: str
+    bits: str
+    distance: str
+    relation: str
+    proves: str
+    copy_of: str
+    commit: str
+    found_by: str
+    note: str
+
+
+COLUMNS = tuple("Holm" if name == "holm" else name.replace("_", " ") for name in Cells._fields)
 
 
 @dataclass(frozen=True)
@@ -93,18 +110,38 @@ class ScanReport:
         fields = {k: v for k, v in vars(self).items() if k not in ("rows", "adjusted")}
         return json.loads(json.dumps({**fields, "counts": self.counts, "correction": "Holm", "rows": rows}))
 
-    def cells(self, row: ScanRow) -> list[str]:
-        """A row as text, in the order of `COLUMNS`."""
+    def cells(self, row: ScanRow) -> Cells:
+        """A row as text, under `COLUMNS`."""
 
         def number(value: float | None, digits: int) -> str:
             return "" if value is None else f"{value:.{digits}f}"
 
         note = "; ".join([*([row.reason] if row.reason else []), *row.warnings])
-        return [
-            *(row.repo, row.file, self.verdict_of(row), number(row.log10_p, 1)),
-            *(number(self.adjusted.get(row.label), 1), number(row.bit_accuracy, 3), number(row.distance, 4)),
-            *(row.relation or "", self.proves(row), row.copy_of or "", (row.commit or "")[:12], row.found_by, note),
-        ]
+        return Cells(
+            suspect=row.repo,
+            file=row.file,
+            verdict=self.verdict_of(row),
+            log10_p=number(row.log10_p, 1),
+            holm=number(self.adjusted.get(row.label), 1),
+            bits=number(row.bit_accuracy, 3),
+            distance=number(row.distance, 4),
+            relation=row.relation or "",
+            proves=self.proves(row),
+            copy_of=row.copy_of or "",
+            commit=(row.commit or "")[:12],
+            found_by=row.found_by,
+            note=note,
+        )
+
+    @property
+    def table(self) -> list[Cells]:
+        """`cells` of `sorted_rows`."""
+        return [self.cells(row) for row in self.sorted_rows]
+
+    @property
+    def title(self) -> str:
+        """What the scan asked."""
+        return f"Who carries the mark of {self.base}?"
 
     @property
     def heading(self) -> list[str]:
@@ -123,41 +160,30 @@ class ScanReport:
 
     def to_markdown(self) -> str:
         """The report for people."""
-        lines = [f"# Who carries the mark of {_markdown(self.base)}?", ""]
+        lines = [f"# {_markdown(self.title)}", ""]
         lines += [text for sentence in self.heading for text in (_markdown(sentence), "")]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        lines += ["| " + " | ".join(_markdown(cell) for cell in self.cells(row)) + " |" for row in self.sorted_rows]
+        lines.append(markdown_table(COLUMNS, (map(_markdown, cells) for cells in self.table)))
         return "\n".join(lines) + "\n"
 
     def to_html(self) -> str:
         """The same as one page without scripts or links; all text of suspects is escaped."""
-
-        def line(tag: str, cells: list[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        head = f"<title>{html.escape(f'Who carries the mark of {self.base}?')}</title>"
-        style = "<style>body{font:14px sans-serif}td,th{padding:2px 8px;text-align:left;vertical-align:top}</style>"
-        text = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.heading)
-        rows = "\n".join(line("td", self.cells(row)) for row in self.sorted_rows)
-        body = f"{text}<table>\n{line('th', list(COLUMNS))}\n{rows}\n</table>"
-        return f'<!doctype html><html lang="en"><meta charset="utf-8">{head}{style}<body>{body}</body></html>\n'
+        values = {"title": self.title, "heading": self.heading, "columns": COLUMNS, "rows": self.table}
+        return str(render_html("scanning/report.html.jinja", **values))
 
     def to_csv(self) -> str:
         """The table; a cell that a spreadsheet would run as a formula is quoted."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row in self.sorted_rows:
-            writer.writerow([_cell(text) for text in self.cells(row)])
+        for cells in self.table:
+            writer.writerow([_cell(text) for text in cells])
         return file.getvalue()
 
     def save(self, folder: Path) -> None:
         """Write `report.md`, `report.html`, `report.csv` and `report.json`, each under a temporary name first."""
         texts = {"md": self.to_markdown(), "html": self.to_html(), "csv": self.to_csv()}
         for suffix, text in {**texts, "json": json.dumps(self.to_dict(), indent=1) + "\n"}.items():
-            partial = folder / f".report.{suffix}.partial"
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, folder / f"report.{suffix}")
+            write_text(folder / f"report.{suffix}", text)
 
 
 def _markdown(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Exact p-values of a watermark reading: median-split hits, their convolution over sites, sequential looks, intervals.
+"""Exact p-values of a watermark reading: hits of a median split, and their sum over sites.
 
-Null hypothesis: "the suspect was made without knowledge of the key's secret". Every p-value here is exact under it, or
-valid (never too small), for *any* suspect, trained or random, with no calibration set. That rests on three assumptions:
+Null hypothesis: "the suspect was made without knowledge of the key's secret". Every p-value here is exact under it, for
+*any* suspect, trained or random, with no calibration set. That rests on three assumptions:
 
 1. Response patterns are balanced and uniform among the balanced ones, independent from site to site. If not (a biased
    shuffle, one pattern reused at two sites), the hypergeometric law is wrong and sites must not be convolved.
@@ -11,8 +11,8 @@ valid (never too small), for *any* suspect, trained or random, with no calibrati
 3. The key was fixed before the suspect was seen. If not, a claimant draws keys until one fits: the best of n keys has
    p near 1/n, and nothing computed here can tell. A dated commitment answers it, statistics do not.
 
-All p-values are log10, so that they stay finite. A site is the triple `(channels, plus, hits)`: width C, number of +1
-in its response pattern, hits. With n = min(plus, C - plus), hits = C - 2n + 2j, where j is hypergeometric:
+All p-values are log10, so that they stay finite. A site is a `SiteHits`: width C, number of +1 in its response pattern,
+hits. With n = min(plus, C - plus), hits = C - 2n + 2j, where j is hypergeometric:
 
     P(j) = binom(n, j) binom(C - n, n - j) / binom(C, n),    j = 0 .. n
 
@@ -23,18 +23,32 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import fft
 
 from ..errors import ConfigError, NotTestableError, ShapeError
-from .tail import log_binom, log_upper_tail
+from .tail import Window, log_binom, log_upper_tail
 
-
-SiteHits = tuple[int, int, int]
 
 _LN10 = math.log(10)
+
+
+class SiteHits(NamedTuple):
+    """What was read at one out-site.
+
+    Attributes:
+        channels (`int`): width C, which is also the number of bits read.
+        plus (`int`): how many of the response pattern's C values are +1.
+        hits (`int`): channels that agree with the response pattern, 0 to C; C/2 is what chance gives.
+    """
+
+    channels: int
+    plus: int
+    hits: int
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,8 @@ class SiteTest:
 
 
 def count_hits(d: NDArray[Any], s: NDArray[Any]) -> SiteHits:
-    """`(channels, plus, hits)` of a response d against a response pattern s, both `(C,)`; raises as `hits`."""
-    return len(s), int((s > 0).sum()), hits(d, s)
+    """`SiteHits` of a response d against a response pattern s, both `(C,)`; raises as `hits`."""
+    return SiteHits(len(s), int((s > 0).sum()), hits(d, s))
 
 
 def hits(d: ArrayLike, s: ArrayLike) -> int:
@@ -96,36 +110,36 @@ def hits(d: ArrayLike, s: ArrayLike) -> int:
 
 def site_log10_p(channels: int, plus: int, hits: int) -> float:
     """Exact p-value of one site: `combined_log10_p` of it alone."""
-    return combined_log10_p([(channels, plus, hits)])
+    return combined_log10_p([SiteHits(channels, plus, hits)])
 
 
-def combined_log10_p(sites: Sequence[SiteHits]) -> float:
+def combined_log10_p(sites: Sequence[tuple[int, int, int]]) -> float:
     """Exact probability, under the null, of at least as many hits in total as were seen.
 
     The hits of all sites add up; their law is the exact convolution of the sites' hypergeometric laws, so a wide site
     weighs more than a narrow one, and no site is picked after the fact.
 
     Args:
-        sites: triples `(channels, plus, hits)`, one per out-site, at least one; each site once.
+        sites: `SiteHits` (or plain triples), one per out-site, at least one; each site once.
 
     Returns:
         `float`: log10 p, from `floor_log10_p(sites)` to 0; relative error below 1e-9 anywhere in the range.
 
     Raises:
         NotTestableError: no site, for nothing compared is never a verdict.
-        ConfigError: a triple that `hits` cannot have produced.
+        ConfigError: a site that `hits` cannot have produced.
 
     Source: hypergeometric tail (Fisher's exact test with both margins fixed); the tilting is Esscher's.
     """
     kinds, total = _count(sites)
-    return log_upper_tail(kinds, total) / _LN10
+    return _log_upper_tail(kinds, total) / _LN10
 
 
-def floor_log10_p(sites: Sequence[SiteHits]) -> float:
+def floor_log10_p(sites: Sequence[tuple[int, int, int]]) -> float:
     """The smallest log10 p that these sites allow, all channels hit: minus the sum of log10 binom(C, plus).
 
     Args:
-        sites: triples as for `combined_log10_p`; hits are checked but do not matter.
+        sites: as for `combined_log10_p`; hits are checked but do not matter.
 
     Raises:
         NotTestableError, ConfigError: as for `combined_log10_p`.
@@ -134,14 +148,14 @@ def floor_log10_p(sites: Sequence[SiteHits]) -> float:
     return -sum(count * float(log_binom(channels, n)) for (channels, n), count in kinds.items()) / _LN10
 
 
-def randomised_p(sites: Sequence[SiteHits], u: float) -> float:
+def randomised_p(sites: Sequence[tuple[int, int, int]], u: float) -> float:
     """The combined p-value with its steps filled in: P(more hits) + u P(exactly these hits).
 
     The combined p is discrete, hence larger than uniform; for u uniform on [0, 1) this one is exactly uniform under the
     null, as a Kolmogorov-Smirnov test asks. For checking calibration only: a verdict must not hang on a drawn number.
 
     Args:
-        sites: triples as for `combined_log10_p`.
+        sites: as for `combined_log10_p`.
         u (`float`): in [0, 1), drawn independently of the sites.
 
     Returns:
@@ -153,11 +167,55 @@ def randomised_p(sites: Sequence[SiteHits], u: float) -> float:
     if not 0 <= u < 1:
         raise ConfigError(f"u must be in [0, 1), got {u}")
     kinds, total = _count(sites)
-    more, at_least = (math.exp(log_upper_tail(kinds, start)) for start in (total + 1, total))
+    more, at_least = (math.exp(_log_upper_tail(kinds, start)) for start in (total + 1, total))
     return more + u * (at_least - more)
 
 
-def _count(sites: Sequence[SiteHits]) -> tuple[Counter[tuple[int, int]], int]:
+class _HitLaw:
+    """The law of j at one site: hypergeometric, on 0 .. n; a `tail.Law`."""
+
+    def __init__(self, channels: int, n: int) -> None:
+        self.log_pmf = log_pmf(channels, n)
+
+    def _tilt(self, theta: float) -> tuple[NDArray[np.float64], float]:
+        """The tilted law, and the norm that undoes it."""
+        row = self.log_pmf + theta * np.arange(self.log_pmf.size)
+        peak = float(row.max())
+        mass = np.exp(row - peak)
+        return mass / mass.sum(), peak + math.log(float(mass.sum()))
+
+    def mean(self, theta: float) -> float:
+        pmf, _ = self._tilt(theta)
+        return float(pmf @ np.arange(pmf.size))
+
+    def spectrum(self, theta: float, size: int) -> tuple[NDArray[np.complex128], float]:
+        pmf, norm = self._tilt(theta)
+        return fft.rfft(pmf, size), norm
+
+
+@lru_cache(maxsize=64)
+def log_pmf(channels: int, n: int) -> NDArray[np.float64]:
+    """Natural log of the law of j, shape (n + 1,), read-only."""
+    j = np.arange(n + 1)
+    law = log_binom(n, j) + log_binom(channels - n, n - j) - log_binom(channels, n)
+    law.setflags(write=False)
+    return law
+
+
+def _log_upper_tail(kinds: Counter[tuple[int, int]], start: int) -> float:
+    """Natural log of P(sum of j over all sites >= start)."""
+    top = sum(n * count for (_, n), count in kinds.items())
+    if start <= 0:
+        return 0.0
+    if start > top:
+        return -math.inf
+    laws = [(_HitLaw(channels, n), count) for (channels, n), count in kinds.items()]
+    window = Window(0, top + 1, fft.next_fast_len(top + 1, real=True))
+    # At |theta| = 100 all mass is at an end: exp(100) exceeds sites x C^2 by far for any C that fits in memory.
+    return log_upper_tail(laws, start, window, steepest=100, tolerance=1e-3)
+
+
+def _count(sites: Sequence[tuple[int, int, int]]) -> tuple[Counter[tuple[int, int]], int]:
     """Sites by kind (C, n), and the sum of their j."""
     if not len(sites):
         raise NotTestableError("no site was compared: nothing compared is never a verdict")

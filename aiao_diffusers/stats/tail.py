@@ -1,69 +1,96 @@
-"""The exact upper tail of a sum of independent hit counts, deep into what floating point can hold."""
+"""The exact upper tail of a sum of independent whole-numbered laws, deep into what floating point can hold."""
 
 import math
-from collections import Counter
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, optimize, special
 
 
+_TINY = 1e-300  # of a mass: what the FFT's rounding leaves of none at all may be negative
+
+
 def log_binom(n: Any, k: Any) -> NDArray[np.float64]:
+    """Natural log of the binomial coefficient, of numbers or arrays."""
     return np.asarray(special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1))
 
 
-@lru_cache(maxsize=64)
-def log_pmf(channels: int, n: int) -> NDArray[np.float64]:
-    """Natural log of the law of j, shape (n + 1,), read-only."""
-    j = np.arange(n + 1)
-    law = log_binom(n, j) + log_binom(channels - n, n - j) - log_binom(channels, n)
-    law.setflags(write=False)
-    return law
+class Law(Protocol):
+    """The law of one whole-numbered statistic, which can be tilted: P_tilted(t) is proportional to P(t) exp(theta t)."""
+
+    def mean(self, theta: float) -> float:
+        """Of the tilted law."""
+        ...
+
+    def spectrum(self, theta: float, size: int) -> tuple[NDArray[np.complex128], float]:
+        """Real FFT of the tilted law on the integers modulo `size`, and the norm: P(t) = P_tilted(t) exp(norm - theta t)."""
+        ...
 
 
-def log_upper_tail(kinds: Counter[tuple[int, int]], start: int) -> float:
-    """Natural log of P(sum of j over all sites >= start).
+@dataclass(frozen=True)
+class Window:
+    """The integers on which a sum is computed: `first` and the `count - 1` after it.
 
-    Every law is tilted by exp(theta j), with theta such that the tilted sum has its mean at the tail's edge. Tilting
+    Args:
+        size (`int`): of the FFT, at least `count`; the sum's mass outside of a span of `size` must be negligible under the tilt.
+    """
+
+    first: int
+    count: int
+    size: int
+
+
+def log_upper_tail(
+    laws: Sequence[tuple[Law, int]],
+    start: int,
+    window: Window,
+    *,
+    steepest: float,
+    tolerance: float,
+    clip: bool = False,
+) -> float:
+    """Natural log of P(sum >= start).
+
+    Every law is tilted by exp(theta t), with theta such that the tilted sum has its mean at the tail's edge. Tilting
     commutes with convolution, so the convolution is done where the mass lies, by FFT, and the tilt is taken out of
     the tail sum afterwards. Untilted, a law of 1,280 channels (down to 1e-383) underflows, and FFT rounding buries
     whatever lies below 1e-16.
-    """
-    top = sum(n * count for (_, n), count in kinds.items())
-    if start <= 0:
-        return 0.0
-    if start > top:
-        return -math.inf
-    laws = [(log_pmf(channels, n), count) for (channels, n), count in kinds.items()]
 
-    def tilted(theta: float) -> list[tuple[NDArray[np.float64], float, int]]:
-        rows = []
-        for law, count in laws:
-            row = law + theta * np.arange(law.size)
-            peak = float(row.max())
-            mass = np.exp(row - peak)
-            rows.append((mass / mass.sum(), peak + math.log(float(mass.sum())), count))
-        return rows
+    Args:
+        laws: each different law with how many of the summands have it.
+        start (`int`): above the sum's smallest value, at most its largest; it lies in the window.
+        window (`Window`): where to compute.
+        steepest (`float`): |theta| at most; at it the tilted sum lies at an end of its range.
+        tolerance (`float`): of theta. The identity holds at any theta; it only has to bring the mass near the edge.
+        clip (`bool`, defaults to False): set what rounding leaves below 0 to 0, as a window needs in which mass may wrap round.
+            It moves the last digit, so a statistic keeps to one of both.
+
+    Returns:
+        `float`: may lie above 0 by rounding.
+
+    Source: the tilting is Esscher's (Scandinavian Actuarial Journal, 1932); its computation by FFT is our choice.
+    """
 
     def excess(theta: float) -> float:
-        means = sum(count * float(pmf @ np.arange(pmf.size)) for pmf, _, count in tilted(theta))
-        return means - (start - 0.5)
+        return sum(count * law.mean(theta) for law, count in laws) - (start - 0.5)
 
-    # At |theta| = 100 all mass is at an end: exp(100) exceeds sites x C^2 by far for any C that fits in memory.
-    # The identity holds at any theta; it only has to bring the mass within a fraction of a deviation of the edge.
-    theta = float(optimize.brentq(excess, -100, 100, xtol=1e-3))
-    size = fft.next_fast_len(top + 1, real=True)
-    spectrum = np.ones(size // 2 + 1, dtype=np.complex128)
+    theta = float(optimize.brentq(excess, -steepest, steepest, xtol=tolerance))
+    spectrum = np.ones(window.size // 2 + 1, dtype=np.complex128)
     log_norm = 0.0
-    for pmf, norm, count in tilted(theta):
-        spectrum *= fft.rfft(pmf, size) ** count
+    for law, count in laws:
+        part, norm = law.spectrum(theta, window.size)
+        spectrum *= part**count
         log_norm += count * norm
-    law = fft.irfft(spectrum, size)[: top + 1]
-    offset = np.arange(top + 1) - start
+    # The FFT's first value is that of 0, or of any multiple of its size.
+    mass = np.roll(fft.irfft(spectrum, window.size), -(window.first % window.size))[: window.count]
+    offset = np.arange(window.count) + (window.first - start)
 
     # Sum on the side where removing the tilt shrinks the terms: on the other it would amplify the FFT's rounding.
     side = offset >= 0 if theta > 0 else offset < 0
-    log_tail = log_norm - theta * start + math.log(float(law[side] @ np.exp(-theta * offset[side])))
-    return log_tail if theta > 0 else math.log1p(-math.exp(log_tail))
+    kept = mass[side].clip(min=0) if clip else mass[side]
+    tail = float(kept @ np.exp(-theta * offset[side]))
+    log_tail = log_norm - theta * start + math.log(max(tail, _TINY))
+    return log_tail if theta > 0 else math.log1p(-min(math.exp(log_tail), 1 - 1e-16))

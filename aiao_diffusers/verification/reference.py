@@ -1,6 +1,5 @@
 """Clean activations of the owner's original, and the clean twin itself, as a verifier offers them."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ..denoiser.setup import eval_mode, placement
 from ..denoiser.sites import attention_modules, first_tensor, trace_on, unwrap
 from ..denoiser.trigger import channel_axis
 from ..errors import NotTestableError, RecordError
+from ..files.atomic import write_whole
 from ..files.safetensors_header import load_tensors
 from ..mark.record import WatermarkRecord
 from ..mark.selection import IN_SPAN, OUT_SPAN, span
@@ -58,9 +58,8 @@ class Reference:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, under a temporary name first. Keep it private, as the key."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(self.tensors(), str(partial))
-        os.replace(partial, path)
+        with write_whole(path) as partial:
+            save_file(self.tensors(), str(partial))
         return path
 
     @classmethod

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import save
 
 from aiao_diffusers import WatermarkKey, scan
-from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError
+from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError, ResultsError
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
 from tests.samples import card
 from tests.suspects import ASSETS, BASE, LORA, Suspect, folder, lora, mistakes, population, publish
@@ -164,3 +164,19 @@ def test_resumes_after_kill_nine(hub: HubServer, tmp_path: Path) -> None:
     known = {json.loads(line)["repo"] for line in lines[1:] if line}
     settled = {s.repo for s in suspects if s.repo in known and s.reason not in ("missing", "accept its terms")}
     assert settled and not any(hub.requests("GET", f"{repo}/resolve") for repo in settled)
+
+
+def test_a_second_scan_leaves_the_first_ones_downloads_alone(hub: HubServer, tmp_path: Path) -> None:
+    """Two scans in one folder at once: the second is refused and the first comes to its end."""
+    suspects, out = publish(hub, few("lora-0", "lora-1")), tmp_path / "out"
+    refused: list[str] = []
+
+    def second(rows: object, done: int, total: int) -> None:
+        kept = sorted(out.glob(".aiao-downloads-*"))
+        with pytest.raises(ResultsError, match="in use by another run") as error:
+            scan(BASE, KEY, output=out)
+        assert kept and sorted(out.glob(".aiao-downloads-*")) == kept
+        refused.append(str(error.value))
+
+    report = scan(BASE, KEY, output=out, repos=named(suspects), callback=second)
+    assert mistakes(report.to_dict()["rows"], suspects) == [] and str(out) in refused[0]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aiao_diffusers.stats.hits import hits, site_log10_p
+from aiao_diffusers.stats.hits import combined_log10_p, hits, site_log10_p
+from aiao_diffusers.stats.ranks import rank_log10_p
+from aiao_diffusers.stats.tail import Window, log_upper_tail
 
 
 def balanced_patterns(channels, plus):
@@ -46,3 +48,70 @@ class TestTail:
 
     def test_plus_and_minus_swapped_is_the_same_law(self):
         assert site_log10_p(33, 16, 25) == site_log10_p(33, 17, 25)
+
+
+def one_high(widths, value):
+    """Sites `(C, C // 2, ...)`, the first of which reads `value` and the others 0: their sum alone counts."""
+    return [(width, width // 2, 0 if i else value) for i, width in enumerate(widths)]
+
+
+class TestOneTail:
+    """Values recorded when hits and rank scores each had a tail of their own."""
+
+    @pytest.mark.parametrize(
+        "sites, expected",
+        [
+            ([(2, 1, 2)], -0.30102999566398114),
+            ([(8, 4, 6)], -0.6146491186359833),
+            ([(9, 4, 7)], -0.7781512503836436),
+            ([(64, 32, 44)], -2.5579463104262503),
+            ([(64, 32, 20)], -0.0002156010859271376),
+            ([(320, 160, 190)] * 3, -8.363296006231993),
+            ([(1280, 640, 1280)], -383.66664470342425),
+            ([(64, 32, 64), (128, 64, 120), (320, 160, 250)], -59.800787214844995),
+            ([(1280, 640, 660)] * 7, -2.7794612916867703),
+        ],
+    )
+    def test_hits(self, sites, expected):
+        assert combined_log10_p(sites) == pytest.approx(expected, rel=1e-12)
+
+    @pytest.mark.parametrize(
+        "sites, expected",
+        [
+            (one_high([8], 5), -1.243038048686295),
+            (one_high([64], 30), -3.9690275064059297),
+            (one_high([64], -25), -0.00035117065729060745),
+            (one_high([64, 128, 320], 180), -15.333377164532454),
+            (one_high([64, 128, 320], 300), -46.357245330828846),
+            (one_high([320] * 7, 900), -84.71391061157958),
+            (one_high([33, 65], 40), -4.75391363919571),
+            (one_high([1280], 900), -191.77899903868092),
+        ],
+    )
+    def test_rank_scores(self, sites, expected):
+        assert rank_log10_p(sites) == pytest.approx(expected, rel=1e-12)
+
+    @pytest.mark.parametrize("clip", [False, True])
+    @pytest.mark.parametrize("start", [-2, 0, 1, 5, 6])
+    def test_any_law(self, start, clip):
+        """Two coins of values -2, 1 and 3 at odds 1 to 2 to 1, in a window that begins below 0."""
+
+        class Coin:
+            values, masses = np.array([-2, 1, 3]), np.array([0.25, 0.5, 0.25])
+
+            def tilted(self, theta):
+                weights = self.masses * np.exp(theta * self.values)
+                return weights / weights.sum(), math.log(weights.sum())
+
+            def mean(self, theta):
+                return float(self.tilted(theta)[0] @ self.values)
+
+            def spectrum(self, theta, size):
+                masses, norm = self.tilted(theta)
+                law = np.zeros(size)
+                law[self.values % size] = masses
+                return np.fft.rfft(law), norm
+
+        found = log_upper_tail([(Coin(), 2)], start, Window(-4, 11, 12), steepest=50, tolerance=1e-3, clip=clip)
+        sums = itertools.product(zip(Coin.values, Coin.masses, strict=True), repeat=2)
+        assert math.exp(found) == pytest.approx(sum(p * q for (a, p), (b, q) in sums if a + b >= start), rel=1e-12)

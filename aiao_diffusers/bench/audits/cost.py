@@ -20,7 +20,8 @@ from ...denoiser.inputs import LatentData
 from ...denoiser.instrument import instrument
 from ...denoiser.setup import placement
 from ...denoiser.sites import attention_modules, trace, trace_on
-from ...errors import ConfigError
+from ...files.peak import peak_bytes, reset_peak, resident_bytes
+from ...files.text import markdown_table
 from ...formats.checkpoint import load_denoiser
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
@@ -227,21 +228,12 @@ def span(values: Any) -> tuple[float, float]:
     return min(found), max(found)
 
 
-def memory(field: str) -> int:
-    """A line of /proc/self/status in bytes: `VmRSS` is now, `VmHWM` the peak since the last reset."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError as error:
-        raise ConfigError("peak memory is read from /proc, which this system lacks: run on Linux.") from error
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 def peak_memory(unet: nn.Module, verdict: Callable[[], object], baseline: int) -> dict[str, Any]:
     """Peak resident memory during a verdict, above `baseline` (the interpreter with everything imported), over the weights."""
     weights = sum(p.numel() * p.element_size() for p in unet.parameters())
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    reset_peak()
     verdict()
-    peak = memory("VmHWM")
+    peak = peak_bytes()
     return {
         "weights_mib": weights / MIB,
         "baseline_mib": baseline / MIB,
@@ -300,7 +292,7 @@ def large(
         UNet2DConditionModel, {**config, "block_out_channels": (64,) * len(config["block_out_channels"])}, dtype
     )
     first_look(tiny, record_for(tiny, reduced))
-    baseline = memory("VmRSS")
+    baseline = resident_bytes()
     unet = random_model(UNet2DConditionModel, config, dtype)
     native, small = record_for(unet, config["sample_size"]), record_for(unet, reduced)
     reduced_memory = peak_memory(unet, lambda: first_look(unet, small), baseline)
@@ -340,10 +332,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The table for people; `result` holds `shipped`, `geometry` and, where it was measured, `large`."""
     small, big = result["shipped"], result.get("large")
     dtype = "bfloat16" if big is None else big["dtype"]
-    lines = [f"| what | shipped model, float32 | SD 1.5 geometry, {dtype} |", "|---|---|---|"]
+    rows: list[tuple[str, str, str]] = []
 
     def row(what: str, a: str, b: Callable[[Any], str]) -> None:
-        lines.append(f"| {what} | {a} | {'not measured' if big is None else b(big)} |")
+        rows.append((what, a, "not measured" if big is None else b(big)))
 
     def count(flops: Mapping[str, float]) -> str:
         return f"{flops['forwards']:.2f} forwards ({flops['verdict_gflop']:.1f} of {flops['forward_gflop']:.1f} GFLOP)"
@@ -357,10 +349,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         return f"1/{value:.0f} (1/{low:.0f}-1/{high:.0f} in {part['rounds']} rounds; {part[spent]:.1f} s of {part['image_s']:.0f} s)"
 
     geometry = result["geometry"]
-    lines.append(f"| default verdict, FLOPs | {count(small['flops'])} | {count(geometry['native'])} |")
+    rows.append(("default verdict, FLOPs", count(small["flops"]), count(geometry["native"])))
     row("its log10 p", f"{small['log10_p']:.1f} ({small['verdict']})", lambda b: "random weights: first look only")
-    lines.append(f"| with the reduced probe, FLOPs | | {count(geometry['reduced'])} |")
-    lines.append(f"| of a mark with masks for pairs of sites, FLOPs | | {count(geometry['pairs'])} |")
+    rows.append(("with the reduced probe, FLOPs", "", count(geometry["reduced"])))
+    rows.append(("of a mark with masks for pairs of sites, FLOPs", "", count(geometry["pairs"])))
     row("wall clock over one 20-step guided image", "", lambda b: times(b["wall"], "verdicts_an_image", "verdict_s"))
     row("the same, reduced probe", "", lambda b: times(b["wall"], "reduced_an_image", "reduced_s"))
     row(
@@ -372,6 +364,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         ),
     )
     row("unarmed latency ratio, median (95% CI)", latency(small["unarmed"]), lambda b: latency(b["unarmed"]))
+    lines = [markdown_table(("what", "shipped model, float32", f"SD 1.5 geometry, {dtype}"), rows)]
     if big is not None:
         wall = big["wall"]
         lines += [

@@ -16,6 +16,7 @@ from torch import nn
 
 from ...denoiser.inputs import LatentData
 from ...errors import NotTestableError
+from ...files.text import markdown_table
 from ...formats.checkpoint import load_denoiser
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
@@ -29,6 +30,10 @@ from ..attacks.disguise import disguise
 from ..attacks.finetune import full
 
 
+COLUMNS = (
+    *("suspect", "n", "verified plainly (95% CI)", "with alignment (95% CI)", "log10 p plain, median"),
+    *("log10 p all looks, median (smallest to largest)", "bits", "maps"),
+)
 EVERYTHING = "rotate+flip+shear"
 ALPHA = 1e-6
 Make = Callable[[int], tuple[nn.Module, WatermarkKey]]
@@ -111,18 +116,14 @@ def measure(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| suspect | n | verified plainly (95% CI) | with alignment (95% CI) | log10 p plain, median | log10 p all looks, median (smallest to largest) | bits | maps |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    cells = []
     for row in rows:
         shown = [f"{row['verified'][k]} ({row['ci'][k][0]:.2f}-{row['ci'][k][1]:.2f})" for k in ("plain", "all")]
         low, middle, high = row["log10_p"]
-        lines.append(
-            f"| {row['suspect']} | {row['n']} | {shown[0]} | {shown[1]} | {row['log10_p_plain'][1]:.1f} | "
-            f"{middle:.1f} ({low:.1f} to {high:.1f}) | {row['bit_accuracy']:.3f} | {', '.join(row['maps'])} |"
-        )
-    return "\n".join(lines) + "\n"
+        depths = (f"{row['log10_p_plain'][1]:.1f}", f"{middle:.1f} ({low:.1f} to {high:.1f})")
+        rest = (f"{row['bit_accuracy']:.3f}", ", ".join(row["maps"]))
+        cells.append((row["suspect"], str(row["n"]), *shown, *depths, *rest))
+    return markdown_table(COLUMNS, cells) + "\n"
 
 
 def leakage(
@@ -141,7 +142,7 @@ def leakage(
 
     def accuracy(asked: WatermarkKey) -> float:
         parts = [count_hits(d, asked.response_pattern(n, len(d))) for n, d in change.items()]
-        return sum(p[2] for p in parts) / sum(p[0] for p in parts)
+        return sum(p.hits for p in parts) / sum(p.channels for p in parts)
 
     wrong = [accuracy(key.child(f"leak/{i}")) for i in range(keys)]
     return {"true": accuracy(key), "wrong_mean": float(np.mean(wrong)), "wrong_sd": float(np.std(wrong)), "keys": keys}

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from ...denoiser.inputs import LatentData
+from ...files.text import markdown_table
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...stats.multiple import clopper_pearson
@@ -27,6 +28,7 @@ from ..suite.definition import read_suite
 from ..suite.tables import attack_name
 
 
+COLUMNS = ("attack", "n", "thorough: verified, log10 p", "fast: verified, log10 p")
 SUITES = ("quick", "sweeps")
 
 
@@ -142,15 +144,14 @@ def markdown(rows: Sequence[Row]) -> str:
     """The rows on which the plans differ or the mark is in doubt, and the totals in words."""
     total = summary(rows)
     low, high = total["within_8_ci"]
-    lines = ["| attack | n | thorough: verified, log10 p | fast: verified, log10 p |", "|---|---|---|---|"]
-    for row in rows:
-        if row.thorough_verified < row.n or row.fast_verified < row.n:
-            lines.append(
-                f"| {row.attack} | {row.n} | {_cell(row.thorough_verified, row.thorough)} | {_cell(row.fast_verified, row.fast)} |"
-            )
+    cells = [
+        (row.attack, str(row.n), _cell(row.thorough_verified, row.thorough), _cell(row.fast_verified, row.fast))
+        for row in rows
+        if row.thorough_verified < row.n or row.fast_verified < row.n
+    ]
     return "\n".join(
         [
-            *lines,
+            markdown_table(COLUMNS, cells),
             "",
             f"Marked models under {len(rows)} attacks: the thorough plan verifies {total['thorough_verified']} of {total['marked']}, the "
             f"fast plan {total['fast_verified']}; attacks that only the thorough plan reads: {', '.join(total['lost']) or 'none'}.",

@@ -5,15 +5,13 @@ added; every whole model is that change fused in. The oracle is the denoiser who
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ...errors import AIAOError
+from ...files.peak import Peak
 from ...files.safetensors_header import load_tensors
-from ...files.text import short
+from ...files.text import markdown_table, short, table_head, table_row
 from ...formats.adapter_algebra import parse, scaling_of
 from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
@@ -38,6 +37,10 @@ from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole
 ASSETS = Path("examples/emoji_diffusion")
 CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.0.conv_shortcut", "conv_in")
 MIB = 2**20
+COLUMNS = (
+    *("format", "detected", "loads", "modules", "oracle error"),
+    *("on the marked model", "on the clean model", "s", "peak MiB"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,43 +72,6 @@ class Row:
     peak_mib: float | None
     peak_ratio: float | None
     as_expected: bool
-
-
-class Peak:
-    """Growth of resident memory within a block, in MiB; None where the system does not tell."""
-
-    mib: float | None = None
-
-    @staticmethod
-    def _status(field: str) -> float | None:
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-        except OSError:
-            return None
-        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), None)
-
-    @contextmanager
-    def measured(self, trim: bool = True) -> Iterator["Peak"]:
-        """Reset the high-water mark, run the body, read it.
-
-        Args:
-            trim: give freed memory back first, which would hide what the body takes; slow.
-        """
-        if trim:
-            gc.collect()
-            with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
-                ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            yield self
-            return
-        before = self._status("VmRSS:")
-        try:
-            yield self
-        finally:
-            after = self._status("VmHWM:")
-            self.mib = None if before is None or after is None else max(0.0, after - before)
 
 
 def change_of(base: nn.Module, lora: Path, seed: int = 0) -> Change:
@@ -285,19 +251,16 @@ def memory(widths: tuple[int, ...] = (192, 384, 768)) -> Iterator[tuple[str, flo
 
 def table(rows: Iterable[Row]) -> str:
     """Rows as a Markdown table."""
-    lines = [
-        "| format | detected | loads | modules | oracle error | on the marked model | on the clean model | s | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
         verdicts = []
         for verdict, log10_p in ((row.marked, row.marked_log10_p), (row.clean, row.clean_log10_p)):
             verdicts.append(verdict if log10_p is None else f"{verdict} ({log10_p:.1f})")
         error = "" if row.oracle_error is None else f"{row.oracle_error:.1e}"
         peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
-        cells = [row.format, row.kind, "yes" if row.loads else "no", str(row.modules or ""), error, *verdicts]
-        lines.append(f"| {' | '.join(cells)} | {row.seconds:.2f} | {peak} |")
-    return "\n".join(lines) + "\n"
+        told = (row.format, row.kind, "yes" if row.loads else "no", str(row.modules or ""), error)
+        lines.append((*told, *verdicts, f"{row.seconds:.2f}", peak))
+    return markdown_table(COLUMNS, lines) + "\n"
 
 
 def main(words: list[str] | None = None, prog: str | None = None) -> int:
@@ -310,9 +273,10 @@ def main(words: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     options = parser.parse_args(words)
     if options.memory:
-        print("| format | denoiser MiB | peak over it | s |\n|---|---|---|---|")
+        print(table_head(("format", "denoiser MiB", "peak over it", "s")))
         for name, size, ratio, seconds in memory():
-            print(f"| {name} | {size:.0f} | {'' if ratio is None else f'{ratio:.2f}'} | {seconds:.1f} |", flush=True)
+            peak = "" if ratio is None else f"{ratio:.2f}"
+            print(table_row((name, f"{size:.0f}", peak, f"{seconds:.1f}")), flush=True)
         return 0
     rows = []
     if not options.json:

@@ -27,12 +27,12 @@ from torch import nn
 
 from ...denoiser.hashes import tensor_sha256
 from ...errors import AIAOError
+from ...files.peak import Peak
 from ...files.safetensors_header import check_finite
 from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
 from ...formats.lora import apply_lora
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, whole_models
-from .formats import Peak
 
 
 SECONDS = 5.0

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...files.text import table_head, table_row
 from ...mark.key import WatermarkKey
 from ...mark.mark import Mark
 from ...mark.record import WatermarkRecord
@@ -22,6 +23,10 @@ from ..attacks.adaptive import Masks, by_channel, expose, invert
 from ..context import AttackContext
 
 
+COLUMNS = (
+    *("model", "seed", "nearest mask, abs. cosine", "of other keys, median and largest", "share of keys as near"),
+    *("log10 p of the key's answer", "under random masks"),
+)
 OTHERS = 200
 SAMPLES = 32
 
@@ -106,11 +111,7 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     key = WatermarkKey.load(args.assets / "demo.key")
     record = WatermarkRecord.load(args.assets / "marked")
     print(f"{args.starts} starts of {args.steps} steps; {OTHERS} other keys; {SAMPLES} samples a reading\n")
-    print(
-        "| model | seed | nearest mask, abs. cosine | of other keys, median and largest | share of keys as near | "
-        "log10 p of the key's answer | under random masks |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    print(table_head(COLUMNS))
     for name in ("marked", "base"):
         pipe = open_pipe(name, places)
         data = open_data(pipe, "latents/twemoji.safetensors", places)
@@ -118,11 +119,9 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
             context = AttackContext(pipe, data, data, seed, args.assets, places)
             found = nearness(pipe.unet, key, record, context, starts=args.starts, steps=args.steps)
             others = sorted(found.others)
-            print(
-                f"| {name} | {seed} | {found.cosine:.3f} | {others[len(others) // 2]:.3f}, {others[-1]:.3f} | "
-                f"{found.p:.3f} | {found.log10_p:.1f} | {found.random_log10_p:.1f} |",
-                flush=True,
-            )
+            spread = f"{others[len(others) // 2]:.3f}, {others[-1]:.3f}"
+            depths = (f"{found.log10_p:.1f}", f"{found.random_log10_p:.1f}")
+            print(table_row((name, str(seed), f"{found.cosine:.3f}", spread, f"{found.p:.3f}", *depths)), flush=True)
 
 
 if __name__ == "__main__":

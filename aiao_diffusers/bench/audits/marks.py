@@ -22,6 +22,7 @@ from ...denoiser.price import measure_price
 from ...denoiser.schedule import probe_timesteps
 from ...denoiser.setup import placement
 from ...errors import ConfigError
+from ...files.text import markdown_table
 from ...formats.checkpoint import load_denoiser
 from ...mark.key import WatermarkKey
 from ...mark.reading import read_subpath
@@ -59,9 +60,9 @@ def bits_under(
             sample = record.noised(rows.latents, noise, t).to(device, dtype)
             inputs = CallInputs(sample, t.to(device), rows.keywords(device, dtype))
             readings = read_subpath(wired, masks, path, record.kappa, inputs, pairs=record.pairs)
-            triples = [count_hits(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
-            agreeing, channels = sum(x[2] for x in triples), sum(x[0] for x in triples)
-            result.append((agreeing / channels, combined_log10_p(triples)))
+            sites = [count_hits(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
+            agreeing, channels = sum(s.hits for s in sites), sum(s.channels for s in sites)
+            result.append((agreeing / channels, combined_log10_p(sites)))
     return result
 
 
@@ -243,9 +244,8 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
 def markdown(results: dict[str, dict[str, Any]]) -> str:
     """The table for people: a line a figure, a column a marked model."""
     columns = [figures(result) for result in results.values()]
-    lines = [["what", *results], ["---"] * (1 + len(columns))]
-    lines += [[name, *(column[name] for column in columns)] for name in columns[0]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    lines = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    return markdown_table(("what", *results), lines) + "\n"
 
 
 def main(words: list[str] | None = None, prog: str | None = None) -> None:

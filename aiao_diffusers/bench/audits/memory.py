@@ -10,7 +10,6 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from ...denoiser.finetune import finetune
 from ...denoiser.inputs import LatentData
@@ -18,32 +17,27 @@ from ...embedding.config import TRAIN, EmbedConfig
 from ...embedding.embed import embed
 from ...embedding.layer_profile import self_profile
 from ...embedding.weight_change import LowRank, StoredWeights
+from ...files.peak import peak_bytes, reset_peak, resident_bytes
+from ...files.text import table_head, table_row
 from ...mark.key import WatermarkKey
 from ...pipeline import WatermarkedStableDiffusionPipeline
 
 
 STEPS = 3
-
-
-def status(field: str) -> int:
-    """A size of this process, in bytes: `VmRSS` now, `VmHWM` at its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {field} in /proc/self/status")
+COLUMNS = ("train", "batch size", "ordinary fine-tuning, MiB", "embedding, MiB", "ratio")
 
 
 def measure(base: str, latents: str, train: str, batch_size: int, ordinary: bool) -> int:
     """Bytes above what the process held before it loaded the model, at the peak of `STEPS` steps; run it only once."""
     data = LatentData.load(latents)
-    before = status("VmRSS")
+    before = resident_bytes()
     pipe = WatermarkedStableDiffusionPipeline.from_pretrained(base)
     config = EmbedConfig(steps=STEPS, batch_size=batch_size, train=train)
     denoiser = pipe.unet
     # Found beforehand in both cases: what is compared is the training alone.
     profile = self_profile(pipe, data, steps=1, batch_size=1) if train == "lazy" else None
     # What the profile took must not hide the peak that is asked for.
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()
     if not ordinary:
         embed(pipe, WatermarkKey(bytes(range(32)), "Demo"), data, config, profile=profile)
     else:
@@ -54,7 +48,7 @@ def measure(base: str, latents: str, train: str, batch_size: int, ordinary: bool
         else:
             denoiser.requires_grad_(True)
         finetune(denoiser, data, pipe.scheduler, steps=STEPS, lr=config.lr, batch_size=3 * batch_size)
-    return status("VmHWM") - before
+    return peak_bytes() - before
 
 
 def apart(arguments: list[str]) -> int:
@@ -75,12 +69,13 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     if args.one:
         print(measure(args.base, args.latents, args.train[0], args.batch_size[0], args.one == "ordinary"))
         return
-    print("| train | batch size | ordinary fine-tuning, MiB | embedding, MiB | ratio |\n|---|---|---|---|---|")
+    print(table_head(COLUMNS))
     for train in args.train:
         for size in args.batch_size:
             common = [args.base, "--latents", args.latents, "--train", train, "--batch-size", str(size), "--one"]
             ordinary, marked = (apart([*common, one]) for one in ("ordinary", "embed"))
-            print(f"| {train} | {size} | {ordinary / 2**20:.0f} | {marked / 2**20:.0f} | {marked / ordinary:.3f} |")
+            sizes = (f"{ordinary / 2**20:.0f}", f"{marked / 2**20:.0f}")
+            print(table_row((train, str(size), *sizes, f"{marked / ordinary:.3f}")))
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ from ...denoiser.schedule import probe_timesteps
 from ...denoiser.sites import trace_on
 from ...denoiser.trigger import difference
 from ...files.figure import BLUE, ORANGE, new_figure
+from ...files.text import markdown_table
 from ...formats.checkpoint import load_denoiser
 from ...formats.lora import apply_lora
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...mark.selection import choose
 from ...mark.subpath import draw
-from ...stats.hits import SiteHits as Triple
-from ...stats.hits import combined_log10_p, count_hits, randomised_p
+from ...stats.hits import SiteHits, combined_log10_p, count_hits, randomised_p
 from ...stats.multiple import clopper_pearson
 from ..attacks.finetune import full, lora
 
@@ -75,7 +75,7 @@ def readings(
     seed: int,
     batch_size: int = 16,
     amplitude: float = 1.0,
-) -> Iterator[list[Triple]]:
+) -> Iterator[list[SiteHits]]:
     """One trial for each key, as `verify`'s first look takes it, with many keys in one forward.
 
     Args:
@@ -264,16 +264,14 @@ def run(
 def markdown(result: dict[str, Any]) -> str:
     """The tables for people."""
     alpha = result["alpha"]
-    lines = [
-        f"| group | models | pairs | KS p | share with p <= .01 | smallest log10 p | verdicts at {alpha:g} (95% CI of rate) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ("group", "models", "pairs", "KS p", "share with p <= .01", "smallest log10 p")
+    cells = []
     for row in result["groups"]:
         low, high = row["verdicts_ci"]
-        lines.append(
-            f"| {row['group']} | {row['models']} | {row['pairs']} | {row['ks_p']:.3f} | {row['share_at_1e-2']:.4f} | "
-            f"{row['smallest_log10_p']:.2f} | {row['verdicts']} ({low:.1e} to {high:.1e}) |"
-        )
+        shares = (f"{row['ks_p']:.3f}", f"{row['share_at_1e-2']:.4f}", f"{row['smallest_log10_p']:.2f}")
+        verdicts = f"{row['verdicts']} ({low:.1e} to {high:.1e})"
+        cells.append((row["group"], str(row["models"]), str(row["pairs"]), *shares, verdicts))
+    lines = [markdown_table((*columns, f"verdicts at {alpha:g} (95% CI of rate)"), cells)]
     search = result["claimant"]
     low, high = search["expected"]
     lines += [

@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from ...denoiser.inputs import LatentData
+from ...files.text import markdown_table
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...stats.multiple import clopper_pearson
@@ -97,11 +98,12 @@ def measure(assets: Path, seeds: int, trials: int, wrong: int) -> Iterator[dict[
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    heads = "".join(f" log10 p by {name}: median (range) |" for name in COLUMNS.values())
-    lines = [f"| suspect | n |{heads} deeper than by hits |", "|---" * (len(COLUMNS) + 3) + "|"]
+    heads = [f"log10 p by {name}: median (range)" for name in COLUMNS.values()]
+    cells = []
     for row in rows:
         seen = (f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in (row[by] for by in COLUMNS))
-        lines.append(f"| {row['suspect']} | {row['n']} | {' | '.join(seen)} | {row['deeper']} of {row['n']} |")
+        cells.append((row["suspect"], str(row["n"]), *seen, f"{row['deeper']} of {row['n']}"))
+    lines = [markdown_table(("suspect", "n", *heads, "deeper than by hits"), cells)]
     count = sum(row["null"]["n"] for row in rows)
     passed = sum(row["null"]["at_5_percent"] for row in rows)
     low, high = clopper_pearson(passed, count)

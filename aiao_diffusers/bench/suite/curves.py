@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ResultsError
+from ...files.atomic import write_whole
 from ...files.figure import new_figure
 from ..registry import ATTACKS
 from .tables import Rows, cells_of
@@ -27,9 +28,9 @@ def curves(rows: Rows, folder: str | Path) -> list[Path]:
     written = []
     for name, figure in made.items():
         if figure is not None:
-            partial = target / f".partial-{name}"
-            figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
-            written.append(partial.replace(target / name))
+            with write_whole(target / name) as partial:
+                figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
+            written.append(target / name)
     return written
 
 

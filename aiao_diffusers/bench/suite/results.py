@@ -1,18 +1,13 @@
-"""The results of a suite: an output folder with a lock, and one append-only file of JSON lines."""
+"""The results of a suite: rows of one append-only log (`files.jsonl`), of this version alone."""
 
 import json
-import math
-import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ...errors import ResultsError
+from ...files.jsonl import cut_torn_line, read_lines
 
 
 FORMAT = 1  # raised when old and new lines can no longer stand in one table; a deeper reading names itself (`look`)
@@ -23,55 +18,6 @@ PACKAGES = ("aiao_diffusers", "torch", "diffusers", "transformers", "peft")
 def versions() -> dict[str, str]:
     """Of everything that a number may depend on."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Exclusive use of an output folder; the lock goes with the process, also when it is killed.
-
-    Raises:
-        ResultsError: another run has it, or it cannot be made.
-    """
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise ResultsError(f"'{folder}' is in use by another run: wait for it or choose another folder.") from error
-    except OSError as error:
-        raise ResultsError(f"'{folder}' cannot be written to ({error}): choose another folder.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def append(file: Path, row: dict[str, Any]) -> None:
-    """One line more, on the disk before this returns; after a failure the file is as it was.
-
-    Raises:
-        ResultsError: the line could not be written, on a full disk for instance.
-    """
-    line = json.dumps(_finite(row), allow_nan=False).encode() + b"\n"
-    size = file.stat().st_size if file.exists() else 0
-    try:
-        with open(file, "ab", buffering=0) as out:
-            if out.write(line) != len(line):
-                raise OSError("only part of the line was written")
-            os.fsync(out.fileno())
-    except OSError as error:
-        if file.is_file():
-            os.truncate(file, size)
-        raise ResultsError(f"'{file}' cannot be written ({error}): make room and run again, it goes on.") from error
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinities as None: JSON has neither, and a ruined model's losses are often one of them."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(file: str | Path, *, any_version: bool = False) -> list[dict[str, Any]]:
@@ -85,11 +31,11 @@ def read(file: str | Path, *, any_version: bool = False) -> list[dict[str, Any]]
     path = Path(file)
     path = path / FILE if path.is_dir() else path
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_lines(path)
     except OSError as error:
         raise ResultsError(f"no results at '{path}' ({error}): run a suite first.") from error
     rows = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is not a whole line
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             made_by = row["format"], row["versions"]["aiao_diffusers"]
@@ -115,8 +61,5 @@ def finished(folder: Path) -> set[str]:
     file = folder / FILE
     if not file.exists():
         return set()
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        os.truncate(file, whole)
+    cut_torn_line(file)
     return {row["id"] for row in read(file) if row.get("verdict") != "failed"}

@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,8 @@ from ...denoiser.inputs import LatentData
 from ...denoiser.price import predictions
 from ...denoiser.setup import denoiser_of
 from ...errors import AIAOError, DataError, NotTestableError, ResultsError
+from ...files.atomic import write_folder
+from ...files.jsonl import append_line, lock_folder
 from ...mark.key import WatermarkKey
 from ..context import AttackContext, base_of, find, open_data, open_pipe, source_of, write_weights
 from ..peers import Outcome
@@ -109,7 +110,7 @@ def run_suite(
     folder = Path(out)
     places = (Path(config).parent.absolute(), Path(assets).absolute())
     say = progress or logger.info
-    with results.locked(folder):
+    with lock_folder(folder):
         run = Run(suite, places, folder.absolute(), _check(suite, places))
         done = results.finished(folder)
         for left in (folder / "marks").glob(".partial-*"):  # of a run that was killed
@@ -122,11 +123,11 @@ def run_suite(
             say(line)
         references = {run.reference_identity(cell): (run, cell) for cell in reversed(cells)}
         for row in _each(_reference, [r for identity, r in references.items() if identity not in done], jobs):
-            results.append(folder / results.FILE, row)
+            append_line(folder / results.FILE, row)
         groups = [list(group) for _, group in itertools.groupby(missing, key=lambda cell: cell.group)]
         for number, rows in enumerate(_each(_group, [(run, group) for group in groups], jobs), 1):
             for row in rows:
-                results.append(folder / results.FILE, row)
+                append_line(folder / results.FILE, row)
                 say(f"{number}/{len(groups)} {describe(row)}")
         # What is expected is the suite's of today, and of a cell that failed before the last line counts.
         expected = {run.identity(cell): {"expect": cell.expect} for cell in cells} | dict.fromkeys(references, {})
@@ -302,19 +303,16 @@ def _embed(run: Run, cell: Cell) -> str:
     """Make one mark; the folder appears whole or not at all."""
     started, target = time.perf_counter(), run.mark_folder(cell)
     method, context = run.suite.marks[cell.mark].build(), run.context(cell, cell.key)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
     try:
-        denoiser = context.copy_of_base()
-        method.embed(denoiser, _key(cell, method, context), context, partial)
-        write_weights(denoiser, partial / WEIGHTS)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and not isinstance(error, AIAOError):
-            raise ResultsError(f"'{target}' cannot be written ({error}): make room and run again.") from error
-        raise
+        with write_folder(target, prefix=".partial-") as partial:
+            denoiser = context.copy_of_base()
+            method.embed(denoiser, _key(cell, method, context), context, partial)
+            write_weights(denoiser, partial / WEIGHTS)
+            shutil.rmtree(target, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, AIAOError):
+            raise
+        raise ResultsError(f"'{target}' cannot be written ({error}): make room and run again.") from error
     return f"marked: {cell.mark}, key {cell.key}, {time.perf_counter() - started:.0f} s"
 
 

@@ -3,11 +3,13 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, ResultsError
+from ...files.atomic import write_text
+from ...files.text import markdown_table
 from ...stats.multiple import clopper_pearson
 from .. import attacks as _attacks  # noqa: F401 (fills the registry, which labels come from)
 from ..registry import ATTACKS, known
@@ -82,9 +84,7 @@ def update(document: str | Path, *, any_version: bool = False) -> list[str]:
         generated = table([path.parent / file for file in files], sections=[name], any_version=any_version)
         text += f"{start}{what} -->\n{generated}{end}"
         written.append(what)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_text(path, text)
     return written
 
 
@@ -122,7 +122,9 @@ def verdicts(rows: Rows) -> str:
         columns += ["controls' best log10 p: base, wrong key", "noise loss against base", "CMMD", "CLIP-score"]
         columns += ["same-seed distance"]
         parts.append(
-            head + "\n\n" + markdown(columns, [_verdict_cells(g) for _, g in grouped(own, "attack_name").items()])
+            head
+            + "\n\n"
+            + markdown_table(columns, [_verdict_cells(g) for _, g in grouped(own, "attack_name").items()])
         )
     return "\n\n".join(parts)
 
@@ -142,7 +144,7 @@ def looks(rows: Rows) -> str:
             lines.append([name, str(len(group)), *evidence, f"{min(controls):.1f}" if controls else "-"])
         columns = ["attack", "n", *labels, "controls, any look"]
         head = f"**{mark}** on {model}, attacker's data {data}{_of(suite, looked)}, log10 p by look: median, worst"
-        parts.append(f"{head}\n\n{markdown(columns, lines)}")
+        parts.append(f"{head}\n\n{markdown_table(columns, lines)}")
     return "\n\n".join(parts) or "No cell has looks."
 
 
@@ -243,7 +245,9 @@ def compare(rows: Rows) -> str:
             [name, *(_compared([row for row in group if row["mark"] == mark], here) for mark in marks)]
             for (name,), group in grouped(here, "attack_name").items()
         ]
-        parts.append(f"{model}, attacker's data {data}{_of(suite, rows)}:\n\n" + markdown(["attack", *marks], lines))
+        parts.append(
+            f"{model}, attacker's data {data}{_of(suite, rows)}:\n\n" + markdown_table(["attack", *marks], lines)
+        )
     return "\n\n".join(parts)
 
 
@@ -281,7 +285,7 @@ def wins(rows: Rows) -> str:
         lines.append([model, mark, name, f"{len(lost)}/{len(group)}", seen, f"{false}/{2 * len(group)}", _loss(group)])
     if not lines:
         return "No cell was lost and no control verified."
-    return markdown(
+    return markdown_table(
         ["model", "mark", "attack", "not verified", "log10 p", "false `verified`", "noise loss against base"], lines
     )
 
@@ -311,7 +315,7 @@ def reference(rows: Rows) -> str:
         "CMMD",
     ]
     columns += ["CLIP-score", "distance of the two seeds"]
-    return "The unmarked base with two seeds (first / second).\n\n" + markdown(columns, lines)
+    return "The unmarked base with two seeds (first / second).\n\n" + markdown_table(columns, lines)
 
 
 def _mean_of(name: str, digits: int) -> Callable[[Rows], str]:
@@ -332,12 +336,6 @@ def provenance(rows: Rows) -> str:
         parts.append(f"SHA-256 of {name} weights: {', '.join(found)}.")
     seconds = sum(sum(row.get("seconds", {}).values()) for row in cells)
     return "\n".join([*parts, f"Attacks, readings and quality took {seconds / 60:.0f} process minutes."])
-
-
-def markdown(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *body])
 
 
 def values(rows: Rows, name: str) -> list[float]:

@@ -8,6 +8,7 @@ import pytest
 
 from aiao_diffusers.bench.suite import results
 from aiao_diffusers.errors import ResultsError
+from aiao_diffusers.files.jsonl import append_line, lock_folder
 
 
 def row(number, **changes):
@@ -24,7 +25,7 @@ def row(number, **changes):
 def file(tmp_path):
     path = tmp_path / results.FILE
     for number in range(3):
-        results.append(path, row(number))
+        append_line(path, row(number))
     return path
 
 
@@ -34,9 +35,9 @@ def test_round_trip(file):
 
 
 def test_a_failed_cell_is_not_finished(file):
-    results.append(file, row(7) | {"verdict": "failed"})
+    append_line(file, row(7) | {"verdict": "failed"})
     assert results.finished(file.parent) == {"id0", "id1", "id2"}
-    results.append(file, row(7))
+    append_line(file, row(7))
     assert results.finished(file.parent) == {"id0", "id1", "id2", "id7"}
 
 
@@ -46,7 +47,7 @@ def test_a_line_cut_by_a_kill_is_dropped_and_written_again(file):
     assert len(results.read(file)) == 3
     assert results.finished(file.parent) == {"id0", "id1", "id2"}
     assert file.read_bytes() == whole
-    results.append(file, row(3))
+    append_line(file, row(3))
     assert [r["id"] for r in results.read(file)] == ["id0", "id1", "id2", "id3"]
 
 
@@ -62,7 +63,7 @@ def test_an_altered_line_within_is_refused(file):
     "change", [{"format": results.FORMAT + 1}, {"versions": results.versions() | {"aiao_diffusers": "9.9"}}]
 )
 def test_another_version_is_refused_unless_asked(file, change):
-    results.append(file, row(3, **change))
+    append_line(file, row(3, **change))
     with pytest.raises(ResultsError, match="line 4 .* ask for any version"):
         results.read(file)
     with pytest.raises(ResultsError):
@@ -76,13 +77,13 @@ def test_a_full_disk_leaves_whole_lines(file):
     program = """
 import resource, sys
 from pathlib import Path
-from aiao_diffusers.bench import results
 from aiao_diffusers.errors import ResultsError
+from aiao_diffusers.files.jsonl import append_line
 file = Path(sys.argv[1])
 limit = file.stat().st_size + 20
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    results.append(file, {"format": 1, "id": "big", "note": "y" * 5000})
+    append_line(file, {"format": 1, "id": "big", "note": "y" * 5000})
 except ResultsError as error:
     print(error)
     sys.exit(7)
@@ -96,8 +97,8 @@ def test_two_runs_on_one_folder(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from aiao_diffusers.bench import results
-with results.locked(Path({str(tmp_path)!r})):
+from aiao_diffusers.files.jsonl import lock_folder
+with lock_folder(Path({str(tmp_path)!r})):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -105,23 +106,23 @@ with results.locked(Path({str(tmp_path)!r})):
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ResultsError, match="in use by another run"), results.locked(tmp_path):
+        with pytest.raises(ResultsError, match="in use by another run"), lock_folder(tmp_path):
             pass
         other.kill()  # as a killed run would: the lock goes with the process
         other.wait()
-    with results.locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     for name in ("file", "file/below"):
-        with pytest.raises(ResultsError, match="choose another folder"), results.locked(tmp_path / name):
+        with pytest.raises(ResultsError, match="choose another folder"), lock_folder(tmp_path / name):
             pass
 
 
 def test_values_without_json_become_null(tmp_path):
-    results.append(tmp_path / results.FILE, row(0, a=float("nan"), b=[float("inf"), 1.5]))
+    append_line(tmp_path / results.FILE, row(0, a=float("nan"), b=[float("inf"), 1.5]))
     assert json.loads((tmp_path / results.FILE).read_text())["b"] == [None, 1.5]
 
 

@@ -10,6 +10,7 @@ from aiao_diffusers.bench.suite import results
 from aiao_diffusers.bench.suite.curves import curves
 from aiao_diffusers.bench.suite.tables import load, table, update
 from aiao_diffusers.errors import ConfigError, ResultsError
+from aiao_diffusers.files.jsonl import append_line
 from aiao_diffusers.stats.multiple import clopper_pearson
 
 
@@ -41,7 +42,7 @@ def folder(tmp_path):
         hyper = {"amount": amount, "structured": False}
         rows += [row("prune", hyper, seed, p - seed, passed=4, strength=amount) for seed in range(3)]
     for line in rows:
-        results.append(tmp_path / results.FILE, line)
+        append_line(tmp_path / results.FILE, line)
     return tmp_path
 
 
@@ -62,7 +63,7 @@ def test_verdicts_count_and_bound(folder):
 def test_a_cell_from_before_its_attack_had_a_further_choice_is_the_same_cell(folder):
     # The fixture's rows name both choices of `prune`; these one, and no other.
     for hyper, p in (({"amount": 0.7}, -3.0), ({"amount": 0.7, "structured": True}, -4.0)):
-        results.append(folder / results.FILE, row("prune", hyper, 0, p))
+        append_line(folder / results.FILE, row("prune", hyper, 0, p))
     lines = table(folder, sections=["verdicts"]).splitlines()
     found = [line.split("|")[1:3] for line in lines if line.startswith("| prune (amount 0.7")]
     assert found == [[" prune (amount 0.7) ", " 0/3 "], [" prune (amount 0.7, structured True) ", " 0/1 "]]
@@ -70,7 +71,7 @@ def test_a_cell_from_before_its_attack_had_a_further_choice_is_the_same_cell(fol
 
 def test_suites_and_significances_are_not_pooled(folder):
     for changes in ({"suite": "other"}, {"alpha": 0.5}):
-        results.append(folder / results.FILE, row("none", {}, 7, -1.0, passed=0, **changes))
+        append_line(folder / results.FILE, row("none", {}, 7, -1.0, passed=0, **changes))
     text = table(folder, sections=["verdicts"])
     assert [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| none")] == [
         "3/3",
@@ -84,16 +85,16 @@ def test_suites_and_significances_are_not_pooled(folder):
 
 def test_of_models_that_differ_the_range_is_told(tmp_path):
     for seed, passed in enumerate((0, 4, 8)):
-        results.append(tmp_path / results.FILE, row("none", {}, seed, -50.0, passed=passed))
+        append_line(tmp_path / results.FILE, row("none", {}, seed, -50.0, passed=passed))
     low, high = clopper_pearson(12, 24)
     assert f"| {low:.3f}-{high:.3f}; models 0.00-1.00 |" in table(tmp_path, sections=["verdicts"])
 
 
 def test_what_has_no_number_is_counted(tmp_path):
     for seed, p in enumerate((-50.0, -48.0)):
-        results.append(tmp_path / results.FILE, row("none", {}, seed, p))
+        append_line(tmp_path / results.FILE, row("none", {}, seed, p))
     ruined = {"loss_owner": float("nan"), "base_loss_owner": 0.1}
-    results.append(tmp_path / results.FILE, row("none", {}, 2, None, verdict="not_testable", quality=ruined))
+    append_line(tmp_path / results.FILE, row("none", {}, 2, None, verdict="not_testable", quality=ruined))
     line = line_of(table(tmp_path, sections=["verdicts"]), "| none")
     assert "| 2/3 |" in line and "| -49.0, -48.0 (1 of 3 without) |" in line and "+10% sd 0 (1 of 3 without)" in line
 
@@ -112,7 +113,7 @@ def test_a_seed_of_the_base_counts_once_with_its_pictures(tmp_path):
             "quality": told,
             "again": told,
         }
-        results.append(tmp_path / results.FILE, stamp | line)
+        append_line(tmp_path / results.FILE, stamp | line)
     assert "| m | d | 2, 1 |" in table(tmp_path, sections=["reference"])
 
 
@@ -121,7 +122,7 @@ def test_a_control_that_is_the_twin_says_nothing_of_looks_beyond_it(tmp_path):
     for attack, hyper in (("none", {}), ("merge", {"weight": 0.5, "other": "base"}), ("noise", {"std": 0.1})):
         line = row(attack, hyper, 0, -50.0, looks={"amplitude x1": -50.0})
         line["controls"]["base"]["looks"] = looks
-        results.append(tmp_path / results.FILE, line)
+        append_line(tmp_path / results.FILE, line)
     text = table(tmp_path, sections=["looks"])
     assert line_of(text, "| none").endswith("| -1.0 |") and line_of(text, "| merge").endswith("| -1.0 |")
     assert line_of(text, "| noise").endswith("| -2.6 |")
@@ -143,15 +144,13 @@ def test_nothing_to_tell_or_update(tmp_path, capsys):
 def test_wins_list_every_loss_and_false_verdict(folder):
     text = table(folder, sections=["wins"])
     assert "prune (amount 0.7) | 3/3 | -4.0; -3.0; -2.0 | 0/6" in text and "amount 0.3" not in text
-    results.append(folder / results.FILE, row("cast", {"dtype": "float16"}, 0, -90.0, base=-9.0))
+    append_line(folder / results.FILE, row("cast", {"dtype": "float16"}, 0, -90.0, base=-9.0))
     assert "cast | 0/1" in table(folder, sections=["wins"]).replace("cast (dtype float16)", "cast")
     assert "(**1/1 verified**)" in table(folder, sections=["verdicts"])
 
 
 def test_what_must_not_verify_is_no_loss(tmp_path):
-    results.append(
-        tmp_path / results.FILE, row("merge", {"weight": 0.0}, 0, -0.2, expect="not_verified", strength=0.0)
-    )
+    append_line(tmp_path / results.FILE, row("merge", {"weight": 0.0}, 0, -0.2, expect="not_verified", strength=0.0))
     assert "No cell was lost" in table(tmp_path, sections=["wins"])
 
 
@@ -171,27 +170,27 @@ def test_the_documents_are_what_their_results_say(name, tmp_path):
 def test_failed_cells_stay(folder):
     failed = row("noise", {"std": 9.0}, 0, None, verdict="failed", error="RuntimeError: burst", passed=0)
     del failed["controls"], failed["hashes"], failed["quality"], failed["trials"]
-    results.append(folder / results.FILE, failed)
+    append_line(folder / results.FILE, failed)
     text = table(folder)
     assert "RuntimeError: burst" in text and " 0/1 " in line_of(text, "| noise")
 
 
 def test_marks_side_by_side_with_their_drop(folder):
     for seed in range(2):
-        results.append(folder / results.FILE, row("none", {}, seed, -9.0, mark="peer", passed=8))
+        append_line(folder / results.FILE, row("none", {}, seed, -9.0, mark="peer", passed=8))
         hyper = {"amount": 0.3, "structured": False}
-        results.append(folder / results.FILE, row("prune", hyper, seed, -1.0, mark="peer", passed=2))
+        append_line(folder / results.FILE, row("prune", hyper, seed, -1.0, mark="peer", passed=2))
     line = line_of(table(folder, sections=["compare"]), "| prune (amount 0.3)")
     assert "3/3; 50% (29-71), -50" in line and "0/2; 25% (7-52), -75" in line
 
 
 def test_a_drop_is_against_the_same_seeds_model_and_data(tmp_path):
     for seed, passed in ((0, 8), (1, 6)):
-        results.append(tmp_path / results.FILE, row("none", {}, seed, -9.0, passed=passed))
-    results.append(tmp_path / results.FILE, row("none", {}, 0, -9.0, passed=2, data="e", id="other data"))
+        append_line(tmp_path / results.FILE, row("none", {}, seed, -9.0, passed=passed))
+    append_line(tmp_path / results.FILE, row("none", {}, 0, -9.0, passed=2, data="e", id="other data"))
     hyper = {"amount": 0.3, "structured": False}
-    results.append(tmp_path / results.FILE, row("prune", hyper, 0, -9.0, passed=4))
-    results.append(tmp_path / results.FILE, row("prune", hyper, 2, -9.0, passed=4, data="e", id="of a third seed"))
+    append_line(tmp_path / results.FILE, row("prune", hyper, 0, -9.0, passed=4))
+    append_line(tmp_path / results.FILE, row("prune", hyper, 2, -9.0, passed=4, data="e", id="of a third seed"))
     first, second = table(tmp_path, sections=["compare"]).split("m, attacker's data e:")
     assert "| none | 2/2; 88% (" in first and line_of(first, "| prune").endswith("-50 |")
     assert "| none | 1/1; 25% (" in second and line_of(second, "| prune").endswith(") |")
@@ -203,14 +202,14 @@ def test_a_cmmd_that_its_prompts_pull_down_has_a_star(tmp_path):
         line = row("noise", {"std": number / 10}, 0, -9.0, quality=quality | more)
         if more == {"clip_score": None}:
             del line["quality"]["clip_score"]  # no prompts, so no pairs
-        results.append(tmp_path / results.FILE, line)
+        append_line(tmp_path / results.FILE, line)
     lines = table(tmp_path, sections=["verdicts"]).splitlines()[-3:]
     assert ["-0.50 *" in line for line in lines] == [True, False, False]
 
 
 def test_the_published_model_comes_first_whatever_finished_first(tmp_path):
-    results.append(tmp_path / results.FILE, row("prune", {"amount": 0.3, "structured": False}, 0, -50.0, passed=4))
-    results.append(tmp_path / results.FILE, row("none", {}, 0, -100.0))
+    append_line(tmp_path / results.FILE, row("prune", {"amount": 0.3, "structured": False}, 0, -50.0, passed=4))
+    append_line(tmp_path / results.FILE, row("none", {}, 0, -100.0))
     lines = table(tmp_path, sections=["compare"]).splitlines()
     assert lines[-2].startswith("| none") and "50% (16-84), -50" in lines[-1]
 
@@ -220,7 +219,7 @@ def test_looks_side_by_side(tmp_path):
     for seed, (a, b) in enumerate([(-3.0, -9.0), (-2.0, -30.0), (-4.0, -8.0)]):
         looks = {"a": a, "b": b} | ({"louder": -1.0} if seed else {})
         line = row("cast", {}, seed, min(a, b), looks=looks, controls={"base": control, "wrong_key": control})
-        results.append(tmp_path / results.FILE, line)
+        append_line(tmp_path / results.FILE, line)
     text = table(tmp_path, sections=["looks"])
     # A look that some cells did not need has no column: its median would be that of the hard ones alone.
     assert "| attack | n | a | b | controls, any look |" in text
@@ -234,7 +233,7 @@ def test_rows_without_looks_make_no_table(folder):
 def test_other_versions_and_sections_are_refused(folder):
     with pytest.raises(ConfigError, match="did you mean 'wins'"):
         table(folder, sections=["win"])
-    results.append(folder / results.FILE, row("none", {}, 9, -1.0, versions={"aiao_diffusers": "0.0"}))
+    append_line(folder / results.FILE, row("none", {}, 9, -1.0, versions={"aiao_diffusers": "0.0"}))
     with pytest.raises(ResultsError):
         table(folder)
     assert "10 cells" in table(folder, any_version=True)
@@ -261,7 +260,7 @@ def test_a_document_is_rewritten_between_its_marks(folder, tmp_path):
 
 def test_a_cell_measured_again_counts_once(folder):
     again = row("none", {}, 1, -7.0, id="of another model", hashes={"base": "e" * 64, "marked": "f" * 64})
-    results.append(folder / results.FILE, again)
+    append_line(folder / results.FILE, again)
     rows = load([folder, folder])
     assert len(rows) == 9 and sum(r["log10_p"] == -7.0 for r in rows) == 1
     with pytest.raises(ResultsError, match="at least one"):

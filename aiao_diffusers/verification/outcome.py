@@ -1,0 +1,109 @@
+"""The outcome of one verification, as frozen data: what was compared, what was read, what follows."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from ..stats.hits import SiteTest
+from .claims import PROVES
+
+
+@dataclass(frozen=True)
+class VerificationOutcome:
+    """What was read, and what follows.
+
+    Args:
+        verdict (`str`): `verified`, `not_verified` or `not_testable`; reason (`str`): why, in the last case.
+        log10_p (`float`, *optional*): log10 of the p-value under "made without knowledge of the secret", after paying for
+            every look; log10_p_floor: the smallest value that the bits read can give.
+        alpha (`float`): significance asked for. bit_accuracy (`float`): share of agreeing bits; chance is .5.
+        verification_rate (`float`): share of single plain trials with p <= alpha; verification_rate_ci: its 95%
+            Clopper-Pearson interval; trials (`int`): plain trials run.
+        denoiser_evals (`int`): single-sample forwards spent. sites: the test of each out-site.
+        suspect, base (`str`): what was compared. proves (`str`): key of `PROVES`.
+        controls (`dict`): the same question where the answer must be no. adapter (`dict`): what a LoRA changed.
+        source (`dict`): for `suspect` and `base` from a Hub, the repository and its commit; of the base also `declared_by`
+            (where the suspect itself names it) and `matches_record` (its weights are those of the marked model).
+        hashes (`dict`): SHA-256 of suspect (of the adapter file, where it is one), base, marked model and record, and the
+            key's commitment. seed (`int`): of the trials.
+        subpaths (`tuple[dict]`): of each plain trial the armed in-sites and each out-site's share of agreeing bits. It
+            names sites that the key chose: masks stay secret, but hand a report only to who needs it.
+        kind (`str`, *optional*): what a file or folder was recognised as.
+        plan (`dict`): the plan that was fixed beforehand: its `name` (`thorough` or `fast`), its fields, the labels of its `looks` in
+            order, and how the reading `ended`: `verified`, `futile` (nothing seen, stopped early) or `all looks taken`.
+    """
+
+    verdict: str
+    suspect: str
+    alpha: float
+    base: str | None = None
+    log10_p: float | None = None
+    log10_p_floor: float | None = None
+    bit_accuracy: float | None = None
+    verification_rate: float | None = None
+    verification_rate_ci: tuple[float, float] | None = None
+    trials: int = 0
+    denoiser_evals: int = 0
+    sites: tuple[SiteTest, ...] = ()
+    proves: str = "nothing"
+    controls: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    reason: str | None = None
+    looks: tuple[dict[str, Any], ...] = ()
+    adapter: dict[str, Any] | None = None
+    kind: str | None = None
+    hashes: dict[str, str | None] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    subpaths: tuple[dict[str, Any], ...] = ()
+    seed: int | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def with_control(self, name: str, control: "VerificationOutcome") -> Self:
+        """The same with the answer of one more unmarked model."""
+        answer = {"verdict": control.verdict, "log10_p": control.log10_p}
+        return replace(self, controls={**self.controls, name: answer})
+
+    def with_warning(self, text: str) -> Self:
+        """The same with one more warning."""
+        return replace(self, warnings=(*self.warnings, text))
+
+    @property
+    def verified(self) -> bool:
+        """Whether the verdict is `verified`."""
+        return self.verdict == "verified"
+
+    @property
+    def proves_in_words(self) -> str:
+        """What follows from the verdict."""
+        if self.verdict == "not_testable":
+            return "Nothing: the question could not be put to this suspect."
+        return PROVES[self.proves]
+
+    @property
+    def controls_in_words(self) -> dict[str, str]:
+        """Each control in one line, without its long lists."""
+        return {name: _describe(fields) for name, fields in self.controls.items()}
+
+    @property
+    def source_in_words(self) -> dict[str, str]:
+        """The origin of suspect and base, as far as they came from a Hub."""
+        return {name: _origin(told) for name, told in self.source.items()}
+
+
+def _describe(fields: Any) -> str:
+    if not isinstance(fields, dict):
+        return str(fields)
+    shown = {
+        n: f"{v:.2f}" if isinstance(v, float) else v for n, v in fields.items() if not isinstance(v, list | tuple)
+    }
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _origin(told: dict[str, Any]) -> str:
+    words = [f"repository {told['repo']} at commit {told['commit']}"] if "repo" in told else []
+    if told.get("declared_by"):
+        words.append(f"self-declared by the suspect's {told['declared_by']}")
+    if "matches_record" in told:
+        words.append(f"weights are {'' if told['matches_record'] else 'not '}those of the record's marked model")
+    if told.get("from_cache_alone"):
+        words.append("read from the cache, for the Hub was away")
+    return "; ".join(words)
