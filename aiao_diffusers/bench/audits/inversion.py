@@ -1,6 +1,6 @@
 """How near trigger inversion comes to the true masks and to the mark's answer: `aiao bench inversion`.
 
-An attacker without the key climbs from random masks to those that move the out-sites most (`attacks.adaptive.invert`). Two
+An attacker without the key climbs from random masks to those that move the out-sites most (`attacks.inversion.invert`). Two
 questions, each with controls: are the masks found like the key's, by cosine, more than they are like 200 other keys'? And do
 they call up the key's response patterns, which training could then remove? The unmarked base is asked the same.
 """
@@ -19,7 +19,8 @@ from ...mark.mark import Mark
 from ...mark.record import WatermarkRecord
 from ...stats.hits import combined_log10_p, count_hits
 from ...verification.evidence import key_sites
-from ..attacks.adaptive import Masks, by_channel, expose, invert
+from ..attacks.exposed_mark import Masks, by_channel, expose
+from ..attacks.inversion import invert
 from ..context import AttackContext
 
 

@@ -20,7 +20,7 @@ def test_the_fuzz_reaches_every_outcome_and_breaks_no_promise():
 
 def test_the_fuzz_sees_a_loader_that_lies(monkeypatch, tmp_path):
     """Its own controls: a promise broken on purpose must end the run."""
-    real = fuzz.applied
+    real = fuzz.apply_lora
 
     @contextmanager
     def boasting(*args, **kwargs):
