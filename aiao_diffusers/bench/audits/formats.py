@@ -31,10 +31,10 @@ from ...formats.lora import apply_lora
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...verification.verify import verify
+from ..context import ASSETS
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole_models
 
 
-ASSETS = Path("examples/emoji_diffusion")
 CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.0.conv_shortcut", "conv_in")
 MIB = 2**20
 COLUMNS = (

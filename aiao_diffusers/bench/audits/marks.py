@@ -32,10 +32,10 @@ from ...stats.hits import combined_log10_p, count_hits
 from ...stats.multiple import clopper_pearson
 from ...verification.evidence import key_sites
 from ...verification.verify import verify
-from ..context import AttackContext, open_data, open_pipe
+from ..context import ASSETS, AttackContext, open_data, open_pipe
 from ..suite.definition import QualitySpec
+from ..suite.marks import iter_marks
 from ..suite.quality import clip_score, cmmd, embedded, generate
-from ..suite.runner import ASSETS, iter_marks
 from .inversion import nearness
 
 

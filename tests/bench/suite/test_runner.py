@@ -1,13 +1,11 @@
 """What must not end a run in a traceback, nor leave its processes behind."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -19,7 +17,8 @@ from PIL import Image
 from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
 from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.suite import results
-from aiao_diffusers.bench.suite.runner import _each, iter_marks, run_suite, unexpected
+from aiao_diffusers.bench.suite.marks import iter_marks
+from aiao_diffusers.bench.suite.runner import run_suite, unexpected
 from aiao_diffusers.bench.suite.tables import table
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
@@ -166,36 +165,6 @@ def test_a_marked_folder_of_another_architecture(own, tmp_path):
     marks = {"shipped": {"method": "aiao", "marked": "marked", "key": "demo.key", "keys": 1}}
     with pytest.raises(ConfigError, match="another architecture"):
         run_suite(own(marks=marks), tmp_path / "out")
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_told_of():
-    with pytest.raises(ResultsError, match="a process of this run was killed"):
-        list(_each(os._exit, [(3,), (3,)], 2))
-
-
-@pytest.mark.slow
-def test_processes_end_with_a_run_that_is_killed(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import time\n"
-        "from aiao_diffusers.bench.suite.runner import _each\n"
-        "if __name__ == '__main__':\n"
-        "    list(_each(time.sleep, [(600,)] * 3, 2))\n"
-    )
-    with subprocess.Popen([sys.executable, program]) as run:
-        limit, workers = time.time() + 120, []
-        while len(workers) < 2:
-            assert run.poll() is None and time.time() < limit
-            # The one child that is no worker is the tracker of multiprocessing's resources.
-            workers = [p for p in psutil.Process(run.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-            time.sleep(0.2)
-        time.sleep(15)  # for imports and the first task
-        run.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    for process in alive:
-        process.kill()
-    assert not alive
 
 
 def test_what_is_not_as_expected():
