@@ -13,13 +13,14 @@ from _shipped import ASSETS
 from _tiny import tiny_unconditional
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
+from typer.testing import CliRunner
 
 from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
-from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.suite import results
 from aiao_diffusers.bench.suite.marks import iter_marks
 from aiao_diffusers.bench.suite.runner import run_suite, unexpected
 from aiao_diffusers.bench.suite.tables import table
+from aiao_diffusers.cli import app
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
 
@@ -81,7 +82,7 @@ def folder(tmp_path):
 def smoke(tmp_path_factory):
     """The smoke suite, killed after its second verdict, refused a second run meanwhile, then finished."""
     out = tmp_path_factory.mktemp("smoke")
-    command = [sys.executable, "-m", "aiao_diffusers.bench", "run", "smoke", "-o", out, "--assets", ASSETS]
+    command = [sys.executable, "-m", "aiao_diffusers.cli", "bench", "run", "smoke", "-o", out, "--assets", ASSETS]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
         file, limit = out / results.FILE, time.time() + 300
         while not file.exists() or file.read_bytes().count(b'"kind": "cell"') < 2:
@@ -209,10 +210,13 @@ class TestSmoke:
         with pytest.raises(DataError, match="no marks of suite smoke"):
             next(iter_marks("smoke", tmp_path, assets=ASSETS))
 
-    def test_table_and_curves_by_the_command(self, smoke, tmp_path, capsys):
+    def test_table_and_curves_by_the_command(self, smoke, tmp_path):
         out, _ = smoke
-        assert main(["table", str(out), "--section", "verdicts", "--curves", str(tmp_path)]) == 0
-        assert "| quantise (bits 4) | 1/1 |" in capsys.readouterr().out
+        words = ["bench", "table", str(out), "--section", "verdicts", "--curves", str(tmp_path)]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0 and "| quantise (bits 4) | 1/1 |" in done.stdout
+        found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+        assert found["markdown"].rstrip() == done.stdout.rstrip() and str(tmp_path / "cost.png") in found["curves"]
         assert (tmp_path / "cost.png").exists()
         assert "SHA-256 of marked weights" in table(out)
 
@@ -264,7 +268,7 @@ class TestOwnModelAndPictures:
             run_suite(write(tmp_path / "own.yaml", data=wrong), tmp_path / "out", assets=ASSETS)
         assert not (tmp_path / "out" / results.FILE).exists() and not (tmp_path / "out" / "marks").exists()
 
-    def test_the_command_says_what_is_wrong(self, tmp_path, capsys):
-        assert main(["run", str(tmp_path / "none.yaml"), "-o", str(tmp_path / "out")]) == 1
-        assert "ConfigError" in capsys.readouterr().err
-        assert main(["run", "-o", str(tmp_path / "out")]) == 2
+    def test_the_command_says_what_is_wrong(self, tmp_path):
+        words = ["bench", "run", "-o", str(tmp_path / "out")]
+        assert isinstance(CliRunner().invoke(app, [*words, str(tmp_path / "none.yaml")]).exception, ConfigError)
+        assert CliRunner().invoke(app, words).exit_code == 2
