@@ -103,7 +103,7 @@ def _predict(denoiser: nn.Module, record: WatermarkRecord) -> torch.Tensor:
 
 
 @contextmanager
-def _loaded(source: Path, base: nn.Module, weight_name: str | None) -> Iterator[tuple[nn.Module, Any]]:
+def _open_fine_tune(source: Path, base: nn.Module, weight_name: str | None) -> Iterator[tuple[nn.Module, Any]]:
     found = detect(source, weight_name)
     if found.kind in ("pipeline", "denoiser", "single_file"):
         yield load_denoiser(source, base=base, dtype=torch.float32), None
@@ -140,7 +140,7 @@ class Bench:
         peak, started = Peak(), time.perf_counter()
         try:
             with peak.measured():
-                context = _loaded(source, change.base, fmt.weight_name)
+                context = _open_fine_tune(source, change.base, fmt.weight_name)
                 denoiser, adapter = context.__enter__()
             seconds = time.perf_counter() - started
             try:
@@ -167,7 +167,7 @@ class Bench:
             seconds=seconds,
             peak_mib=peak.mib,
             peak_ratio=None if peak.mib is None else peak.mib / size,
-            as_expected=_as_expected(fmt, kind, refusal, error, verdicts),
+            as_expected=_meets_expectation(fmt, kind, refusal, error, verdicts),
         )
 
     def _verdict(self, source: Path, change: Change, fmt: Format) -> tuple[str, float | None]:
@@ -201,7 +201,7 @@ def _copy(change: Change, modules: Iterable[str]) -> nn.Module:
     return model.eval()
 
 
-def _as_expected(
+def _meets_expectation(
     fmt: Format, kind: str, refusal: str | None, error: float | None, verdicts: dict[str, tuple[str, float | None]]
 ) -> bool:
     marked, clean = verdicts["marked"][0], verdicts["clean"][0]

@@ -118,7 +118,7 @@ def small_change(base: nn.Module) -> Change:
     return Change(base, factors)
 
 
-def mutated(data: bytes, is_header_file: bool, random_: random.Random) -> bytes:
+def mutate(data: bytes, is_header_file: bool, random_: random.Random) -> bytes:
     """A few random edits, seven of ten in the header of a safetensors file."""
     buffer = bytearray(data)
     for _ in range(random_.choice((1, 1, 2, 5))):
@@ -155,7 +155,7 @@ def mutated(data: bytes, is_header_file: bool, random_: random.Random) -> bytes:
     return bytes(buffer)
 
 
-def rewritten(data: bytes, random_: random.Random) -> bytes:
+def rewrite(data: bytes, random_: random.Random) -> bytes:
     """A sound safetensors file that says something else: keys, shapes, dtypes or values changed, dropped or doubled."""
     state = load(data)
     for _ in range(random_.choice((1, 1, 3))):
@@ -292,7 +292,7 @@ def _spoil(place: Path, random_: random.Random) -> tuple[float, Path]:
     victim = random_.choice(files)
     data, tensors = victim.read_bytes(), victim.suffix == ".safetensors"
     sound = tensors and random_.random() < 0.5
-    victim.write_bytes(rewritten(data, random_) if sound else mutated(data, tensors, random_))
+    victim.write_bytes(rewrite(data, random_) if sound else mutate(data, tensors, random_))
     return sum(p.stat().st_size for p in files) / 2**20, victim.relative_to(place)
 
 

@@ -35,7 +35,7 @@ from ..context import AttackContext, open_data, open_pipe
 from ..progress import Progress, log_progress
 from ..suite.definition import QualitySpec
 from ..suite.marks import iter_marks
-from ..suite.quality import clip_score, cmmd, embedded, generate
+from ..suite.quality import clip_embeddings, clip_score, cmmd, generate
 from .inversion import nearness
 
 
@@ -98,7 +98,7 @@ def compare_pictures(denoiser: nn.Module, context: AttackContext, spec: QualityS
         raise ConfigError("an unconditional model has no CLIP-score: pass --images 0.")
     second = generate(context.base, context, spec, context.seed + 2)[1]
     marked = generate(denoiser, context, spec, context.seed + 3)[1]
-    a, b, m = (embedded(prompts, x, context, spec) for x in (first, second, marked))
+    a, b, m = (clip_embeddings(prompts, x, context, spec) for x in (first, second, marked))
     (score_b, error_b), (score_m, error_m) = clip_score(b), clip_score(m)
     blurred = 0.5 * first + 0.5 * F.avg_pool2d(first, 3, 1, 1)
     return {

@@ -5,6 +5,7 @@ import typer
 from .._options import epilog
 from .disguise import disguise
 from .embed import embed
+from .fast_plan import fast_plan
 from .formats import formats
 from .fuzz import fuzz
 from .inversion import inversion
@@ -28,6 +29,7 @@ for name, verb, example, failure in (
     ("ranks", ranks, "aiao bench ranks --seeds 5", ""),
     ("formats", formats, "aiao bench formats", "a format is not as expected"),
     ("memory", memory, "aiao bench memory BASE --latents FILE --train lora", ""),
+    ("fast-plan", fast_plan, "aiao bench fast-plan --suite quick", ""),
     ("embed", embed, "aiao bench embed --images 0", ""),
     ("inversion", inversion, "aiao bench inversion --seeds 3", ""),
     ("fuzz", fuzz, "aiao bench fuzz --rounds 1000", "a loader broke a promise"),

@@ -10,7 +10,7 @@ from aiao_diffusers.cli.bench import app
 
 
 VERBS = [
-    *("run", "table", "list", "verify-cost", "nulls", "disguise", "ranks", "formats", "memory", "embed"),
+    *("run", "table", "list", "verify-cost", "nulls", "disguise", "ranks", "formats", "memory", "fast-plan", "embed"),
     *("inversion", "fuzz"),
 ]
 
