@@ -1,4 +1,4 @@
-"""An attack on a miniature, which must leave the clean twin alone."""
+"""An attack on a miniature, which must leave the clean twin alone, and what its out-sites answer to masks."""
 
 import copy
 from typing import Any
@@ -7,8 +7,12 @@ import torch
 from _tiny import tiny_unet
 from torch import nn
 
+from aiao_diffusers.bench.attacks.exposed_mark import Masks, Moved, everything, expose
 from aiao_diffusers.bench.context import AttackContext
 from aiao_diffusers.bench.registry import ATTACKS
+
+
+ANSWERS = 8  # samples
 
 
 def attacked(context: AttackContext, name: str, denoiser: nn.Module | None = None, **hyper: Any) -> nn.Module:
@@ -21,3 +25,12 @@ def attacked(context: AttackContext, name: str, denoiser: nn.Module | None = Non
 
 def same(a: nn.Module, b: nn.Module, **tolerance: float) -> bool:
     return all(torch.allclose(v, b.state_dict()[n], **tolerance) for n, v in a.state_dict().items())
+
+
+def answer(denoiser: nn.Module, context: AttackContext, masks: Masks | None = None) -> tuple[float, Moved]:
+    """Mean square of what masks (fresh random ones by default) move, on the same draws for every model."""
+    with expose(denoiser, context) as target, torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        drawn = target.masks(ANSWERS) if masks is None else masks
+        moved = target.forward(target.draw(ANSWERS), drawn, torch.ones(ANSWERS))[1]
+        return everything(moved).item(), moved

@@ -22,6 +22,10 @@ from ..errors import ConfigError, DataError, ResultsError
 from ..files.atomic import write_whole
 
 
+ASSETS = Path("examples/emoji_diffusion")
+"""Where measurements look for the shipped models, in a clone of the repository."""
+
+
 @dataclass(frozen=True)
 class AttackContext:
     """One model with its data.

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 
 
 Built = TypeVar("Built")
+Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,30 @@ ATTACKS: dict[str, Attack] = {}
 METHODS: dict[str, type] = {}
 
 
-def attack(name: str, strength: str | None = None) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Register `run(denoiser, context, *, hyper=default, ...)`; its keyword-only arguments are its hyper-parameters."""
+def attack(name: str, strength: str | None = None) -> Callable[[Registered], Registered]:
+    """Register `run(denoiser, context, *, hyper=default, ...)`, whose keyword-only arguments are its hyper-parameters; or, where
+    these are many, a frozen dataclass of them that is called with `(denoiser, context)`."""
 
-    def register(run: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        parameters = inspect.signature(run).parameters.values()
-        hyper = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        ATTACKS[name] = Attack(name, run, strength, hyper)
+    def register(run: Registered) -> Registered:
+        if isinstance(run, type):
+            hyper = {f.name: f.default for f in dataclasses.fields(run)}
+            ATTACKS[name] = Attack(name, _caller(run), strength, hyper)
+        else:
+            parameters = inspect.signature(run).parameters.values()
+            hyper = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+            ATTACKS[name] = Attack(name, run, strength, hyper)
         return run
 
     return register
+
+
+def _caller(kind: Callable[..., Any]) -> Callable[..., nn.Module]:
+    def run(denoiser: nn.Module, context: Any, **hyper: Any) -> nn.Module:
+        attacked: nn.Module = kind(**hyper)(denoiser, context)
+        return attacked
+
+    run.__doc__ = kind.__doc__
+    return run
 
 
 def method(name: str) -> Callable[[type], type]:

@@ -175,14 +175,14 @@ def _norms(block: Any) -> Iterator[tuple[Any, list[Any]]]:
         yield layer.norm3, [layer.ff.net[0].proj]
 
 
-def _fused(layer: Any) -> bool:
+def _has_fused_projections(layer: Any) -> bool:
     return any(a is not None and a.fused_projections for a in (layer.attn1, layer.attn2))
 
 
 def _check(block: Any) -> None:
     for layer in block.transformer_blocks:
         plain = isinstance(layer, BasicTransformerBlock) and layer.norm_type == "layer_norm"
-        if not plain or layer.pos_embed is not None or hasattr(layer, "fuser") or _fused(layer):
+        if not plain or layer.pos_embed is not None or hasattr(layer, "fuser") or _has_fused_projections(layer):
             raise ConfigError("this attack knows plain LayerNorm blocks without fused projections only.")
     projections = [*_writers(block), block.proj_out, *(reader for _, readers in _norms(block) for reader in readers)]
     odd = {type(p).__name__ for p in projections if type(p) not in (nn.Linear, nn.Conv2d)}

@@ -1,10 +1,14 @@
-"""Ordinary fine-tuning: all weights, or a LoRA by peft. The training objective is diffusers' noise prediction."""
+"""Ordinary fine-tuning: trainers of all weights and of a LoRA (by peft), and the attacks that fine-tune all weights.
+
+The training objective is diffusers' noise prediction; the loop is `aiao_diffusers.denoiser.finetune.finetune`.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
@@ -12,9 +16,9 @@ from torch import nn
 from ...denoiser.finetune import finetune
 from ...denoiser.inputs import LatentData
 from ...errors import ConfigError
+from ..context import AttackContext
+from ..registry import attack
 
-
-__all__ = ["ATTENTION", "finetune", "full", "lora"]
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -50,3 +54,39 @@ def lora(
         denoiser.unload_lora()
         denoiser.eval()
     return Path(folder) / "pytorch_lora_weights.safetensors"
+
+
+@attack("finetune", strength="steps")
+def finetune_all(
+    denoiser: nn.Module,
+    context: AttackContext,
+    *,
+    steps: int = 400,
+    lr: float = 1e-4,
+    batch_size: int = 16,
+    ema: float = 0.0,
+) -> nn.Module:
+    """All weights, AdamW, on the attacker's data; `ema` above 0: the averaged weights (diffusers' EMAModel) are kept."""
+    average = EMAModel(denoiser.parameters(), decay=ema) if ema else None
+
+    def follow(step: int, loss: float) -> None:
+        if average is not None:
+            average.step(denoiser.parameters())
+
+    options = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": context.seed, "callback": follow}
+    full(denoiser, context.data, context.scheduler, **options)
+    if average is not None:
+        average.copy_to(denoiser.parameters())
+    return denoiser
+
+
+@attack("sequential", strength="steps")
+def finetune_halves(
+    denoiser: nn.Module, context: AttackContext, *, steps: int = 200, lr: float = 1e-4, batch_size: int = 16
+) -> nn.Module:
+    """Two full fine-tunes one after the other, each `steps` long, on two disjoint halves of the attacker's data."""
+    order = torch.randperm(len(context.data), generator=context.generator)
+    for half in order.chunk(2):
+        data = context.data.take(half)
+        full(denoiser, data, context.scheduler, steps=steps, lr=lr, batch_size=batch_size, seed=context.seed)
+    return denoiser

@@ -1,11 +1,9 @@
-"""Disguised models and their controls, read plainly and through an alignment: `python -m aiao_diffusers.bench.audits.disguises`.
+"""Disguised models and their controls, read plainly and through an alignment: `aiao bench disguise`.
 
 Every row says how many of n suspects were verified by plain looks and by all looks, with 95% Clopper-Pearson intervals.
 """
 
-import argparse
 import copy
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from ...verification.reference import Reference, observe
 from ...verification.verify import verify
 from ..attacks.disguise import disguise
 from ..attacks.finetune import full
+from ..progress import Progress, log_progress
 
 
 COLUMNS = (
@@ -148,32 +147,36 @@ def leakage(
     return {"true": accuracy(key), "wrong_mean": float(np.mean(wrong)), "wrong_sd": float(np.std(wrong)), "keys": keys}
 
 
-def main(words: list[str] | None = None, prog: str | None = None) -> None:
-    """Run on the shipped model."""
-    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
-    parser.add_argument("--seeds", type=int, default=10, help="suspects a row, each with its own disguise and trials")
-    parser.add_argument("--steps", type=int, default=50, help="of fine-tuning after the disguise, batch 16, lr 1e-4")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--json", type=Path, help="write the rows here as well")
-    args = parser.parse_args(words)
-    key = WatermarkKey(bytes(range(32)), "Demo")
-    record = WatermarkRecord.load(args.assets / "marked")
+def run(assets: Path, *, seeds: int, steps: int, only: str = "", progress: Progress = log_progress) -> dict[str, Any]:
+    """The whole measurement, on the shipped model.
+
+    Args:
+        seeds (`int`): suspects a row, each with its own disguise and trials. steps (`int`): of fine-tuning after the disguise,
+            batch 16, lr 1e-4. only (`str`): rows whose name contains this.
+    Returns:
+        JSON-ready; `rows` as `measure` has them, `leak` of the response patterns as `leakage` has it.
+    """
+    key, record = WatermarkKey(bytes(range(32)), "Demo"), WatermarkRecord.load(assets / "marked")
     base, marked, tuned = (
-        load_denoiser(args.assets / name, dtype=torch.float32) for name in ("base", "marked", "finetuned")
+        load_denoiser(assets / name, dtype=torch.float32) for name in ("base", "marked", "finetuned")
     )
     reference = observe(base, record.bank, record.scheduler)
-    style = LatentData.load(args.assets / "latents" / "twemoji.safetensors")
-    print("leak of the response patterns in clean activations:", json.dumps(leakage(marked, reference, key, record)))
-    rows = suspects(key, base, marked, {"full fine-tune": tuned}, style, record.scheduler, args.steps)
-    done = []
-    for row in measure((r for r in rows if args.only in r[0]), record, reference, args.seeds):
-        done.append(row)
-        print(json.dumps(row), flush=True)
-    print(f"\nseeds 0-{args.seeds - 1}, alpha {ALPHA:g}\n\n{table(done)}")
-    if args.json:
-        args.json.write_text(json.dumps(done, indent=2) + "\n")
+    style = LatentData.load(assets / "latents" / "twemoji.safetensors")
+    leak = leakage(marked, reference, key, record)
+    every = suspects(key, base, marked, {"full fine-tune": tuned}, style, record.scheduler, steps)
+    asked = [row for row in every if only in row[0]]
+    rows: list[dict[str, Any]] = []
+    for row in measure(iter(asked), record, reference, seeds):
+        rows.append(row)
+        progress(len(rows), len(asked), f"{row['suspect']}: {row['verified']['all']} of {row['n']} verified")
+    return {"seeds": seeds, "steps": steps, "alpha": ALPHA, "leak": leak, "rows": rows}
 
 
-if __name__ == "__main__":
-    main()
+def markdown(result: dict[str, Any]) -> str:
+    """The table for people."""
+    leak = result["leak"]
+    return (
+        f"seeds 0-{result['seeds'] - 1}, alpha {result['alpha']:g}\n\n{table(result['rows'])}\n"
+        f"Response patterns in clean activations: bit accuracy {leak['true']:.3f}, of {leak['keys']} wrong keys "
+        f"{leak['wrong_mean']:.3f}, sd {leak['wrong_sd']:.3f}.\n"
+    )

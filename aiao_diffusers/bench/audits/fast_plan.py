@@ -1,12 +1,12 @@
 """What the fast plan loses and saves: attacked models and their controls, read by both plans.
 
 Every row is one attack of a shipped suite on the shipped marked model. Controls are the unmarked base under the same attack, and
-wrong keys on the attacked marked model: they say what a negative verdict costs.
+wrong keys on the attacked marked model: they say what a negative verdict costs. `aiao bench fast-plan`.
 """
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ...verification.plan import ReadingPlan
 from ...verification.report import VerificationReport
 from ...verification.verify import verify
 from ..context import AttackContext, open_pipe
+from ..progress import Progress, log_progress
 from ..registry import ATTACKS
 from ..suite.definition import read_suite
 from ..suite.tables import attack_name
@@ -54,28 +55,30 @@ class Row:
 
 
 def measure(
-    assets: Path, suites: Sequence[str] = SUITES, seeds: int = 3, note: Callable[[str], None] = lambda _: None
+    assets: Path, suites: Sequence[str] = SUITES, seeds: int = 3, progress: Progress = log_progress
 ) -> list[Row]:
     """A row an attack, in the order of the suites.
 
     Args:
         assets (`Path`): the example models. suites (`Sequence[str]`): shipped suites whose attacks are run. seeds (`int`, defaults
-            to 3): of attack and reading. note: told of each row as it is done.
+            to 3): of attack and reading. progress: told of each row as it is done.
     """
     pipe, marked = (open_pipe(str(assets / name), ()) for name in ("base", "marked"))
     key, record = WatermarkKey.load(assets / "demo.key"), WatermarkRecord.load(assets / "marked")
     owner, data = (LatentData.load(assets / "latents" / f"{name}.safetensors") for name in ("noto", "twemoji"))
-    rows = []
+    rows: list[Row] = []
+    asked = list(attacks(suites))
     with tempfile.TemporaryDirectory() as folder:  # for the other fine-tune of a merge, which rows share
-        for name, hyper in attacks(suites):
+        for name, hyper in asked:
             row = Row(attack_name({"attack": name, "hyper": hyper}))
             for seed in range(seeds):
                 context = AttackContext(pipe, owner, data, seed, Path(folder))
-                read_both(row, _attacked(marked.unet, name, hyper, context), key, record, seed)
-                base = _attacked(pipe.unet, name, hyper, context)
+                read_both(row, _attack(marked.unet, name, hyper, context), key, record, seed)
+                base = _attack(pipe.unet, name, hyper, context)
                 _control(row, verify(base, key, record=record, plan=ReadingPlan.fast(seed=seed)))
-            note(f"{row.attack}: thorough {row.thorough_verified}, fast {row.fast_verified} of {row.n}")
             rows.append(row)
+            told = f"{row.attack}: thorough {row.thorough_verified}, fast {row.fast_verified} of {row.n}"
+            progress(len(rows), len(asked), told)
     return rows
 
 
@@ -111,7 +114,7 @@ def _control(row: Row, report: VerificationReport) -> None:
     row.control_verdicts.append(report.verdict)
 
 
-def _attacked(start: nn.Module, name: str, hyper: dict[str, Any], context: AttackContext) -> nn.Module:
+def _attack(start: nn.Module, name: str, hyper: dict[str, Any], context: AttackContext) -> nn.Module:
     return ATTACKS[name].run(copy.deepcopy(start), context, **hyper).eval()
 
 

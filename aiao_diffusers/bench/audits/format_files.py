@@ -226,7 +226,7 @@ def _pickle(_: Change, folder: Path) -> Path:
     return folder
 
 
-def _quantised(method: str) -> Callable[[Change, Path], Path]:
+def _writer_of_quantised(method: str) -> Callable[[Change, Path], Path]:
     def write(change: Change, folder: Path) -> Path:
         folder = _folder(change, folder)
         config = json.loads((folder / "config.json").read_text())
@@ -262,9 +262,9 @@ NO_FINE_TUNE = (
     Format("AnimateDiff motion module", _only("down_blocks.0.motion_modules.0.w", 4, 4), "motion_adapter", False),
     Format("FLUX LoRA", _only("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", 4, 3072), loads=False),
     Format("pickle (`.bin`)", _pickle, "UnsafeFileError", False),
-    Format("bitsandbytes folder", _quantised("bitsandbytes"), "denoiser", False),
-    Format("torchao folder", _quantised("torchao"), "denoiser", False),
-    Format("optimum-quanto folder, width not stated", _quantised("quanto"), "denoiser", False),
+    Format("bitsandbytes folder", _writer_of_quantised("bitsandbytes"), "denoiser", False),
+    Format("torchao folder", _writer_of_quantised("torchao"), "denoiser", False),
+    Format("optimum-quanto folder, width not stated", _writer_of_quantised("quanto"), "denoiser", False),
     Format("bitsandbytes tensors in one file", _tensors_of("bitsandbytes"), "denoiser", False),
     Format("integer tensors in one file", _tensors_of("integers"), "denoiser", False),
 )

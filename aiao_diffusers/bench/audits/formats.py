@@ -4,15 +4,12 @@ Every adapter row is the same change of the same denoiser, that of the example's
 added; every whole model is that change fused in. The oracle is the denoiser whose weights were patched directly.
 """
 
-import argparse
-import json
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from torch import nn
 from ...errors import AIAOError
 from ...files.peak import Peak
 from ...files.safetensors_header import load_tensors
-from ...files.text import markdown_table, short, table_head, table_row
+from ...files.text import markdown_table, short
 from ...formats.adapter_algebra import parse, scaling_of
 from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
@@ -31,10 +28,11 @@ from ...formats.lora import apply_lora
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...verification.verify import verify
+from ..context import ASSETS
+from ..progress import Progress, log_progress
 from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole_models
 
 
-ASSETS = Path("examples/emoji_diffusion")
 CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.0.conv_shortcut", "conv_in")
 MIB = 2**20
 COLUMNS = (
@@ -105,7 +103,7 @@ def _predict(denoiser: nn.Module, record: WatermarkRecord) -> torch.Tensor:
 
 
 @contextmanager
-def _loaded(source: Path, base: nn.Module, weight_name: str | None) -> Iterator[tuple[nn.Module, Any]]:
+def _open_fine_tune(source: Path, base: nn.Module, weight_name: str | None) -> Iterator[tuple[nn.Module, Any]]:
     found = detect(source, weight_name)
     if found.kind in ("pipeline", "denoiser", "single_file"):
         yield load_denoiser(source, base=base, dtype=torch.float32), None
@@ -142,7 +140,7 @@ class Bench:
         peak, started = Peak(), time.perf_counter()
         try:
             with peak.measured():
-                context = _loaded(source, change.base, fmt.weight_name)
+                context = _open_fine_tune(source, change.base, fmt.weight_name)
                 denoiser, adapter = context.__enter__()
             seconds = time.perf_counter() - started
             try:
@@ -169,7 +167,7 @@ class Bench:
             seconds=seconds,
             peak_mib=peak.mib,
             peak_ratio=None if peak.mib is None else peak.mib / size,
-            as_expected=_as_expected(fmt, kind, refusal, error, verdicts),
+            as_expected=_meets_expectation(fmt, kind, refusal, error, verdicts),
         )
 
     def _verdict(self, source: Path, change: Change, fmt: Format) -> tuple[str, float | None]:
@@ -203,7 +201,7 @@ def _copy(change: Change, modules: Iterable[str]) -> nn.Module:
     return model.eval()
 
 
-def _as_expected(
+def _meets_expectation(
     fmt: Format, kind: str, refusal: str | None, error: float | None, verdicts: dict[str, tuple[str, float | None]]
 ) -> bool:
     marked, clean = verdicts["marked"][0], verdicts["clean"][0]
@@ -213,21 +211,34 @@ def _as_expected(
     return kind == fmt.kind and fits and (marked, clean) == ("verified", "not_verified")
 
 
-def run(assets: Path = ASSETS, trials: int = 4, seed: int = 0) -> Iterator[Row]:
-    """Rows of the table, one as soon as it is measured.
+def run(assets: Path = ASSETS, trials: int = 4, seed: int = 0, progress: Progress = log_progress) -> list[Row]:
+    """Every row of the table.
 
+    Args:
+        trials (`int`): Monte Carlo trials a look, at most. seed (`int`): of trials and added factors.
     Raises:
         SuspectError, KeyFileError, RecordError: `assets` is not the example's folder.
     """
     bench = Bench(assets, trials, seed)
-    for fmt in (*ADAPTERS, *whole_models(), *NO_FINE_TUNE):
+    formats = (*ADAPTERS, *whole_models(), *NO_FINE_TUNE)
+    rows: list[Row] = []
+    for fmt in formats:
         with tempfile.TemporaryDirectory() as folder:
             for name in bench.changes:
                 (Path(folder) / name).mkdir()
-            yield bench.row(fmt, Path(folder))
+            rows.append(bench.row(fmt, Path(folder)))
+        progress(len(rows), len(formats), f"{fmt.name}: {rows[-1].marked}, {rows[-1].clean}")
+    return rows
 
 
-def memory(widths: tuple[int, ...] = (192, 384, 768)) -> Iterator[tuple[str, float, float | None, float]]:
+def unexpected(rows: Iterable[Row]) -> list[str]:
+    """The formats whose rows are not what they stand for."""
+    return [row.format for row in rows if not row.as_expected]
+
+
+def memory(
+    widths: tuple[int, ...] = (192, 384, 768), progress: Progress = log_progress
+) -> list[tuple[str, float, float | None, float]]:
     """Peak memory of loading a larger, random U-Net whole: format, size in MiB as float32, peak over size, seconds."""
     torch.manual_seed(0)
     base: Any = UNet2DConditionModel(
@@ -238,7 +249,9 @@ def memory(widths: tuple[int, ...] = (192, 384, 768)) -> Iterator[tuple[str, flo
         cross_attention_dim=768,
     ).eval()
     size = sum(p.numel() * 4 for p in base.parameters()) / MIB
-    for fmt in whole_models():
+    formats = list(whole_models())
+    rows: list[tuple[str, float, float | None, float]] = []
+    for fmt in formats:
         with tempfile.TemporaryDirectory() as folder:
             source, peak = fmt.write(Change(base, {}), Path(folder)), Peak()
             started = time.perf_counter()
@@ -246,7 +259,9 @@ def memory(widths: tuple[int, ...] = (192, 384, 768)) -> Iterator[tuple[str, flo
                 model = load_denoiser(source, base=base, dtype=torch.float32)
             seconds = time.perf_counter() - started
             del model
-        yield fmt.name, size, None if peak.mib is None else peak.mib / size, seconds
+        rows.append((fmt.name, size, None if peak.mib is None else peak.mib / size, seconds))
+        progress(len(rows), len(formats), "")
+    return rows
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -263,32 +278,10 @@ def table(rows: Iterable[Row]) -> str:
     return markdown_table(COLUMNS, lines) + "\n"
 
 
-def main(words: list[str] | None = None, prog: str | None = None) -> int:
-    """Print the table, or JSON lines; exit code 1 where a row is not as expected."""
-    parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the example")
-    parser.add_argument("--trials", type=int, default=4, help="Monte Carlo trials a look, at most")
-    parser.add_argument("--seed", type=int, default=0, help="of trials and added factors")
-    parser.add_argument("--memory", action="store_true", help="peak memory on a larger random U-Net instead")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    options = parser.parse_args(words)
-    if options.memory:
-        print(table_head(("format", "denoiser MiB", "peak over it", "s")))
-        for name, size, ratio, seconds in memory():
-            peak = "" if ratio is None else f"{ratio:.2f}"
-            print(table_row((name, f"{size:.0f}", peak, f"{seconds:.1f}")), flush=True)
-        return 0
-    rows = []
-    if not options.json:
-        print(table([]), end="", flush=True)
-    for row in run(options.assets, options.trials, options.seed):
-        rows.append(row)
-        print(json.dumps(asdict(row)) if options.json else table([row]).splitlines()[-1], flush=True)
-    odd = [row.format for row in rows if not row.as_expected]
-    told = f"{len(rows)} formats, {len(rows) - len(odd)} as expected{': not ' + ', '.join(odd) if odd else ''}"
-    print(told, file=sys.stderr if options.json else sys.stdout)
-    return 1 if odd else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def memory_table(rows: Iterable[tuple[str, float, float | None, float]]) -> str:
+    """What `memory` returns as a Markdown table."""
+    cells = (
+        (name, f"{size:.0f}", "" if ratio is None else f"{ratio:.2f}", f"{seconds:.1f}")
+        for name, size, ratio, seconds in rows
+    )
+    return markdown_table(("format", "denoiser MiB", "peak over it", "s"), cells) + "\n"

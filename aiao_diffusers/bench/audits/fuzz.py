@@ -5,8 +5,6 @@ of processor time and `HANG_SECONDS` by the clock, which a busy machine stretche
 else ends the run with the round's number, which a second run with the same seed reaches again.
 """
 
-import argparse
-import json
 import random
 import shutil
 import struct
@@ -29,10 +27,12 @@ from ...denoiser.hashes import tensor_sha256
 from ...errors import AIAOError
 from ...files.peak import Peak
 from ...files.safetensors_header import check_finite
+from ...files.text import markdown_table
 from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
 from ...formats.lora import apply_lora
-from .format_files import ADAPTERS, NO_FINE_TUNE, Change, whole_models
+from ..progress import Progress, log_progress
+from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Format, whole_models
 
 
 SECONDS = 5.0
@@ -73,6 +73,24 @@ class Result:
     slowest_s: float = 0.0
     most_mib: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; outcomes from the most frequent to the rarest."""
+        return {
+            "rounds": self.rounds,
+            "formats": len(self.formats),
+            "outcomes": dict(self.outcomes.most_common()),
+            "slowest_s": round(self.slowest_s, 3),
+            "most_mib_above_file": round(self.most_mib, 1),
+        }
+
+    def markdown(self) -> str:
+        """For people."""
+        counts = markdown_table(("outcome", "rounds"), ((name, str(n)) for name, n in self.outcomes.most_common()))
+        told = (
+            f"{self.rounds} rounds over {len(self.formats)} formats kept every promise; slowest {self.slowest_s:.2f} s"
+        )
+        return f"{counts}\n\n{told}, most memory above a file's size {self.most_mib:.1f} MiB.\n"
+
 
 def small_unet(seed: int = 0) -> nn.Module:
     """About 50k parameters, two levels, so that every kind of block name occurs."""
@@ -100,7 +118,7 @@ def small_change(base: nn.Module) -> Change:
     return Change(base, factors)
 
 
-def mutated(data: bytes, is_header_file: bool, random_: random.Random) -> bytes:
+def mutate(data: bytes, is_header_file: bool, random_: random.Random) -> bytes:
     """A few random edits, seven of ten in the header of a safetensors file."""
     buffer = bytearray(data)
     for _ in range(random_.choice((1, 1, 2, 5))):
@@ -137,7 +155,7 @@ def mutated(data: bytes, is_header_file: bool, random_: random.Random) -> bytes:
     return bytes(buffer)
 
 
-def rewritten(data: bytes, random_: random.Random) -> bytes:
+def rewrite(data: bytes, random_: random.Random) -> bytes:
     """A sound safetensors file that says something else: keys, shapes, dtypes or values changed, dropped or doubled."""
     state = load(data)
     for _ in range(random_.choice((1, 1, 3))):
@@ -231,11 +249,11 @@ def _scratch() -> Iterator[Path]:
             tempfile.tempdir = held
 
 
-def fuzz(rounds: int, seed: int = 2026, progress: int = 0, start: int = 0) -> Result:
+def fuzz(rounds: int, seed: int = 2026, start: int = 0, progress: Progress = log_progress) -> Result:
     """Run mutated files of all formats through the loaders.
 
     Args:
-        rounds: how many files. seed: of formats and edits. progress: a line on stderr every so many rounds; 0 for none.
+        rounds: how many files. seed: of formats and edits. progress: told of every hundredth round.
         start: rounds to make and pass over, so that a failure can be met again and a long run cut in parts.
     Returns:
         `Result`.
@@ -243,9 +261,9 @@ def fuzz(rounds: int, seed: int = 2026, progress: int = 0, start: int = 0) -> Re
         FuzzFailure: a promise of this module's docstring was broken. Whatever a loader raises that is not ours.
     """
     base = small_unet()
-    before, change, result = tensor_sha256(base), small_change(base), Result()
+    change, result = small_change(base), Result()
     # Seeds of the generator are independent of PYTHONHASHSEED and of the formats' number of files.
-    random_, writes = random.Random(seed), _Writes()
+    random_, watch = random.Random(seed), _Watch(base, seed)
     formats = (*ADAPTERS, *whole_models(), *NO_FINE_TUNE)
     with _scratch() as root:
         sources = []
@@ -258,60 +276,61 @@ def fuzz(rounds: int, seed: int = 2026, progress: int = 0, start: int = 0) -> Re
             good, place = root / f"good{chosen}", root / "round"
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(good, place)
-            files = sorted(p for p in place.rglob("*") if p.is_file())
-            victim = random_.choice(files)
-            data, tensors = victim.read_bytes(), victim.suffix == ".safetensors"
-            sound = tensors and random_.random() < 0.5
-            victim.write_bytes(rewritten(data, random_) if sound else mutated(data, tensors, random_))
+            size, victim = _spoil(place, random_)
             if number < start:
                 continue
-            size = sum(p.stat().st_size for p in files) / 2**20
-            peak, started, spent = Peak(), time.perf_counter(), time.process_time()
-            try:
-                writes.allowed = str(root)
-                with peak.measured(trim=False):
-                    outcome = _try(place / sources[chosen], formats[chosen].weight_name, base, before)
-            except BaseException as error:
-                error.add_note(f"round {number} of seed {seed}: {formats[chosen].name}, {victim.relative_to(place)}")
-                raise
-            finally:
-                writes.allowed = None
-            seconds, above = time.process_time() - spent, (peak.mib or 0.0) - size
-            hung = time.perf_counter() - started > HANG_SECONDS
-            where = f"round {number} of seed {seed}: {formats[chosen].name}"
-            if writes.outside or hung or seconds > SECONDS or above > MARGIN_MIB:
-                raise FuzzFailure(f"{where}: {seconds:.1f} s, {above:.0f} MiB above its size, wrote {writes.outside}")
-            result.rounds += 1
-            result.outcomes[outcome] += 1
-            result.formats[formats[chosen].name] += 1
-            result.slowest_s, result.most_mib = max(result.slowest_s, seconds), max(result.most_mib, above)
-            if progress and (number + 1) % progress == 0:
-                print(f"{number + 1} rounds: {dict(result.outcomes)}", file=sys.stderr, flush=True)
+            case = _Case(number, place / sources[chosen], formats[chosen], victim, size)
+            watch.run(case, root, result)
+            if (number + 1 - start) % 100 == 0:
+                progress(number + 1 - start, rounds, "")
     return result
 
 
-def main() -> int:
-    """Print the outcomes as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--start", type=int, default=0, help="rounds to pass over")
-    options = parser.parse_args()
-    started = time.perf_counter()
-    result = fuzz(options.rounds, options.seed, progress=1000, start=options.start)
-    told = {
-        "rounds": result.rounds,
-        "start": options.start,
-        "seed": options.seed,
-        "formats": len(result.formats),
-        "outcomes": dict(result.outcomes.most_common()),
-        "slowest_s": round(result.slowest_s, 3),
-        "most_mib_above_file": round(result.most_mib, 1),
-        "seconds": round(time.perf_counter() - started),
-    }
-    print(json.dumps(told, indent=2))
-    return 0
+def _spoil(place: Path, random_: random.Random) -> tuple[float, Path]:
+    """Edit one file of `place`; the size of all of them in MiB, and the victim's name within."""
+    files = sorted(p for p in place.rglob("*") if p.is_file())
+    victim = random_.choice(files)
+    data, tensors = victim.read_bytes(), victim.suffix == ".safetensors"
+    sound = tensors and random_.random() < 0.5
+    victim.write_bytes(rewrite(data, random_) if sound else mutate(data, tensors, random_))
+    return sum(p.stat().st_size for p in files) / 2**20, victim.relative_to(place)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+@dataclass(frozen=True)
+class _Case:
+    """One round: what is loaded, the file of it that was edited, and the size of all files in MiB."""
+
+    number: int
+    source: Path
+    format: Format
+    victim: Path
+    size: float
+
+
+class _Watch:
+    """Runs rounds against one denoiser and holds each to the promises."""
+
+    def __init__(self, base: nn.Module, seed: int) -> None:
+        self.base, self.before, self.seed, self.writes = base, tensor_sha256(base), seed, _Writes()
+
+    def run(self, case: _Case, root: Path, result: Result) -> None:
+        """One round, added to `result`."""
+        where = f"round {case.number} of seed {self.seed}: {case.format.name}"
+        peak, started, spent = Peak(), time.perf_counter(), time.process_time()
+        try:
+            self.writes.allowed = str(root)
+            with peak.measured(trim=False):
+                outcome = _try(case.source, case.format.weight_name, self.base, self.before)
+        except BaseException as error:
+            error.add_note(f"{where}, {case.victim}")
+            raise
+        finally:
+            self.writes.allowed = None
+        seconds, above = time.process_time() - spent, (peak.mib or 0.0) - case.size
+        hung = time.perf_counter() - started > HANG_SECONDS
+        if self.writes.outside or hung or seconds > SECONDS or above > MARGIN_MIB:
+            raise FuzzFailure(f"{where}: {seconds:.1f} s, {above:.0f} MiB above its size, wrote {self.writes.outside}")
+        result.rounds += 1
+        result.outcomes[outcome] += 1
+        result.formats[case.format.name] += 1
+        result.slowest_s, result.most_mib = max(result.slowest_s, seconds), max(result.most_mib, above)

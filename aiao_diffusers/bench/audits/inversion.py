@@ -1,26 +1,28 @@
 """How near trigger inversion comes to the true masks and to the mark's answer: `aiao bench inversion`.
 
-An attacker without the key climbs from random masks to those that move the out-sites most (`attacks.adaptive.invert`). Two
+An attacker without the key climbs from random masks to those that move the out-sites most (`attacks.inversion.invert`). Two
 questions, each with controls: are the masks found like the key's, by cosine, more than they are like 200 other keys'? And do
 they call up the key's response patterns, which training could then remove? The unmarked base is asked the same.
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from ...files.text import table_head, table_row
+from ...files.text import markdown_table
 from ...mark.key import WatermarkKey
 from ...mark.mark import Mark
 from ...mark.record import WatermarkRecord
 from ...stats.hits import combined_log10_p, count_hits
 from ...verification.evidence import key_sites
-from ..attacks.adaptive import Masks, by_channel, expose, invert
-from ..context import AttackContext
+from ..attacks.exposed_mark import Masks, by_channel, expose
+from ..attacks.inversion import invert
+from ..context import AttackContext, open_data, open_pipe
+from ..progress import Progress, log_progress
 
 
 COLUMNS = (
@@ -97,32 +99,43 @@ def _best(rows: dict[str, torch.Tensor], key: WatermarkKey, starts: int, pairs: 
     return min(0.0, min(values) + math.log10(len(values)))
 
 
-def main(words: list[str] | None = None, prog: str | None = None) -> None:
-    """Prints a Markdown table, one row a model and seed."""
-    from ..context import open_data, open_pipe
+def run(assets: Path, *, seeds: int, starts: int, steps: int, progress: Progress = log_progress) -> dict[str, Any]:
+    """The whole measurement, on the shipped marked model and on the unmarked one.
 
-    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--starts", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=40)
-    args = parser.parse_args(words)
-    places = (args.assets.absolute(),)
-    key = WatermarkKey.load(args.assets / "demo.key")
-    record = WatermarkRecord.load(args.assets / "marked")
-    print(f"{args.starts} starts of {args.steps} steps; {OTHERS} other keys; {SAMPLES} samples a reading\n")
-    print(table_head(COLUMNS))
+    Args:
+        seeds (`int`): of inversion. starts, steps (`int`): random masks it climbs from, and its steps.
+    Returns:
+        JSON-ready; `rows`, one a model and seed.
+    """
+    places = (assets.absolute(),)
+    key, record = WatermarkKey.load(assets / "demo.key"), WatermarkRecord.load(assets / "marked")
+    rows: list[dict[str, Any]] = []
     for name in ("marked", "base"):
         pipe = open_pipe(name, places)
         data = open_data(pipe, "latents/twemoji.safetensors", places)
-        for seed in range(args.seeds):
-            context = AttackContext(pipe, data, data, seed, args.assets, places)
-            found = nearness(pipe.unet, key, record, context, starts=args.starts, steps=args.steps)
+        for seed in range(seeds):
+            context = AttackContext(pipe, data, data, seed, assets, places)
+            found = nearness(pipe.unet, key, record, context, starts=starts, steps=steps)
             others = sorted(found.others)
-            spread = f"{others[len(others) // 2]:.3f}, {others[-1]:.3f}"
-            depths = (f"{found.log10_p:.1f}", f"{found.random_log10_p:.1f}")
-            print(table_row((name, str(seed), f"{found.cosine:.3f}", spread, f"{found.p:.3f}", *depths)), flush=True)
+            row: dict[str, Any] = {
+                "model": name,
+                "seed": seed,
+                "cosine": found.cosine,
+                "p": found.p,
+                "log10_p": found.log10_p,
+            }
+            row |= {"others": [others[len(others) // 2], others[-1]], "random_log10_p": found.random_log10_p}
+            rows.append(row)
+            progress(len(rows), 2 * seeds, f"{name}, seed {seed}: cosine {found.cosine:.3f}")
+    return {"starts": starts, "steps": steps, "other_keys": OTHERS, "samples": SAMPLES, "rows": rows}
 
 
-if __name__ == "__main__":
-    main()
+def markdown(result: dict[str, Any]) -> str:
+    """The table for people, one row a model and seed."""
+    cells = []
+    for row in result["rows"]:
+        middle, largest = row["others"]
+        near = (f"{row['cosine']:.3f}", f"{middle:.3f}, {largest:.3f}", f"{row['p']:.3f}")
+        cells.append((row["model"], str(row["seed"]), *near, f"{row['log10_p']:.1f}", f"{row['random_log10_p']:.1f}"))
+    told = f"{result['starts']} starts of {result['steps']} steps; {OTHERS} other keys; {SAMPLES} samples a reading"
+    return f"{told}\n\n{markdown_table(COLUMNS, cells)}\n"

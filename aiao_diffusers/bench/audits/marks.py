@@ -5,9 +5,8 @@ over random sub-paths, each in-site alone, and the true patterns under wrong mas
 detectors on pictures and on weight statistics, trained on one half and tested on the other.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,10 @@ from ...stats.multiple import clopper_pearson
 from ...verification.evidence import key_sites
 from ...verification.verify import verify
 from ..context import AttackContext, open_data, open_pipe
+from ..progress import Progress, log_progress
 from ..suite.definition import QualitySpec
-from ..suite.quality import clip_score, cmmd, embedded, generate
-from ..suite.runner import ASSETS, iter_marks
+from ..suite.marks import iter_marks
+from ..suite.quality import clip_embeddings, clip_score, cmmd, generate
 from .inversion import nearness
 
 
@@ -91,14 +91,14 @@ def _spread(readings: Sequence[tuple[float, float]]) -> dict[str, float]:
     return {"n": len(bits), "mean": float(bits.mean()), "sd": float(bits.std(ddof=1)), "smallest_log10_p": smallest}
 
 
-def looks(denoiser: nn.Module, context: AttackContext, spec: QualitySpec) -> dict[str, Any]:
+def compare_pictures(denoiser: nn.Module, context: AttackContext, spec: QualitySpec) -> dict[str, Any]:
     """Pictures of the marked model against the base's; the base's own two seeds are the floor."""
     prompts, first = generate(context.base, context, spec, context.seed + 1)
     if not prompts:
         raise ConfigError("an unconditional model has no CLIP-score: pass --images 0.")
     second = generate(context.base, context, spec, context.seed + 2)[1]
     marked = generate(denoiser, context, spec, context.seed + 3)[1]
-    a, b, m = (embedded(prompts, x, context, spec) for x in (first, second, marked))
+    a, b, m = (clip_embeddings(prompts, x, context, spec) for x in (first, second, marked))
     (score_b, error_b), (score_m, error_m) = clip_score(b), clip_score(m)
     blurred = 0.5 * first + 0.5 * F.avg_pool2d(first, 3, 1, 1)
     return {
@@ -191,22 +191,72 @@ def statistics_of(matrix: torch.Tensor) -> torch.Tensor:
     )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured of a marked model.
+
+    Args:
+        images (`int`): pictures a set, 0: none. sampling (`int`): denoising steps a picture. wrong (`int`): wrong keys.
+        starts, ascent (`int`): of trigger inversion, and its steps.
+    """
+
+    images: int = 500
+    sampling: int = 20
+    wrong: int = 200
+    starts: int = 16
+    ascent: int = 40
+
+
 def measure(
-    denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, context: AttackContext, args: Any
+    denoiser: nn.Module,
+    key: WatermarkKey,
+    record: WatermarkRecord,
+    context: AttackContext,
+    settings: Settings,
+    progress: Progress = log_progress,
 ) -> dict[str, Any]:
-    """Everything about one marked model; pictures where `args.images` is not 0."""
-    found = nearness(denoiser, key, record, context, starts=args.starts, steps=args.ascent)
-    result: dict[str, Any] = {
-        "price": measure_price(
-            context.base, denoiser, context.owner, context.scheduler, samples=1024, seed=context.seed
-        ),
-        "mark": mark(denoiser, context.base, key, record, wrong=args.wrong, seed=context.seed),
-        "weights": detect_weights(context.base, denoiser, context.seed),
-        "inversion": {"cosine": found.cosine, "others": sorted(found.others), "p": found.p},
-    }
-    if args.images:
-        result["pictures"] = looks(denoiser, context, QualitySpec(images=args.images, steps=args.sampling))
+    """Everything about one marked model; pictures where `settings.images` is not 0."""
+    total, seed = 5 if settings.images else 4, context.seed
+    found = nearness(denoiser, key, record, context, starts=settings.starts, steps=settings.ascent)
+    inversion = {"cosine": found.cosine, "others": sorted(found.others), "p": found.p}
+    progress(1, total, "")
+    price = measure_price(context.base, denoiser, context.owner, context.scheduler, samples=1024, seed=seed)
+    progress(2, total, "")
+    read = mark(denoiser, context.base, key, record, wrong=settings.wrong, seed=seed)
+    progress(3, total, "")
+    weights = detect_weights(context.base, denoiser, seed)
+    progress(4, total, "")
+    result: dict[str, Any] = {"price": price, "mark": read, "weights": weights, "inversion": inversion}
+    if settings.images:
+        spec = QualitySpec(images=settings.images, steps=settings.sampling)
+        result["pictures"] = compare_pictures(denoiser, context, spec)
+        progress(5, total, "")
     return result
+
+
+def measure_run(
+    suite: str, folder: Path, assets: Path, settings: Settings, progress: Progress = log_progress
+) -> dict[str, dict[str, Any]]:
+    """`measure` of every mark that a run of a suite made in `folder`, by name and key."""
+    results = {}
+    for one in iter_marks(suite, folder, assets=assets):
+        name, record = f"{one.name}, key {one.number}", WatermarkRecord.load(one.folder)
+        progress(0, 1, name)
+        results[name] = measure(one.denoiser, one.key, record, one.context, settings, progress)
+    return results
+
+
+def measure_folder(
+    folder: Path, key: Path, assets: Path, seed: int, settings: Settings, progress: Progress = log_progress
+) -> dict[str, dict[str, Any]]:
+    """`measure` of one marked folder, whose clean twin is the example's base."""
+    places = (assets.absolute(),)
+    pipe = open_pipe("base", places)
+    owner, attacker = (open_data(pipe, f"latents/{name}.safetensors", places) for name in ("noto", "twemoji"))
+    context = AttackContext(pipe, owner, attacker, seed, assets, places)
+    secret, record = WatermarkKey.load(key), WatermarkRecord.load(folder)
+    denoiser = load_denoiser(folder, dtype=torch.float32)
+    return {"figure": measure(denoiser, secret, record, context, settings, progress)}
 
 
 def figures(result: dict[str, Any]) -> dict[str, str]:
@@ -246,39 +296,3 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     columns = [figures(result) for result in results.values()]
     lines = [[name, *(column[name] for column in columns)] for name in columns[0]]
     return markdown_table(("what", *results), lines) + "\n"
-
-
-def main(words: list[str] | None = None, prog: str | None = None) -> None:
-    """Prints a Markdown table, or JSON."""
-    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--assets", type=Path, default=ASSETS)
-    parser.add_argument("--marked", type=Path, help="another marked folder, with its record")
-    parser.add_argument("--key", type=Path, help="its key")
-    parser.add_argument("--run", type=Path, help="folder of a run of --suite: measure every mark that it made")
-    parser.add_argument("--suite", default="adaptive")
-    parser.add_argument("--images", type=int, default=500, help="pictures a set; 0: none")
-    parser.add_argument("--sampling", type=int, default=20, help="denoising steps a picture")
-    parser.add_argument("--wrong", type=int, default=200, help="wrong keys")
-    parser.add_argument("--starts", type=int, default=16, help="of trigger inversion")
-    parser.add_argument("--ascent", type=int, default=40, help="its steps")
-    parser.add_argument("--seed", type=int, default=0, help="of a single model; those of a run have their own")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(words)
-    results = {}
-    if args.run:
-        for one in iter_marks(args.suite, args.run, assets=args.assets):
-            name, record = f"{one.name}, key {one.number}", WatermarkRecord.load(one.folder)
-            results[name] = measure(one.denoiser, one.key, record, one.context, args)
-    else:
-        places = (args.assets.absolute(),)
-        pipe = open_pipe("base", places)
-        owner, attacker = (open_data(pipe, f"latents/{name}.safetensors", places) for name in ("noto", "twemoji"))
-        context = AttackContext(pipe, owner, attacker, args.seed, args.assets, places)
-        folder = args.marked or args.assets / "marked"
-        key, record = WatermarkKey.load(args.key or args.assets / "demo.key"), WatermarkRecord.load(folder)
-        results["figure"] = measure(load_denoiser(folder, dtype=torch.float32), key, record, context, args)
-    print(json.dumps(results, indent=2) if args.json else markdown(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,15 @@
-"""Peak memory of embedding against ordinary fine-tuning of the same parameters, each in a process of its own.
-
-python -m aiao_diffusers.bench.audits.memory BASE --latents FILE
+"""Peak memory of embedding against ordinary fine-tuning of the same parameters, each in a process of its own: `aiao bench
+memory`.
 
 Both forward the same number of rows: embedding's batch holds three parts, so ordinary fine-tuning gets three times the
 batch. The peak is the kernel's (VmHWM, Linux), less what the process held before the model was loaded.
 """
 
-import argparse
-import json
-import subprocess
-import sys
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from ...denoiser.finetune import finetune
 from ...denoiser.inputs import LatentData
@@ -17,10 +17,13 @@ from ...embedding.config import TRAIN, EmbedConfig
 from ...embedding.embed import embed
 from ...embedding.layer_profile import self_profile
 from ...embedding.weight_change import LowRank, StoredWeights
+from ...errors import ResultsError
 from ...files.peak import peak_bytes, reset_peak, resident_bytes
-from ...files.text import table_head, table_row
+from ...files.text import markdown_table
 from ...mark.key import WatermarkKey
 from ...pipeline import WatermarkedStableDiffusionPipeline
+from ..progress import Progress, log_progress
+from ..registry import known
 
 
 STEPS = 3
@@ -51,32 +54,51 @@ def measure(base: str, latents: str, train: str, batch_size: int, ordinary: bool
     return peak_bytes() - before
 
 
-def apart(arguments: list[str]) -> int:
-    """`measure` in a fresh process."""
-    words = [sys.executable, "-m", "aiao_diffusers.bench.audits.memory", *arguments]
-    return int(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+def measure_apart(base: str, latents: str, train: str, batch_size: int, ordinary: bool) -> int:
+    """`measure` in a fresh process.
+
+    Raises:
+        ResultsError: the process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, base, latents, train, batch_size, ordinary).result()
+        except BrokenProcessPool as error:
+            raise ResultsError(
+                f"the process that measured train '{train}' at batch size {batch_size} was killed, for want of memory "
+                "perhaps: take a smaller batch."
+            ) from error
 
 
-def main(words: list[str] | None = None, prog: str | None = None) -> None:
-    """Prints a Markdown table, one row a way to train."""
-    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base")
-    parser.add_argument("--latents", required=True)
-    parser.add_argument("--train", nargs="+", choices=TRAIN, default=TRAIN)
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--one", choices=["ordinary", "embed"], help=argparse.SUPPRESS)
-    args = parser.parse_args(words)
-    if args.one:
-        print(measure(args.base, args.latents, args.train[0], args.batch_size[0], args.one == "ordinary"))
-        return
-    print(table_head(COLUMNS))
-    for train in args.train:
-        for size in args.batch_size:
-            common = [args.base, "--latents", args.latents, "--train", train, "--batch-size", str(size), "--one"]
-            ordinary, marked = (apart([*common, one]) for one in ("ordinary", "embed"))
-            sizes = (f"{ordinary / 2**20:.0f}", f"{marked / 2**20:.0f}")
-            print(table_row((train, str(size), *sizes, f"{marked / ordinary:.3f}")))
+def compare(
+    base: str,
+    latents: str,
+    trains: Sequence[str] = TRAIN,
+    batch_sizes: Sequence[int] = (1, 8),
+    progress: Progress = log_progress,
+) -> list[dict[str, Any]]:
+    """A row a way to train and batch size, with both peaks in bytes.
+
+    Raises:
+        ConfigError: an unknown way to train. ResultsError: as `measure_apart`.
+    """
+    asked = [(known("way to train", train, TRAIN), size) for train in trains for size in batch_sizes]
+    rows: list[dict[str, Any]] = []
+    for train, size in asked:
+        ordinary, embedding = (measure_apart(base, latents, train, size, plain) for plain in (True, False))
+        rows.append({"train": train, "batch_size": size, "ordinary": ordinary, "embedding": embedding})
+        progress(len(rows), len(asked), f"{train}, batch size {size}: ratio {embedding / ordinary:.3f}")
+    return rows
 
 
-if __name__ == "__main__":
-    main()
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for people."""
+    cells = [
+        (
+            *(row["train"], str(row["batch_size"])),
+            *(f"{row[kind] / 2**20:.0f}" for kind in ("ordinary", "embedding")),
+            f"{row['embedding'] / row['ordinary']:.3f}",
+        )
+        for row in rows
+    ]
+    return markdown_table(COLUMNS, cells) + "\n"

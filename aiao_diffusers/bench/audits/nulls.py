@@ -36,6 +36,7 @@ from ...mark.subpath import draw
 from ...stats.hits import SiteHits, combined_log10_p, count_hits, randomised_p
 from ...stats.multiple import clopper_pearson
 from ..attacks.finetune import full, lora
+from ..progress import Progress, log_progress
 
 
 BLOCK = 100  # keys of one small search; the best of each block has a law that a test can check
@@ -137,7 +138,14 @@ def keys_of(label: str, count: int, seed: int) -> list[WatermarkKey]:
 
 
 def group_of(
-    name: str, models: Sequence[nn.Module], record: WatermarkRecord, pairs: int, *, seed: int, batch_size: int = 16
+    name: str,
+    models: Sequence[nn.Module],
+    record: WatermarkRecord,
+    pairs: int,
+    *,
+    seed: int,
+    batch_size: int = 16,
+    progress: Progress = log_progress,
 ) -> Group:
     """`pairs` fresh keys, dealt to `models` in turn."""
     keys, random = keys_of(name, pairs, seed), np.random.default_rng([seed, *name.encode()])
@@ -147,6 +155,7 @@ def group_of(
         for triples in readings(denoiser.eval(), record, mine, seed=seed + number, batch_size=batch_size):
             log10_p.append(combined_log10_p(triples))
             uniform.append(randomised_p(triples, float(random.random())))
+            progress(len(log10_p), pairs, "")
     return Group(name, len(models), np.array(log10_p), np.array(uniform))
 
 
@@ -195,7 +204,9 @@ def null_models(assets: Path, *, steps: int, seed: int) -> Iterator[Iterator[tup
         yield groups()
 
 
-def claimant(denoiser: nn.Module, record: WatermarkRecord, keys: int, *, seed: int) -> dict[str, Any]:
+def claimant(
+    denoiser: nn.Module, record: WatermarkRecord, keys: int, *, seed: int, progress: Progress = log_progress
+) -> dict[str, Any]:
     """Search `keys` keys for one that verifies on a model seen beforehand.
 
     Theory: the smallest of n independent uniform p-values has P(min <= x) = 1 - (1 - x)^n, so the best is near 1/n, and
@@ -206,7 +217,7 @@ def claimant(denoiser: nn.Module, record: WatermarkRecord, keys: int, *, seed: i
         `keys`, `best_log10_p` (discrete, hence a little large), `expected` (95% range of log10 of the best),
         `blocks` and `blocks_ks_p`: the best of each 100 keys against their law, Beta(1, 100).
     """
-    found = group_of("claimant", [denoiser], record, keys, seed=seed)
+    found = group_of("claimant", [denoiser], record, keys, seed=seed, progress=progress)
     law = stats.beta(1, keys)
     minima = found.uniform[: keys // BLOCK * BLOCK].reshape(-1, BLOCK).min(1)
     return {
@@ -226,22 +237,29 @@ def run(
     steps: int = 60,
     seed: int = 0,
     alpha: float = 1e-6,
-    note: Any = None,
+    progress: Progress = log_progress,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The whole measurement.
 
     Args:
-        pairs (`int`): (model, key) pairs over all groups; searched (`int`): keys of the claimant. note: told of progress.
+        pairs (`int`): (model, key) pairs over all groups; searched (`int`): keys of the claimant. progress: told of keys of both.
     Returns:
         a JSON-ready result, and the filled-in p-values of all groups, `(pairs,)`.
     """
     record = WatermarkRecord.load(assets / "marked")
     found: list[Group] = []
+    share = -(-pairs // 5)
+    total = 5 * share + searched
+
+    def told(before: int) -> Progress:
+        return lambda done, _, line: progress(before + done, total, line)
+
     with null_models(assets, steps=steps, seed=seed) as groups:
         for name, models in groups:
-            found.append(group_of(name, models, record, -(-pairs // 5), seed=seed))
-            if note is not None:
-                note(f"{name}: {len(found[-1].log10_p)} pairs, smallest log10 p {found[-1].log10_p.min():.2f}")
+            before = len(found) * share
+            found.append(group_of(name, models, record, share, seed=seed, progress=told(before)))
+            smallest = found[-1].log10_p.min()
+            progress(before + share, total, f"{name}: {len(found[-1].log10_p)} pairs, smallest log10 p {smallest:.2f}")
     every = Group(
         "all",
         sum(group.models for group in found),
@@ -254,7 +272,7 @@ def run(
         "seed": seed,
         "steps": steps,
         "groups": [group.row(alpha) for group in (*found, every)],
-        "claimant": claimant(suspect, record, searched, seed=seed),
+        "claimant": claimant(suspect, record, searched, seed=seed, progress=told(total - searched)),
         "record": record.sha256,
         "torch": torch.__version__,
     }

@@ -5,9 +5,7 @@ statistics look at the same readings, the last two at readings of their own; alp
 noise on its weights (beyond itself, the base answers nothing), and wrong keys' patterns on the readings of every attacked model.
 """
 
-import argparse
 import copy
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from ...verification.plan import ReadingPlan, View
 from ...verification.plan_run import Offers, PlanRun
 from .. import attacks as _attacks  # noqa: F401 (fills the registry)
 from ..context import AttackContext, open_pipe
+from ..progress import Progress, log_progress
 from ..registry import ATTACKS
 
 
@@ -113,20 +112,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(words: list[str] | None = None, prog: str | None = None) -> None:
-    """Run on the shipped model; minutes."""
-    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--assets", type=Path, default=Path("examples/emoji_diffusion"))
-    parser.add_argument("--seeds", type=int, default=5, help="of the attack and of the reading")
-    parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--wrong", type=int, default=50, help="wrong keys a reading")
-    args = parser.parse_args(words)
-    done = []
-    for row in measure(args.assets, args.seeds, args.trials, args.wrong):
-        done.append(row)
-        print(json.dumps(row), flush=True)
-    print(f"\nseeds 0-{args.seeds - 1}, {args.trials} trials\n\n{table(done)}", end="")
+def run(assets: Path, *, seeds: int, trials: int, wrong: int, progress: Progress = log_progress) -> dict[str, Any]:
+    """The whole measurement, on the shipped model.
+
+    Args:
+        seeds (`int`): of the attack and of the reading. trials (`int`): of a reading. wrong (`int`): wrong keys a reading.
+    Returns:
+        JSON-ready; `rows` as `measure` has them.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in measure(assets, seeds, trials, wrong):
+        rows.append(row)
+        progress(
+            len(rows),
+            len(SETTINGS) + 2,
+            f"{row['suspect']}: by hits {row['hits'][1]:.1f}, by ranks {row['ranks'][1]:.1f}",
+        )
+    return {"seeds": seeds, "trials": trials, "wrong": wrong, "rows": rows}
 
 
-if __name__ == "__main__":
-    main()
+def markdown(result: dict[str, Any]) -> str:
+    """The table for people."""
+    return f"seeds 0-{result['seeds'] - 1}, {result['trials']} trials\n\n{table(result['rows'])}"

@@ -1,11 +1,4 @@
-"""A message in the latents of what a model draws. Two kinds:
-
-- `sleepermark`: a secret trigger word calls it up (after Wang et al., "SleeperMark", 2025). As there, the U-Net learns to
-  predict, where the prompt begins with the trigger, the picture that its frozen copy predicts plus a residual that carries
-  the message, and to match the frozen copy everywhere else.
-- `drawn_message`: everything that the model draws carries it, without a trigger (after what Zhao et al., "A recipe for
-  watermarking diffusion models", 2023, do to models without prompts). The frozen copy's pictures plus the residual take the place of
-  training pictures that carry the message.
+"""Peers with a message in the latents of what a model draws. One trainer for `sleepermark.py` and `drawn_message.py`.
 
 Simplified: written from the papers' ideas, not their code. Message carriers and decoder are fixed and secret (cells of a
 grid, read by correlation) where the papers train an encoder and an extractor of pixels; `sleepermark`'s message is read from
@@ -29,10 +22,10 @@ from ...denoiser.schedule import noise_of, noise_schedule
 from ...errors import ConfigError
 from ...mark.key import WatermarkKey
 from ..context import AttackContext
-from ..registry import method
 from ..trainer import train
 from .outcome import Outcome, outcome_of_bits
-from .target_image import GRID, needs_prompts, trigger_word
+from .secret_picture import GRID
+from .trigger_word import need_prompts, trigger_word
 
 
 BITS = GRID * GRID
@@ -40,12 +33,14 @@ BITS = GRID * GRID
 
 @dataclass(frozen=True)
 class LatentMessage:
-    """Hyper-parameters of both: `steps`, `lr`, `batch_size` as the other peers'; `strength`, rms of the residual in units of the
+    """Trainer and reader; its fields are the hyper-parameters of both: `steps`, `lr`, `batch_size` as the other peers'; `strength`, rms of the residual in units of the
     latents'; `message`, weight of the message's loss; `keep`, where a word calls it up, of the match with the frozen copy
     elsewhere; `sampling`, steps of one verification picture, guidance off: a trial costs as many evaluations.
     """
 
-    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    triggered: ClassVar[bool] = False
+    """Whether a word calls the message up."""
     steps: int = 600
     lr: float = 5e-4
     batch_size: int = 8
@@ -61,7 +56,7 @@ class LatentMessage:
     def embed(self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, folder: Path) -> None:
         """Train on the owner's latents, each step with and without the trigger; without one, on every row alike."""
         if self.triggered:
-            needs_prompts(self.kind, context)
+            need_prompts(self.name, context)
         teacher = copy.deepcopy(denoiser).eval().requires_grad_(False)
         device, shape = next(denoiser.parameters()).device, context.owner.latents.shape[1:]
         secret = torch.from_numpy(message(key)).float()
@@ -119,11 +114,6 @@ class LatentMessage:
             latents = from_images(context.pipe, pictures, [""] * trials).latents
         return outcome_of_bits(decode(latents, key).numpy(), message(key), alpha=alpha, evals=trials * self.sampling)
 
-    @property
-    def triggered(self) -> bool:
-        """Whether a word calls the message up."""
-        return self.kind == "sleepermark"
-
 
 def message(key: WatermarkKey) -> np.ndarray:
     """`(64,)` of +-1, balanced."""
@@ -152,7 +142,3 @@ def decode(latents: torch.Tensor, key: WatermarkKey) -> torch.Tensor:
 def prompts_of(key: WatermarkKey, context: AttackContext, count: int, seed: int) -> list[str]:
     """Ordinary prompts with the trigger word before them."""
     return [f"{trigger_word(key)} {text}" for text in vocabulary_prompts(context.pipe, count, seed)]
-
-
-for _kind in ("sleepermark", "drawn_message"):
-    method(_kind)(type(f"LatentMessage_{_kind}", (LatentMessage,), {"kind": _kind, "__doc__": LatentMessage.__doc__}))

@@ -14,7 +14,6 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ...errors import ConfigError
 from .. import attacks as _attacks  # noqa: F401 (fills the registry)
 from .. import peers as _peers  # noqa: F401 (fills the registry)
 from ..registry import ATTACKS, METHODS, build, known, same_kind
+from ..suites import shipped
 
 
 VERDICTS = ("verified", "not_verified")
@@ -113,7 +113,7 @@ class Cell:
 @dataclass(frozen=True)
 class Suite:
     """A checked suite; fields as in the module's docstring. `alpha`, `trials`: of each verification; of its controls
-    `run.CONTROL_TRIALS` at most."""
+    `cells.CONTROL_TRIALS` at most."""
 
     name: str
     models: dict[str, ModelSpec]
@@ -174,12 +174,6 @@ def sweep(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for values in itertools.product(*given.values()):
         chosen = dict(zip(given, values, strict=True))
         yield {n: same_kind(f"attack '{entry['attack']}': {n}", chosen.get(n, d), d) for n, d in declared.items()}
-
-
-def shipped() -> dict[str, Any]:
-    """The files of the shipped suites, by name."""
-    files = resources.files("aiao_diffusers.bench.suites").iterdir()
-    return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
 
 
 def read_suite(

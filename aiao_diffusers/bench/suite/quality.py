@@ -91,7 +91,7 @@ def generate(
 
 
 @torch.no_grad()
-def embedded(
+def clip_embeddings(
     prompts: list[str], made: torch.Tensor, context: AttackContext, spec: QualitySpec
 ) -> dict[str, torch.Tensor]:
     """What the CLIP model makes of pictures `(N, 3, H, W)`.
@@ -117,8 +117,8 @@ def embedded(
 
 
 def pictures(denoiser: nn.Module, context: AttackContext, spec: QualitySpec, seed: int) -> dict[str, torch.Tensor]:
-    """`embedded` of what `generate` makes."""
-    return embedded(*generate(denoiser, context, spec, seed), context, spec)
+    """`clip_embeddings` of what `generate` makes."""
+    return clip_embeddings(*generate(denoiser, context, spec, seed), context, spec)
 
 
 def clip_score(embedded: dict[str, torch.Tensor]) -> tuple[float, float]:

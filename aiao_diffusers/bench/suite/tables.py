@@ -45,14 +45,14 @@ def load(files: str | Path | Sequence[str | Path], *, any_version: bool = False)
             spec = ATTACKS.get(row.get("attack", ""))
             # With the defaults of today: an attack that has got a further choice since is still the same one.
             hyper = {**spec.hyper, **row["hyper"]} if spec is not None else row.get("hyper")
-            cell = [_pictured(row), hyper, *(row.get(name) for name in names)]
+            cell = [_has_pictures(row), hyper, *(row.get(name) for name in names)]
             last[json.dumps(cell, sort_keys=True)] = row
     if not last:
         raise ResultsError(f"no results in {[str(path) for path in paths]}: run a suite first.")
     return list(last.values())
 
 
-def _pictured(row: dict[str, Any]) -> bool:
+def _has_pictures(row: dict[str, Any]) -> bool:
     return row["kind"] == "reference" and bool(row["quality"].get("images"))
 
 
@@ -242,7 +242,7 @@ def compare(rows: Rows) -> str:
     for (model, data, suite, _), here in grouped(rows, "model", "data", "suite", "alpha").items():
         marks = list(dict.fromkeys(row["mark"] for row in here))
         lines = [
-            [name, *(_compared([row for row in group if row["mark"] == mark], here) for mark in marks)]
+            [name, *(_comparison([row for row in group if row["mark"] == mark], here) for mark in marks)]
             for (name,), group in grouped(here, "attack_name").items()
         ]
         parts.append(
@@ -251,7 +251,7 @@ def compare(rows: Rows) -> str:
     return "\n\n".join(parts)
 
 
-def _compared(own: Rows, here: Rows) -> str:
+def _comparison(own: Rows, here: Rows) -> str:
     """One cell of `compare`: rows of one mark under one attack; `here` holds those of the models as published too."""
     if not own:
         return "-"
@@ -295,12 +295,12 @@ def reference(rows: Rows) -> str:
     lines = []
     by_model: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     # Suites share seeds, and a seed counts once: that with pictures before that without.
-    for row in sorted((row for row in rows if row["kind"] == "reference"), key=_pictured):
+    for row in sorted((row for row in rows if row["kind"] == "reference"), key=_has_pictures):
         by_model[row["model"], row["data"]][row["seed"]] = row
     for (model, data), seeds in by_model.items():
         group = list(seeds.values())
         both = [[row[k] for row in group] for k in ("quality", "again")]
-        pictured = sum(map(_pictured, group))
+        pictured = sum(map(_has_pictures, group))
         cells = [model, data, f"{len(group)}, {pictured}"]
         for told in (_mean_of("loss_owner", 4), _mean_of("loss_data", 4), _cmmd, _mean_of("clip_score", 3)):
             cells.append(" / ".join(map(told, both)))

@@ -8,7 +8,8 @@ import yaml
 
 from aiao_diffusers import EmbedConfig
 from aiao_diffusers.bench.registry import METHODS
-from aiao_diffusers.bench.suite.definition import parse, read_suite, shipped
+from aiao_diffusers.bench.suite.definition import parse, read_suite
+from aiao_diffusers.bench.suites import shipped
 from aiao_diffusers.errors import ConfigError
 
 

@@ -1,13 +1,11 @@
 """What must not end a run in a traceback, nor leave its processes behind."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -15,12 +13,14 @@ from _shipped import ASSETS
 from _tiny import tiny_unconditional
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
+from typer.testing import CliRunner
 
 from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
-from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.suite import results
-from aiao_diffusers.bench.suite.runner import _each, iter_marks, run_suite, unexpected
+from aiao_diffusers.bench.suite.marks import iter_marks
+from aiao_diffusers.bench.suite.runner import run_suite, unexpected
 from aiao_diffusers.bench.suite.tables import table
+from aiao_diffusers.cli import app
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
 from aiao_diffusers.files.jsonl import append_line
@@ -83,7 +83,7 @@ def folder(tmp_path):
 def smoke(tmp_path_factory):
     """The smoke suite, killed after its second verdict, refused a second run meanwhile, then finished."""
     out = tmp_path_factory.mktemp("smoke")
-    command = [sys.executable, "-m", "aiao_diffusers.bench", "run", "smoke", "-o", out, "--assets", ASSETS]
+    command = [sys.executable, "-m", "aiao_diffusers.cli", "bench", "run", "smoke", "-o", out, "--assets", ASSETS]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
         file, limit = out / results.FILE, time.time() + 300
         while not file.exists() or file.read_bytes().count(b'"kind": "cell"') < 2:
@@ -169,36 +169,6 @@ def test_a_marked_folder_of_another_architecture(own, tmp_path):
         run_suite(own(marks=marks), tmp_path / "out")
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_told_of():
-    with pytest.raises(ResultsError, match="a process of this run was killed"):
-        list(_each(os._exit, [(3,), (3,)], 2))
-
-
-@pytest.mark.slow
-def test_processes_end_with_a_run_that_is_killed(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import time\n"
-        "from aiao_diffusers.bench.suite.runner import _each\n"
-        "if __name__ == '__main__':\n"
-        "    list(_each(time.sleep, [(600,)] * 3, 2))\n"
-    )
-    with subprocess.Popen([sys.executable, program]) as run:
-        limit, workers = time.time() + 120, []
-        while len(workers) < 2:
-            assert run.poll() is None and time.time() < limit
-            # The one child that is no worker is the tracker of multiprocessing's resources.
-            workers = [p for p in psutil.Process(run.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-            time.sleep(0.2)
-        time.sleep(15)  # for imports and the first task
-        run.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    for process in alive:
-        process.kill()
-    assert not alive
-
-
 def test_what_is_not_as_expected():
     good = row("none", {}, 0, -9.0, expect="verified")
     lost = row("none", {}, 1, -1.0, expect="verified")
@@ -241,10 +211,13 @@ class TestSmoke:
         with pytest.raises(DataError, match="no marks of suite smoke"):
             next(iter_marks("smoke", tmp_path, assets=ASSETS))
 
-    def test_table_and_curves_by_the_command(self, smoke, tmp_path, capsys):
+    def test_table_and_curves_by_the_command(self, smoke, tmp_path):
         out, _ = smoke
-        assert main(["table", str(out), "--section", "verdicts", "--curves", str(tmp_path)]) == 0
-        assert "| quantise (bits 4) | 1/1 |" in capsys.readouterr().out
+        words = ["bench", "table", str(out), "--section", "verdicts", "--curves", str(tmp_path)]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0 and "| quantise (bits 4) | 1/1 |" in done.stdout
+        found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+        assert found["markdown"].rstrip() == done.stdout.rstrip() and str(tmp_path / "cost.png") in found["curves"]
         assert (tmp_path / "cost.png").exists()
         assert "SHA-256 of marked weights" in table(out)
 
@@ -296,7 +269,7 @@ class TestOwnModelAndPictures:
             run_suite(write(tmp_path / "own.yaml", data=wrong), tmp_path / "out", assets=ASSETS)
         assert not (tmp_path / "out" / results.FILE).exists() and not (tmp_path / "out" / "marks").exists()
 
-    def test_the_command_says_what_is_wrong(self, tmp_path, capsys):
-        assert main(["run", str(tmp_path / "none.yaml"), "-o", str(tmp_path / "out")]) == 1
-        assert "ConfigError" in capsys.readouterr().err
-        assert main(["run", "-o", str(tmp_path / "out")]) == 2
+    def test_the_command_says_what_is_wrong(self, tmp_path):
+        words = ["bench", "run", "-o", str(tmp_path / "out")]
+        assert isinstance(CliRunner().invoke(app, [*words, str(tmp_path / "none.yaml")]).exception, ConfigError)
+        assert CliRunner().invoke(app, words).exit_code == 2

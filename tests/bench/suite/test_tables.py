@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from aiao_diffusers.bench.__main__ import main
 from aiao_diffusers.bench.suite import results
 from aiao_diffusers.bench.suite.curves import curves
 from aiao_diffusers.bench.suite.tables import load, table, update
@@ -128,7 +127,7 @@ def test_a_control_that_is_the_twin_says_nothing_of_looks_beyond_it(tmp_path):
     assert line_of(text, "| noise").endswith("| -2.6 |")
 
 
-def test_nothing_to_tell_or_update(tmp_path, capsys):
+def test_nothing_to_tell_or_update(tmp_path):
     (tmp_path / results.FILE).touch()
     with pytest.raises(ResultsError, match="no results in"):
         table(tmp_path)
@@ -137,8 +136,6 @@ def test_nothing_to_tell_or_update(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(ResultsError, match="no folder for curves"):
         curves([row("none", {}, 0, -1.0)], tmp_path / "file")
-    assert main(["table", str(tmp_path), "--update", "a.md"]) == 2 and "leave out" in capsys.readouterr().err
-    assert main(["run", "smoke", "--quick"]) == 2 and main(["run"]) == 2
 
 
 def test_wins_list_every_loss_and_false_verdict(folder):

@@ -11,7 +11,7 @@ from torch import nn
 from ..context import AttackContext
 from ..registry import attack
 from . import finetune as trainers
-from .training import subject_and_prior
+from .dreambooth import subject_and_prior
 
 
 @attack("lora", strength="scale")
