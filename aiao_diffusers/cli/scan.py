@@ -88,6 +88,9 @@ def scan(
     alpha: Annotated[float, typer.Option(help="Chance of even one false 'verified' in the scan.")] = 1e-6,
     trials: Annotated[int, typer.Option(help="Monte Carlo trials a look, at most.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the trials.")] = 0,
+    thorough: Annotated[
+        bool, typer.Option(help="Take every look at every suspect; the default ends hopeless readings.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Downloads at a time, ahead of verification.")] = 4,
     max_gb: Annotated[float | None, typer.Option(help="Gigabytes to download at most.")] = None,
     limit: Annotated[int, typer.Option(help="Repositories at most.")] = 10_000,
@@ -113,6 +116,7 @@ def scan(
             alpha=alpha,
             trials=trials,
             seed=seed,
+            thorough=thorough,
             workers=workers,
             max_gb=max_gb,
             limit=limit,

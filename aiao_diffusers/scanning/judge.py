@@ -16,6 +16,7 @@ from ..errors import (
 from ..hub.candidates import Candidate
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
+from ..verification.plan import ReadingPlan
 from ..verification.verify import verify
 from .log import ScanRow
 from .resident import Resident, place_on_base
@@ -42,14 +43,12 @@ class Question:
     """What every suspect of a scan is asked.
 
     Args:
-        key, record: of the mark. alpha: of one suspect. trials, seed: as in `verify`.
+        key, record: of the mark. plan (`ReadingPlan`): by which each is read, with the alpha of one suspect.
     """
 
     key: WatermarkKey
     record: WatermarkRecord
-    alpha: float
-    trials: int
-    seed: int
+    plan: ReadingPlan
 
 
 class Judge:
@@ -89,7 +88,7 @@ class Judge:
             if put.digest in self._seen:
                 return _copy_of(self._seen[put.digest], replace(row, digest=put.digest), put.distance)
             started = time.monotonic()
-            report = verify(put.opened, ask.key, record=ask.record, alpha=ask.alpha, trials=ask.trials, seed=ask.seed)
+            report = verify(put.opened, ask.key, record=ask.record, plan=ask.plan)
             seconds = {**row.seconds, "denoiser": time.monotonic() - started}
         warnings = [*row.warnings, *report.warnings]
         if candidate.kind == "lora" and len(row.lineage) > 1:

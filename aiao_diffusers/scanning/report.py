@@ -45,6 +45,13 @@ class Cells(NamedTuple):
 COLUMNS = tuple("Holm" if name == "holm" else name.replace("_", " ") for name in Cells._fields)
 
 
+_PLANS = {
+    "fast": "Read by the fast plan: a reading ends where four trials show nothing. A mark that an attack has worn down may show "
+    "in later looks, which a scan with --thorough takes.",
+    "thorough": "Read by the thorough plan: every look at every suspect.",
+}
+
+
 @dataclass(frozen=True)
 class ScanReport:
     """Who carries the mark.
@@ -154,6 +161,7 @@ class ScanReport:
             "scan, for each accuses somebody and the tests share key and probes.",
             "`descent`: the suspect's own weights carry the mark. `carries`: an adapter, read on the scanned base; whoever "
             "runs it there runs marked weights, which does not prove on which twin it was trained. Bases are self-declared.",
+            *([_PLANS[str(plan)]] if (plan := self.statistics.get("plan")) in _PLANS else []),
             "`not_verified` is no proof of independence. Distance: weight change over the base's weights, in norms.",
             *(f"Warning: {text}" for text in self.warnings),
         ]

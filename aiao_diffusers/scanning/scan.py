@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ..hub.model_tree import LIMIT, RELATIONS, Tree, walk
 from ..hub.remote import folder_of
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
+from ..verification.plan import Futility, ReadingPlan
 from ..verification.suspect import find_record, require_record
 from ..verification.verify import verify
 from .download import Budget, Downloader, run_ahead
@@ -65,6 +66,7 @@ def scan(
     alpha: float = 1e-6,
     trials: int = 8,
     seed: int = 0,
+    thorough: bool = False,
     workers: int = 4,
     max_gb: float | None = None,
     limit: int = LIMIT,
@@ -80,7 +82,8 @@ def scan(
         record: a `WatermarkRecord` or a folder with it; default: the one in `base_repo`.
         repos, authors, search, relations, since, limit: which repositories, see `model_tree.walk`.
         alpha (`float`, defaults to 1e-6): chance of even one false `verified` in the whole scan.
-        trials, seed: as in `verify`. workers (`int`, defaults to 4): downloads at a time.
+        trials, seed: as in `verify`. thorough (`bool`, defaults to False): take every look at every suspect, 128 evaluations for a
+            negative; the fast plan takes 8 (`verification.plan`). workers (`int`, defaults to 4): downloads at a time.
         max_gb (`float`, *optional*): gigabytes downloaded at most; the rest is `not_testable` until resumed with more.
         callback: called after each repository with its rows, the number done and the number of all.
     Returns:
@@ -96,7 +99,8 @@ def scan(
         raise ConfigError(f"alpha={alpha}, trials={trials}, workers={workers} or max_gb={max_gb} is out of range.")
     started, folder, api = time.monotonic(), Path(output), api or HfApi()
     with lock_folder(folder):  # first of all: what another scan has there is not ours to touch
-        base = _open_base(base_repo, key, record, alpha, trials, seed, api)
+        plan = ReadingPlan(alpha, trials, seed, futility=None if thorough else Futility())
+        base = _open_base(base_repo, key, record, plan, api)
         tree = walk(
             base_repo,
             repos=repos,
@@ -108,16 +112,23 @@ def scan(
             api=api,
         )
         header = {"base": base_repo, "commit": base.commit, "commitment": key.commitment, "alpha": alpha}
-        log = ScanLog(folder / LOG, {**header, "trials": trials, "seed": seed, "scheme": base.record.scheme})
+        header |= {"trials": trials, "seed": seed, "scheme": base.record.scheme}
+        # A log without a plan is of a version that knew none but the thorough one.
+        log = ScanLog(folder / LOG, header if thorough else {**header, "plan": plan.name})
         # Any one suspect must pass what all of them together may spend.
-        asked = Question(key, base.record, alpha / (MAX_CANDIDATES * max(1, len(tree.nodes))), trials, seed)
-        judge, budget = Judge(base.resident, asked), Budget(max_gb)
+        one = replace(plan, alpha=alpha / (MAX_CANDIDATES * max(1, len(tree.nodes))))
+        judge, budget = Judge(base.resident, Question(key, base.record, one)), Budget(max_gb)
         for row in (base.row, *log.rows()):
             judge.remember(row)
         with _downloads(folder) as downloads:
             members = frozenset({base_repo, *(n.repo_id for n in tree.nodes if n.lineage)})
             _read_all(tree, Downloader(judge, log, members, budget, downloads, api), workers, callback)
-        told = {"seconds": time.monotonic() - started, "downloaded": budget.spent, "repositories": len(tree.nodes)}
+        told: dict[str, Any] = {
+            "plan": plan.name,
+            "seconds": time.monotonic() - started,
+            "downloaded": budget.spent,
+            "repositories": len(tree.nodes),
+        }
         report = ScanReport(
             base_repo, base.commit, key.owner, key.commitment, alpha, base.log10_p, log.rows(), tree.warnings, told
         )
@@ -125,7 +136,7 @@ def scan(
     return report
 
 
-def _open_base(repo: str, key: WatermarkKey, record: Any, alpha: float, trials: int, seed: int, api: HfApi) -> _Base:
+def _open_base(repo: str, key: WatermarkKey, record: Any, plan: ReadingPlan, api: HfApi) -> _Base:
     """Download the base, and make sure that it carries the mark; raises as `scan`."""
     pulled = pull(repo, api=api)
     chosen = require_record(record, find_record(pulled.root))
@@ -133,7 +144,7 @@ def _open_base(repo: str, key: WatermarkKey, record: Any, alpha: float, trials: 
         raise KeyMismatchError(f"the record of {repo} is of {chosen.owner!r} and commits to another key.")
     commit = pulled.remote.commit
     resident = Resident(load_denoiser(pulled.path, dtype=torch.float32), f"{repo} at {commit}")
-    control = verify(resident.denoiser, key, record=chosen, alpha=alpha, trials=trials, seed=seed)
+    control = verify(resident.denoiser, key, record=chosen, plan=replace(plan, futility=None))
     if not control.verified or control.log10_p is None:
         raise NotTestableError(f"{repo} itself does not verify with this key: a scan would tell nothing.")
     row = ScanRow(
