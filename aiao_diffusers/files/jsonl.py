@@ -26,7 +26,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         ResultsError: another run has it, or it cannot be made.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock, made = FileLock(folder / LOCK, timeout=0), not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -38,6 +38,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if made and [path.name for path in folder.iterdir()] == [LOCK]:  # the run was refused before it wrote anything
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def append_line(file: Path, value: dict[str, Any]) -> None:

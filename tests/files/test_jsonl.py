@@ -65,3 +65,15 @@ class TestLines:
     def test_numbers_that_json_lacks_become_null(self, tmp_path):
         append_line(tmp_path / "log", {"a": float("nan"), "b": [float("inf"), (1.5, -float("inf"))]})
         assert json.loads((tmp_path / "log").read_text()) == {"a": None, "b": [None, [1.5, None]]}
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError), lock_folder(tmp_path / "new"):
+        raise ValueError("refused")
+    assert not (tmp_path / "new").exists()
+    with lock_folder(tmp_path / "kept"):
+        append_line(tmp_path / "kept" / "log.jsonl", {})
+    (tmp_path / "own").mkdir()
+    with lock_folder(tmp_path / "own"):
+        pass
+    assert (tmp_path / "kept" / "log.jsonl").exists() and (tmp_path / "own").exists()
