@@ -117,11 +117,6 @@ def test_a_denoiser_of_other_blocks_is_refused_and_keeps_its_weights():
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))
 
 
-def test_earlier_keys_need_training():
-    with pytest.raises(ConfigError, match="keep= takes training"):
-        embed(tiny_unet(), KEY, data(), CONFIG, scheduler=SCHEDULER, keep=[KEY.child("earlier")])
-
-
 def test_a_channel_that_the_norm_drops_is_left_alone():
     unet = tiny_unet()
     outs = choose(trace_on(unet, data()), KEY, 2, 2)[1]

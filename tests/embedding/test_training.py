@@ -12,7 +12,6 @@ from aiao_diffusers import EmbedConfig, WatermarkKey, embed
 from aiao_diffusers.denoiser.instrument import instrument
 from aiao_diffusers.embedding.training import Training
 from aiao_diffusers.embedding.weight_change import StoredWeights
-from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.mark.mark import Mark
 from aiao_diffusers.verification.evidence import key_sites
 
@@ -93,12 +92,6 @@ class TestTraining:
         with pytest.raises(KeyboardInterrupt) if failing else nullcontext():
             embed(unet, KEY, data, short(), callback, scheduler=scheduler)
         assert moves[before[-1] :] == [torch.device("cpu")]
-
-    def test_a_denoiser_on_several_devices_is_refused(self):
-        unet, data, scheduler = learner()
-        unet.conv_out.to("meta")
-        with pytest.raises(ConfigError, match="spread over \\['cpu', 'meta'\\]"):
-            embed(unet, KEY, data, short(), scheduler=scheduler)
 
     def test_accelerate_leaves_no_trace(self, monkeypatch):
         def stop(step, row):
