@@ -82,6 +82,7 @@ class TestXL:
         for name, value in seen[0]["added_cond_kwargs"].items():
             assert torch.equal(ours["added_cond_kwargs"][name], value), name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("source", ["prompts", "folder", None])
     def test_it_is_marked_from_whatever_its_owner_has(self, source, tmp_path):
         (tmp_path / "images").mkdir()

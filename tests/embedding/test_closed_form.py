@@ -51,6 +51,7 @@ def test_only_the_layers_before_the_out_sites_change_and_by_rank_one():
     assert report.history == [] and report.to_dict()["steps"] == 0 and report.plot() is not None
 
 
+@pytest.mark.slow
 def test_the_response_follows_the_pattern_and_grows_with_the_strength():
     def agreement(unet):
         ins, outs = choose(trace_on(unet, data()), KEY, 2, 2)
@@ -67,6 +68,7 @@ def test_the_response_follows_the_pattern_and_grows_with_the_strength():
     assert base < weak < strong and strong - base > 1.5 * (weak - base) > 0
 
 
+@pytest.mark.slow
 def test_is_the_same_again_and_draws_from_the_seed():
     def weights(**changes):
         return torch.cat([p.flatten() for p in marked(**changes)[0].parameters()])
@@ -76,6 +78,7 @@ def test_is_the_same_again_and_draws_from_the_seed():
     assert not torch.equal(first, weights(seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["full", "lazy", "lora"])
 def test_a_price_is_kept_to_by_shrinking_the_change(train):
     def change(**changes):
@@ -97,6 +100,7 @@ def test_half_precision_is_kept():
     assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_it_towards_the_clean_model():
     """The teacher is the model before the edit, so the preservation terms see what the edit spoilt."""
     seen = []

@@ -86,6 +86,7 @@ class TestBadInput:
             embed(unet, KEY, data, short(steps=40, lr=1e12, anchor=0.0), scheduler=scheduler)
         assert same(weights(unet), before)
 
+    @pytest.mark.slow
     def test_after_a_failure_the_same_model_can_be_tried_again(self):
         unet, data, scheduler = learner()
         with pytest.raises(TrainingError, match="lower lr"):
@@ -96,6 +97,7 @@ class TestBadInput:
             again.marked_sha256 == embed(*learner()[:1], KEY, data, short(), scheduler=scheduler).record.marked_sha256
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("train", ["full", "lazy"])
     def test_an_interrupt_while_the_record_is_made_gives_the_weights_back(self, monkeypatch, train):
         def stop(*args):

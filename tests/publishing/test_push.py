@@ -278,6 +278,7 @@ class TestFaults:
         assert send(folder, server).oid == first.oid
         assert not server.requests("PUT") and not server.requests("POST", "/commit/")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "fault",
         [
@@ -320,6 +321,7 @@ class TestFaults:
         send(folder, server)
         assert DENOISER in server.files(REPO)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "path",
         [
@@ -405,6 +407,7 @@ class TestWeights:
         with pytest.warns(FutureWarning, match="clean_base= is now clean_twin="):
             refused(server, folder, "clean twin", clean_base=ASSETS / "marked")
 
+    @pytest.mark.slow
     def test_a_private_twin_is_read_with_the_tokens_rights(self, server, folder):
         send(folder, server, repo="owner/twin", private=True)
         with pytest.raises(PushRefusedError, match="clean twin"):
