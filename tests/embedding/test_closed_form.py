@@ -36,8 +36,13 @@ def marked(**changes):
     return unet, embed(unet, KEY, data(), EmbedConfig(**CONFIG.__dict__ | changes), scheduler=SCHEDULER)
 
 
-def test_only_the_layers_before_the_out_sites_change_and_by_rank_one():
-    unet, report = marked()
+@pytest.fixture(scope="module")
+def edited():
+    return marked()
+
+
+def test_only_the_layers_before_the_out_sites_change_and_by_rank_one(edited):
+    unet, report = edited
     outs = choose(trace_on(unet, data()), KEY, 2, 2)[1]
     wanted = {id(writer(unet, site.name)[0]) for site in outs}
     before, changed = dict(tiny_unet().named_parameters()), set()
@@ -52,7 +57,7 @@ def test_only_the_layers_before_the_out_sites_change_and_by_rank_one():
 
 
 @pytest.mark.slow
-def test_the_response_follows_the_pattern_and_grows_with_the_strength():
+def test_the_response_follows_the_pattern_and_grows_with_the_strength(edited):
     def agreement(unet):
         ins, outs = choose(trace_on(unet, data()), KEY, 2, 2)
         rows = data()
@@ -64,18 +69,18 @@ def test_the_response_follows_the_pattern_and_grows_with_the_strength():
         return [float(r.d @ torch.from_numpy(KEY.response_pattern(r.site, len(r.d))).float()) / len(r.d) for r in read]
 
     # Where a site of a miniature cannot tell the trigger, its shift is next to nothing: the sites together decide.
-    base, weak, strong = (sum(agreement(unet)) for unet in (tiny_unet(), marked(edit=0.3)[0], marked()[0]))
+    base, weak, strong = (sum(agreement(unet)) for unet in (tiny_unet(), marked(edit=0.3)[0], edited[0]))
     assert base < weak < strong and strong - base > 1.5 * (weak - base) > 0
 
 
 @pytest.mark.slow
-def test_is_the_same_again_and_draws_from_the_seed():
-    def weights(**changes):
-        return torch.cat([p.flatten() for p in marked(**changes)[0].parameters()])
+def test_is_the_same_again_and_draws_from_the_seed(edited):
+    def weights(unet):
+        return torch.cat([p.flatten() for p in unet.parameters()])
 
-    first, state = weights(), torch.random.get_rng_state()
-    assert torch.equal(first, weights()) and torch.equal(state, torch.random.get_rng_state())
-    assert not torch.equal(first, weights(seed=1))
+    first, state = weights(edited[0]), torch.random.get_rng_state()
+    assert torch.equal(first, weights(marked()[0])) and torch.equal(state, torch.random.get_rng_state())
+    assert not torch.equal(first, weights(marked(seed=1)[0]))
 
 
 @pytest.mark.slow
