@@ -189,7 +189,7 @@ class TestPairsMark:
         unet, data, scheduler = learner(64)
         keys, records = [KEY.child(f"owner {i}") for i in range(2)], []
         for number, key in enumerate(keys):
-            config = EmbedConfig(**LEARN, steps=60, pairs=True)
+            config = EmbedConfig(**LEARN, steps=30, pairs=True)
             further = {"keep": keys[:number], "earlier": records[-1]} if records else {}
             records.append(embed(unet, key, data, config, scheduler=scheduler, **further).record)
         assert all(verify(unet, k, record=r).verified for k, r in zip(keys, records, strict=True))
