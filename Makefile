@@ -3,20 +3,24 @@
 #   VENV=path      another environment (default .venv)
 #   PYTHON=python  the interpreter that makes it, 3.11 or later (default python3)
 #   INSTALLED=1    VENV already holds the package, from a wheel for instance: install nothing
+#   WORKERS=n      processes that test side by side, one thread each (default: as many as there are processors)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast style quality clean
+.PHONY: help install demo test test-fast test-full style quality clean
 
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED ?=
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.aiao-installed
 
 # Tests reach this machine and nothing else; `aiao` and `hf-aiao` are found as after activation.
 IN_VENV = PATH="$$(cd "$(BIN)" && pwd):$$PATH"
-PYTEST = $(IN_VENV) "$(BIN)/pytest" --allow-hosts=127.0.0.1,::1,localhost --allow-unix-socket
+# Workers take whole files, the slowest first, and two on one processor would only wait for each other's threads.
+PYTEST = $(IN_VENV) OMP_NUM_THREADS=1 "$(BIN)/pytest" --allow-hosts=127.0.0.1,::1,localhost --allow-unix-socket \
+  -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1:/p' Makefile
@@ -42,11 +46,14 @@ $(STAMP): setup.cfg pyproject.toml .ci/constraints.txt Makefile
 demo: install  ## six verdicts on the shipped model and its descendants
 	$(IN_VENV) "$(BIN)/aiao" demo
 
-test: install  ## every test, slow ones too
+test: install  ## every test, slow ones too; of the largest sweeps a sample
 	$(PYTEST)
 
-test-fast: install  ## all but the slow tests
+test-fast: install  ## all but the tests that take seconds
 	$(PYTEST) -m "not slow"
+
+test-full: install  ## every test, with every case of every sweep
+	AIAO_TESTS=full $(PYTEST)
 
 style: install  ## rewrite the code in the house style
 	"$(BIN)/ruff" check --fix .

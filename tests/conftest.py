@@ -38,6 +38,7 @@ from huggingface_hub import HfApi, constants, file_download  # noqa: E402
 from huggingface_hub.utils import _http  # noqa: E402
 
 from aiao_diffusers.denoiser import price  # noqa: E402
+from aiao_diffusers.embedding.layer_profile import self_profile  # noqa: E402
 from aiao_diffusers.errors import MissingExtraError  # noqa: E402
 from aiao_diffusers.hub import remote  # noqa: E402
 from tests.hub_server import HubServer  # noqa: E402
@@ -121,9 +122,13 @@ def begun(once: Callable[[str, Callable[[], Any]], Any]) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every embedding measures its price, over 256 pictures by default: most of the time of a short one. 32 do here."""
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every embedding measures beside its training takes most of the time of a short one.
+
+    Its price over 32 pictures in place of 256, and which layers are lazy by 8 steps in place of 40.
+    """
     monkeypatch.setitem(inspect.unwrap(price.predictions).__kwdefaults__, "samples", 32)
+    monkeypatch.setitem(self_profile.__kwdefaults__, "steps", 8)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The house keeps its plan: no import goes up or round in a circle."""
+"""The house keeps its plan: no import goes up or round in a circle, each module has its test, nothing grows too large."""
 
 import ast
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import aiao_diffusers
 
 
+TESTS = Path(__file__).parent
 SOURCE = Path(aiao_diffusers.__file__).parent
 # Low to high; packages of one floor know nothing of each other.
 FLOORS = (
@@ -125,3 +126,101 @@ def test_an_import_that_goes_up_and_a_circle_are_seen(tmp_path):
         (tmp_path / name).write_text(text)
     assert going_up(tmp_path) == ["stats.hits imports verification.verify"]
     assert circles(tmp_path) == [["verification.report", "verification.verify"]]
+
+
+# Modules without a test file of their own, and where they are tested.
+NO_NAMESAKE = {
+    "cards": "former name of publishing.cards: test_packaging.py",
+    "data": "former name of denoiser.inputs and denoiser.encode: test_packaging.py",
+    "record": "former name of mark.record: test_packaging.py",
+}
+
+
+def without_test(source: Path, tests: Path) -> list[str]:
+    """Modules, packages' own `__init__` and `__main__` aside, whose namesake `tests/<package>/test_<module>.py` is missing."""
+    missing = []
+    for name, path in modules(source).items():
+        *parents, last = name.split(".")
+        if path.stem not in ("__init__", "__main__") and name not in NO_NAMESAKE and parents[:1] != ["hub_cards"]:
+            if not tests.joinpath(*parents, f"test_{last.removeprefix('_')}.py").is_file():
+                missing.append(name)
+    return missing
+
+
+FILE, FUNCTION, ARGUMENTS = 400, 60, 8
+# Public functions that go on taking their former keywords.
+MANY_ARGUMENTS = {"embedding.embed.embed", "publishing.push.push", "scanning.scan.scan"}
+TOO_LARGE = {  # to be divided; nothing may join
+    "bench.attacks.adaptive.overwrite",
+    "bench.suite.runner",
+    "cli.embed.embed",
+    "embedding.early_stop.measure_strength",
+    "embedding.embed._record",
+    "embedding.embed.embed",
+    "scanning.scan.scan",
+    "verification.suspect.open_suspect",
+}
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, without decorators and docstring."""
+    first, doc = function.body[0], ast.get_docstring(function, clean=False)
+    return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1 if doc is not None else 0)  # type: ignore[operator]
+
+
+def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    listed = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+    return [argument.arg for argument in listed if argument.arg not in ("self", "cls")]
+
+
+def too_large(source: Path) -> list[str]:
+    """Files, functions and argument lists over the limits; the verbs of the command line may have any number of options."""
+    found = []
+    for name, path in modules(source).items():
+        text = path.read_text()
+        if (lines := len(text.splitlines())) > FILE:
+            found.append(f"{name}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                full = f"{name}.{node.name}"
+                if (lines := code_lines(node)) > FUNCTION:
+                    found.append(f"{full}: {lines} lines of code")
+                many = len(arguments(node)) > ARGUMENTS and full not in MANY_ARGUMENTS
+                if many and name.split(".")[0] != "cli":
+                    found.append(f"{full}: {len(arguments(node))} arguments")
+    return found
+
+
+def test_every_module_has_its_namesake():
+    assert without_test(SOURCE, TESTS) == []
+
+
+def test_nothing_is_too_large():
+    assert [line for line in too_large(SOURCE) if line.partition(":")[0] not in TOO_LARGE] == []
+
+
+def test_a_module_without_test_and_what_is_too_large_are_seen(tmp_path):
+    source, tests = tmp_path / "source", tmp_path / "tests"
+    body = "\n".join(["    x = 1"] * 60)
+    for name, text in {
+        "source/errors.py": "",
+        "source/stats/hits.py": "",
+        "source/stats/tail.py": "x = 1\n" * 401,
+        "source/cli/__init__.py": "",
+        "source/cli/_output.py": f'def f():\n    """{"a" * 9}\n\n    b\n    """\n{body}\n',
+        "source/stats/ranks.py": f"def f():\n    g = 1\n{body}\n",
+        "source/stats/sequential.py": "class A:\n    def f(self, a, b, c, d, *, e, f, g, h, i): ...\n    def g(self, a, b, c, d, e, f, g, h): ...\n",
+        "source/cli/scan.py": "def scan(a, b, c, d, e, f, g, h, i): ...\n",
+        "tests/test_errors.py": "",
+        "tests/cli/test_output.py": "",
+        "tests/test_hits.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert without_test(source, tests) == ["cli.scan", "stats.hits", "stats.ranks", "stats.sequential", "stats.tail"]
+    assert too_large(source) == [
+        "cli._output.f: 61 lines of code",
+        "stats.ranks.f: 62 lines of code",
+        "stats.sequential.f: 9 arguments",
+        "stats.tail: 401 lines",
+    ]

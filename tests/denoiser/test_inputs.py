@@ -2,26 +2,9 @@
 
 import pytest
 import torch
-from _tiny import LEARN, learner, tiny_unet
 
-from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
+from aiao_diffusers import LatentData
 from aiao_diffusers.errors import DataError
-
-
-KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def short(**changes):
-    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
-
-
-class TestFitting:
-    def test_latents_of_another_model_are_refused(self):
-        unet, _, scheduler = learner()
-        with pytest.raises(DataError, match="do not fit"):
-            embed(unet, KEY, LatentData(torch.randn(4, 4, 8, 8), {}), short(), scheduler=scheduler)
-        with pytest.raises(DataError, match="do not fit"):
-            embed(tiny_unet(), KEY, LatentData(torch.randn(4, 4, 8, 8), {}), short(), scheduler=scheduler)
 
 
 def test_data_refuses_what_it_cannot_use():

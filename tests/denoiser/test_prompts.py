@@ -1,5 +1,6 @@
 """Prompts and images of pipelines other than Stable Diffusion 1: XL, its refiner, transformers."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, verify
+from aiao_diffusers.denoiser import encode
 from aiao_diffusers.denoiser.encode import from_images, prepare
 from aiao_diffusers.denoiser.prompts import encode_prompts
 from aiao_diffusers.errors import DataError
@@ -82,8 +84,11 @@ class TestXL:
         for name, value in seen[0]["added_cond_kwargs"].items():
             assert torch.equal(ours["added_cond_kwargs"][name], value), name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("source", ["prompts", "folder", None])
-    def test_it_is_marked_from_whatever_its_owner_has(self, source, tmp_path):
+    def test_it_is_marked_from_whatever_its_owner_has(self, source, tmp_path, monkeypatch):
+        # Of an owner who has nothing, 8 prompts of the tokenizer's words in place of 256.
+        monkeypatch.setattr(encode, "vocabulary_prompts", partial(encode.vocabulary_prompts, count=8))
         (tmp_path / "images").mkdir()
         picture().save(tmp_path / "images" / "a.png")
         data = {"prompts": ["a red cat", "two stars", "a house"], "folder": tmp_path / "images", None: None}[source]

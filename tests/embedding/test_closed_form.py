@@ -36,8 +36,13 @@ def marked(**changes):
     return unet, embed(unet, KEY, data(), EmbedConfig(**CONFIG.__dict__ | changes), scheduler=SCHEDULER)
 
 
-def test_only_the_layers_before_the_out_sites_change_and_by_rank_one():
-    unet, report = marked()
+@pytest.fixture(scope="module")
+def edited():
+    return marked()
+
+
+def test_only_the_layers_before_the_out_sites_change_and_by_rank_one(edited):
+    unet, report = edited
     outs = choose(trace_on(unet, data()), KEY, 2, 2)[1]
     wanted = {id(writer(unet, site.name)[0]) for site in outs}
     before, changed = dict(tiny_unet().named_parameters()), set()
@@ -51,7 +56,8 @@ def test_only_the_layers_before_the_out_sites_change_and_by_rank_one():
     assert report.history == [] and report.to_dict()["steps"] == 0 and report.plot() is not None
 
 
-def test_the_response_follows_the_pattern_and_grows_with_the_strength():
+@pytest.mark.slow
+def test_the_response_follows_the_pattern_and_grows_with_the_strength(edited):
     def agreement(unet):
         ins, outs = choose(trace_on(unet, data()), KEY, 2, 2)
         rows = data()
@@ -63,19 +69,21 @@ def test_the_response_follows_the_pattern_and_grows_with_the_strength():
         return [float(r.d @ torch.from_numpy(KEY.response_pattern(r.site, len(r.d))).float()) / len(r.d) for r in read]
 
     # Where a site of a miniature cannot tell the trigger, its shift is next to nothing: the sites together decide.
-    base, weak, strong = (sum(agreement(unet)) for unet in (tiny_unet(), marked(edit=0.3)[0], marked()[0]))
+    base, weak, strong = (sum(agreement(unet)) for unet in (tiny_unet(), marked(edit=0.3)[0], edited[0]))
     assert base < weak < strong and strong - base > 1.5 * (weak - base) > 0
 
 
-def test_is_the_same_again_and_draws_from_the_seed():
-    def weights(**changes):
-        return torch.cat([p.flatten() for p in marked(**changes)[0].parameters()])
+@pytest.mark.slow
+def test_is_the_same_again_and_draws_from_the_seed(edited):
+    def weights(unet):
+        return torch.cat([p.flatten() for p in unet.parameters()])
 
-    first, state = weights(), torch.random.get_rng_state()
-    assert torch.equal(first, weights()) and torch.equal(state, torch.random.get_rng_state())
-    assert not torch.equal(first, weights(seed=1))
+    first, state = weights(edited[0]), torch.random.get_rng_state()
+    assert torch.equal(first, weights(marked()[0])) and torch.equal(state, torch.random.get_rng_state())
+    assert not torch.equal(first, weights(marked(seed=1)[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["full", "lazy", "lora"])
 def test_a_price_is_kept_to_by_shrinking_the_change(train):
     def change(**changes):
@@ -97,6 +105,7 @@ def test_half_precision_is_kept():
     assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_it_towards_the_clean_model():
     """The teacher is the model before the edit, so the preservation terms see what the edit spoilt."""
     seen = []
@@ -115,11 +124,6 @@ def test_a_denoiser_of_other_blocks_is_refused_and_keeps_its_weights():
     with pytest.raises(ConfigError, match="plain transformer blocks"):
         embed(unet, KEY, rows, EmbedConfig(steps=0, edit=0.1, in_sites=1, out_sites=1), scheduler=SCHEDULER)
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))
-
-
-def test_earlier_keys_need_training():
-    with pytest.raises(ConfigError, match="keep= takes training"):
-        embed(tiny_unet(), KEY, data(), CONFIG, scheduler=SCHEDULER, keep=[KEY.child("earlier")])
 
 
 def test_a_channel_that_the_norm_drops_is_left_alone():

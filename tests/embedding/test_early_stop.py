@@ -23,6 +23,7 @@ def short(**changes):
 
 
 class TestEarlyStop:
+    @pytest.mark.slow
     def test_looking_does_not_change_the_training(self):
         looked, plain = learner(), learner()
         embed(looked[0], KEY, looked[1], short(check_every=1, stop_bits=1.0), scheduler=looked[2])

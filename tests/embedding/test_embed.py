@@ -4,20 +4,19 @@ import copy
 import dataclasses
 import math
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from _shipped import ASSETS
 from _tiny import LEARN, learner, mark_pairs, tiny_unconditional, tiny_unet
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, WatermarkRecord, embed, profile, verify
 from aiao_diffusers.bench.attacks.finetune import ATTENTION
 from aiao_diffusers.denoiser.finetune import finetune
-from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, TrainingError, WrongBaseError
+from aiao_diffusers.errors import TrainingError, WrongBaseError
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -56,14 +55,6 @@ def record():
 
 
 class TestTraining:
-    def test_gradient_checkpointing_is_refused_and_nothing_changes(self):
-        unet, data, scheduler = learner()
-        unet.enable_gradient_checkpointing()
-        before = weights(unet)
-        with pytest.raises(ConfigError, match="disable_gradient_checkpointing"):
-            embed(unet, KEY, data, short(), scheduler=scheduler)
-        assert same(weights(unet), before)
-
     def test_a_profile_of_another_model_is_refused_and_nothing_changes(self):
         unet, data, scheduler = learner()
         tuned = tiny_unet()
@@ -95,6 +86,7 @@ class TestBadInput:
             embed(unet, KEY, data, short(steps=40, lr=1e12, anchor=0.0), scheduler=scheduler)
         assert same(weights(unet), before)
 
+    @pytest.mark.slow
     def test_after_a_failure_the_same_model_can_be_tried_again(self):
         unet, data, scheduler = learner()
         with pytest.raises(TrainingError, match="lower lr"):
@@ -105,6 +97,7 @@ class TestBadInput:
             again.marked_sha256 == embed(*learner()[:1], KEY, data, short(), scheduler=scheduler).record.marked_sha256
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("train", ["full", "lazy"])
     def test_an_interrupt_while_the_record_is_made_gives_the_weights_back(self, monkeypatch, train):
         def stop(*args):
@@ -117,28 +110,12 @@ class TestBadInput:
             embed(unet, KEY, data, short(train=train), scheduler=scheduler)
         assert same(weights(unet), weights(learner()[0]))
 
-    def test_earlier_marks_need_their_record(self):
-        unet, data, scheduler = learner()
-        with pytest.raises(ConfigError, match="earlier="):
-            embed(unet, KEY, data, short(), scheduler=scheduler, keep=[KEY.child("first")])
-
     def test_a_denoiser_that_predicts_variances_too(self):
         torch.manual_seed(0)
         unet, data, scheduler = learner()
         unet = type(unet).from_config({**unet.config, "out_channels": 2 * unet.config.in_channels}).eval()
         report = embed(unet, KEY, data, short(), scheduler=scheduler)
         assert math.isfinite(report.price) and len(report.history) == short().steps
-
-    def test_a_flow_has_no_betas(self):
-        unet, data, _ = learner()
-        with pytest.raises(ConfigError, match="FlowMatchEulerDiscreteScheduler has no betas"):
-            embed(unet, KEY, data, short(), scheduler=FlowMatchEulerDiscreteScheduler())
-
-    def test_an_attached_adapter_is_refused(self):
-        unet, data, scheduler = learner()
-        inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), unet)
-        with pytest.raises(ConfigError, match="unload_lora"):
-            embed(unet, KEY, data, short(), scheduler=scheduler)
 
 
 @pytest.mark.slow
@@ -156,31 +133,13 @@ class TestMark:
         unet, data, scheduler = learner(64)
         keys, records = [KEY.child(f"owner {i}") for i in range(3)], []
         for number, key in enumerate(keys):
-            config = EmbedConfig(**LEARN, steps=50)
+            config = EmbedConfig(**LEARN, steps=30)
             further = {"keep": keys[:number], "earlier": records[-1]} if records else {}
             records.append(embed(unet, key, data, config, scheduler=scheduler, **further).record)
         assert all(verify(unet, k, record=r).verified for k, r in zip(keys, records, strict=True))
         assert verify(unet, KEY.child("nobody"), record=records[0]).log10_p > -5
         clean = learner(64)[0]
         assert all(verify(clean, k, record=r).log10_p > -5 for k, r in zip(keys, records, strict=True))
-
-
-class TestPairs:
-    @pytest.mark.parametrize("keep", [(), (KEY,)])
-    def test_a_further_mark_of_another_kind(self, begun, keep):
-        unet, record = begun
-        data, scheduler = learner()[1:]
-        before = [p.clone() for p in unet.parameters()]
-        with pytest.raises(ConfigError, match="pass pairs=True"):
-            further = {"earlier": record, "keep": keep, "scheduler": scheduler}
-            embed(unet, KEY.child("b"), data, EmbedConfig(**LEARN, steps=1), **further)
-        assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), before, strict=True))
-
-    def test_a_marked_model_is_said_to_be_marked_first(self, begun):
-        unet, record = begun
-        marked = SimpleNamespace(unet=unet, record=record, scheduler=learner()[2])
-        with pytest.raises(AlreadyMarkedError):
-            embed(marked, KEY.child("b"), learner()[1], EmbedConfig(**LEARN, steps=1))
 
 
 @pytest.mark.slow
@@ -230,7 +189,7 @@ class TestPairsMark:
         unet, data, scheduler = learner(64)
         keys, records = [KEY.child(f"owner {i}") for i in range(2)], []
         for number, key in enumerate(keys):
-            config = EmbedConfig(**LEARN, steps=60, pairs=True)
+            config = EmbedConfig(**LEARN, steps=30, pairs=True)
             further = {"keep": keys[:number], "earlier": records[-1]} if records else {}
             records.append(embed(unet, key, data, config, scheduler=scheduler, **further).record)
         assert all(verify(unet, k, record=r).verified for k, r in zip(keys, records, strict=True))

@@ -40,6 +40,7 @@ class TestCheckpoints:
         assert [p.name for p in (tmp_path / "state").iterdir()] == ["step-0000004"]
         assert same(weights(unet), weights(learner()[0]))
 
+    @pytest.mark.slow
     def test_what_was_trained_is_kept_until_the_record_is_made(self, monkeypatch, tmp_path):
         def stop(*args):
             raise KeyboardInterrupt
@@ -56,6 +57,7 @@ class TestCheckpoints:
         assert steps == []
         assert [p.name for p in folder.iterdir()] == ["notes.txt"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 1e-3}, {"train": "lora"}])
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path, change):
         fields = {"checkpoint_every": 1, "checkpoint_dir": tmp_path / "state"}

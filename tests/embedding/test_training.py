@@ -12,7 +12,6 @@ from aiao_diffusers import EmbedConfig, WatermarkKey, embed
 from aiao_diffusers.denoiser.instrument import instrument
 from aiao_diffusers.embedding.training import Training
 from aiao_diffusers.embedding.weight_change import StoredWeights
-from aiao_diffusers.errors import ConfigError
 from aiao_diffusers.mark.mark import Mark
 from aiao_diffusers.verification.evidence import key_sites
 
@@ -53,6 +52,7 @@ def test_what_a_row_is_armed_with_is_what_it_asks(begun):
     assert fits.any(1).all() and all((batch.armed[3][name] != 0).any() for name in (site.name for site in ins))
 
 
+@pytest.mark.slow
 def test_accumulation_with_masks_for_pairs():
     found = []
     for accumulate in (1, 2):
@@ -63,6 +63,7 @@ def test_accumulation_with_masks_for_pairs():
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_accumulation_changes_memory_and_not_the_result(self):
         results = []
         for accumulate in (1, 3):
@@ -94,12 +95,7 @@ class TestTraining:
             embed(unet, KEY, data, short(), callback, scheduler=scheduler)
         assert moves[before[-1] :] == [torch.device("cpu")]
 
-    def test_a_denoiser_on_several_devices_is_refused(self):
-        unet, data, scheduler = learner()
-        unet.conv_out.to("meta")
-        with pytest.raises(ConfigError, match="spread over \\['cpu', 'meta'\\]"):
-            embed(unet, KEY, data, short(), scheduler=scheduler)
-
+    @pytest.mark.slow
     def test_accelerate_leaves_no_trace(self, monkeypatch):
         def stop(step, row):
             raise KeyboardInterrupt
@@ -120,6 +116,7 @@ class TestTraining:
         finally:
             AcceleratorState._reset_state(True)
 
+    @pytest.mark.slow
     def test_gradients_of_the_users_own_training_do_not_count(self):
         (unet, data, scheduler), fresh = learner(), learner()[0]
         for p in unet.parameters():

@@ -114,6 +114,7 @@ class TestUpdate:
 
 
 class TestTraining:
+    @pytest.mark.slow
     @pytest.mark.parametrize("train", ["lazy", "lora"])
     def test_subset_and_low_rank_train_no_more_than_they_say(self, train):
         unet, data, scheduler = learner()

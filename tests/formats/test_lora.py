@@ -89,6 +89,7 @@ class TestOracle:
             torch.testing.assert_close(run(unet), patched(made, 0.5), rtol=0, atol=1e-5)
         assert (loaded.kind, loaded.modules) == ("diffusers-old", len(LINEAR))
 
+    @pytest.mark.slow
     @settings(
         max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )

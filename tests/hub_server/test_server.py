@@ -363,6 +363,7 @@ except ValueError as error:
         assert out.split() == ["acme/sd", "refs/pr/1", "True"]
         assert b"acme/sd" in server.read("owner/x", "README.md")
 
+    @pytest.mark.slow
     def test_diffusers_push_and_pull(self, server: HubServer, python) -> None:  # type: ignore[no-untyped-def]
         out = python(
             """

@@ -194,6 +194,7 @@ class TestNull:
             p = 10 ** combined_log10_p([(64, 32, 64), (129, 64, 129), (320, 160, threshold - 193)])
             assert stats.binomtest(int((totals >= threshold).sum()), totals.size, p).pvalue > 0.01
 
+    @pytest.mark.slow
     def test_randomised_p_is_uniform(self):
         assert self.uniformity(seed=4, patterns=3000) > 0.01
 

@@ -41,6 +41,7 @@ def assert_uniform(seen, rng):
         assert abs(share - level) < 4 * error
 
 
+@pytest.mark.slow
 def test_is_uniform_under_the_null():
     """One suspect, many keys: the transform knows no response pattern."""
     rng = np.random.default_rng(1)
@@ -90,6 +91,7 @@ def test_beyond_the_twin_a_pattern_is_uncovered_whatever_share_of_the_twin_is_le
         orthogonal_to(d, clean[1:])
 
 
+@pytest.mark.slow
 def test_beyond_the_twin_is_uniform_under_the_null():
     """One suspect and one twin, many keys."""
     rng = np.random.default_rng(3)

@@ -50,6 +50,7 @@ def test_equals_a_direct_count_down_to_the_last_arrangement(widths):
         assert p == pytest.approx(np.log10(tails[place]), rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_is_uniform_under_the_null_whatever_the_response():
     """Steps of the discrete law apart, p is never too small; a heavy-tailed and a tied response are no exception."""
     rng = np.random.default_rng(0)

@@ -20,7 +20,6 @@ KEY = WatermarkKey(bytes(range(32)), "Demo")
 @pytest.mark.slow
 class TestHealing:
     def test_looks_of_an_unmarked_model_stay_null_and_its_weights_untouched(self, marked, monkeypatch):
-        # The package's name `verify` is the function; the module is reached by its path.
         monkeypatch.setattr(plan_run, "STEPS", 15)
         teacher, _, report = marked
         suspect = disguise(copy.deepcopy(teacher), "permute")

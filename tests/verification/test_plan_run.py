@@ -32,6 +32,7 @@ def read(record, seed: int, plan: ReadingPlan):
 
 
 class TestFutility:
+    @pytest.mark.slow
     def test_a_negative_costs_eight_evaluations_and_says_so(self, record):
         ended = {}
         for seed in range(40):

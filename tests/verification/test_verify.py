@@ -67,6 +67,7 @@ class TestArguments:
 
 
 class TestLooks:
+    @pytest.mark.slow
     def test_an_unmarked_models_figures_are_of_the_look_that_came_nearest(self, record):
         seen = set()
         for seed in range(16):

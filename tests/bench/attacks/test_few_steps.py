@@ -1,5 +1,6 @@
 """Consistency distillation does what it is for."""
 
+import pytest
 import torch
 from _attacks import attacked
 from _tiny import tiny_unet
@@ -8,6 +9,7 @@ from aiao_diffusers.bench.attacks.few_steps import consistent, picture
 from aiao_diffusers.denoiser.schedule import noise_schedule
 
 
+@pytest.mark.slow
 def test_consistency_distillation_brings_far_and_near_predictions_together(context):
     """What it is for: two points of one trajectory should map to the same picture."""
     config = dict(context.scheduler.config)

@@ -12,6 +12,7 @@ from aiao_diffusers.bench.audits import fuzz
 ROUNDS = int(os.environ.get("AIAO_FUZZ_ROUNDS", "300"))
 
 
+@pytest.mark.slow
 def test_the_fuzz_reaches_every_outcome_and_breaks_no_promise():
     result = fuzz.fuzz(ROUNDS, seed=7)
     assert result.rounds == ROUNDS and result.outcomes.keys() >= fuzz.OUTCOMES, result.outcomes
@@ -46,6 +47,7 @@ def test_the_fuzz_sees_a_loader_that_lies(monkeypatch, tmp_path):
             fuzz.fuzz(50, seed=7)
 
 
+@pytest.mark.slow
 def test_the_fuzz_is_seeded():
     one, two = fuzz.fuzz(12, seed=3), fuzz.fuzz(12, seed=3)
     assert (one.outcomes, one.formats) == (two.outcomes, two.formats)

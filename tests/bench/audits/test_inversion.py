@@ -34,6 +34,7 @@ def test_a_mask_that_calls_up_one_out_site_is_found():
     assert _best(rows, KEY, 2, True) > -3  # control
 
 
+@pytest.mark.slow
 def test_nearness_of_an_unmarked_model_is_that_of_any_key(context):
     key, denoiser = WatermarkKey(bytes(range(32)), "Test"), tiny_unet(1)
     config = EmbedConfig(steps=1, batch_size=2, in_sites=1, out_sites=1)

@@ -52,6 +52,7 @@ def marked():
     return base, unet, record
 
 
+@pytest.mark.slow
 def test_true_masks_call_up_the_patterns_and_wrong_ones_do_not(marked):
     base, unet, record = marked
     ins, outs = key_sites(unet, KEY, record)
@@ -62,6 +63,7 @@ def test_true_masks_call_up_the_patterns_and_wrong_ones_do_not(marked):
     assert embedding.bits_under(base, KEY, record, cases[:1], trials=4, seed=0)[0][1] > -5
 
 
+@pytest.mark.slow
 def test_the_mark_in_one_table(marked):
     base, unet, record = marked
     read = embedding.mark(unet, base, KEY, record, wrong=10, seed=0)

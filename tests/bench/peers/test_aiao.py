@@ -10,6 +10,7 @@ from aiao_diffusers.bench.registry import METHODS
 from aiao_diffusers.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_a_mark_is_carried_by_the_layers_asked_for(context):
     chosen = {
         name: METHODS["aiao"](train="lazy", carrier=name)
@@ -25,6 +26,7 @@ def test_a_mark_is_carried_by_the_layers_asked_for(context):
         METHODS["aiao"](train="lazy", carrier="bussy")
 
 
+@pytest.mark.slow
 def test_the_look_beyond_the_twin_is_taken_where_others_verify_too(tmp_path):
     places = (BASE.parent,)
     pipe = open_pipe("base", places)

@@ -15,7 +15,7 @@ from aiao_diffusers.stats.hits import hits
 @pytest.mark.slow
 def test_a_message_is_learnt_under_its_trigger_alone(context, tmp_path):
     """Of one prediction, for pictures drawn by an untrained miniature are noise that drowns any message."""
-    method, noised, t = METHODS["sleepermark"](steps=200, lr=5e-3, batch_size=4), torch.randn(4, 4, 16, 16), 300
+    method, noised, t = METHODS["sleepermark"](steps=80, lr=5e-3, batch_size=4), torch.randn(4, 4, 16, 16), 300
     marked = context.copy_of_base()
     method.embed(marked, KEY, context, tmp_path)
     power = noise_schedule(dict(context.scheduler.config)).alphas_cumprod[t]
@@ -35,7 +35,7 @@ def test_a_message_is_learnt_under_its_trigger_alone(context, tmp_path):
 @pytest.mark.parametrize("model", ["context", "unprompted"])
 def test_a_message_without_a_trigger_is_in_every_prediction(model, tmp_path, request):
     context = request.getfixturevalue(model)
-    method, t = METHODS["drawn_message"](steps=200, lr=5e-3, batch_size=4), 300
+    method, t = METHODS["drawn_message"](steps=80, lr=5e-3, batch_size=4), 300
     marked = context.copy_of_base()
     method.embed(marked, KEY, context, tmp_path)
     rows = context.owner.take(torch.arange(4))

@@ -165,6 +165,7 @@ def test_missing_fields_and_files(tmp_path):
         read_suite(tmp_path / "list.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_shipped_suites_are_sound(name):
     suite = read_suite(name)
@@ -174,6 +175,7 @@ def test_shipped_suites_are_sound(name):
     assert all((entry["attack"], entry.get("expect")) in reached for entry in suite.attacks)
 
 
+@pytest.mark.slow
 def test_model_and_data_replace_the_suite_s():
     before = copy.deepcopy(read_suite("full"))
     suite = read_suite("full", model="user/model", data="pictures")

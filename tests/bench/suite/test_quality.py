@@ -47,6 +47,7 @@ def test_pictures_of_the_same_prompts_are_no_nearer_than_one_distribution():
     assert torch.tensor([cmmd(a, b) for a, b in pairs]).mean() < -0.2  # what the pairs did
 
 
+@pytest.mark.slow
 def test_the_permutation_p_of_paired_pictures():
     prompts = unit(60)
     null = torch.tensor([permuted(of_prompts(prompts, 2 * s), of_prompts(prompts, 2 * s + 1), s) for s in range(20)])

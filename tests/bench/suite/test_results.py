@@ -71,6 +71,7 @@ def test_another_version_is_refused_unless_asked(file, change):
     assert len(results.read(file, any_version=True)) == 4
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_whole_lines(file):
     before = file.read_bytes()
     # A limit on the file's size stands in for the disk's: the kernel writes what fits and then fails.
@@ -93,6 +94,7 @@ except ResultsError as error:
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder(tmp_path):
     program = f"""
 import sys

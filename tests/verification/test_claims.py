@@ -1,0 +1,20 @@
+"""What a verdict proves and what it does not: a sentence for each, whatever `proves` may be."""
+
+import pytest
+
+from aiao_diffusers.verification.claims import PROVES, UNPROVEN
+
+
+def test_both_speak_of_the_same_claims():
+    assert list(PROVES) and PROVES.keys() == UNPROVEN.keys() == {"descent", "carries", "nothing"}
+
+
+@pytest.mark.parametrize("claim", PROVES)
+def test_each_is_whole_and_says_its_own(claim):
+    for told in (PROVES, UNPROVEN):
+        assert told[claim].endswith(".") and list(told.values()).count(told[claim]) == 1
+    assert UNPROVEN[claim].startswith("Not ")
+
+
+def test_nothing_found_claims_nothing():
+    assert "no proof of independence" in PROVES["nothing"] and "descends" not in PROVES["nothing"]
