@@ -5,6 +5,7 @@ import pytest
 from aiao_diffusers.bench.suite import results
 from aiao_diffusers.bench.suite.curves import curves
 from aiao_diffusers.bench.suite.tables import load
+from aiao_diffusers.files.jsonl import append_line
 
 
 def row(attack, hyper, seed, log10_p, *, mark="ours", passed=8, base=-0.4, verdict=None, **changes):
@@ -32,7 +33,7 @@ def folder(tmp_path):
         hyper = {"amount": amount, "structured": False}
         rows += [row("prune", hyper, seed, p - seed, passed=4, strength=amount) for seed in range(3)]
     for line in rows:
-        results.append(tmp_path / results.FILE, line)
+        append_line(tmp_path / results.FILE, line)
     return tmp_path
 
 

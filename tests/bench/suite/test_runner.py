@@ -23,6 +23,7 @@ from aiao_diffusers.bench.suite.tables import table
 from aiao_diffusers.cli import app
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
+from aiao_diffusers.files.jsonl import append_line
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def folder(tmp_path):
         hyper = {"amount": amount, "structured": False}
         rows += [row("prune", hyper, seed, p - seed, passed=4, strength=amount) for seed in range(3)]
     for line in rows:
-        results.append(tmp_path / results.FILE, line)
+        append_line(tmp_path / results.FILE, line)
     return tmp_path
 
 
