@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from .._assets import ASSETS, need_assets
-from ._common import AsJson, Assets, Folder, Quiet, deliver, progress
+from .._options import AsJson, Quiet
+from ._common import Assets, Folder, deliver, progress
 
 
 def fast_plan(
