@@ -1,12 +1,14 @@
 """Miniatures to disguise: wide enough for a mark that alignment finds again, with norms that are not the identity."""
 
+import copy
 from typing import Any
 
 import torch
+from _shipped import DEMO
 from _tiny import tiny_unet
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from aiao_diffusers import LatentData
+from aiao_diffusers import EmbedConfig, EmbedReport, LatentData, embed
 
 
 def as_trained(seed: int = 0) -> UNet2DConditionModel:
@@ -37,3 +39,12 @@ def latents(rows: int = 16, seed: int = 1) -> LatentData:
     random = torch.Generator().manual_seed(seed)
     latents, text = torch.randn(rows, 4, 8, 8, generator=random), torch.randn(rows, 5, 12, generator=random)
     return LatentData(latents, {"encoder_hidden_states": text})
+
+
+def mark_miniature() -> tuple[UNet2DConditionModel, UNet2DConditionModel, EmbedReport]:
+    """A miniature teacher, the same marked, and what embedding returned."""
+    unet = conditional(layers_per_block=2)
+    teacher = copy.deepcopy(unet)
+    fields = {"steps": 80, "lr": 2e-3, "batch_size": 4, "in_sites": 2, "out_sites": 4, "bank_size": 8}
+    config = EmbedConfig(**fields, response=1.0, eps=1.0, dec=2.0, corr=2.0, anchor=0.0, max_price=None)
+    return teacher, unet, embed(unet, DEMO, latents(), config, scheduler=DDPMScheduler())

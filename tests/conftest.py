@@ -121,6 +121,14 @@ def begun(once: Callable[[str, Callable[[], Any]], Any]) -> Any:
     return once("begun", make)
 
 
+@pytest.fixture(scope="session")
+def disguisable(once: Callable[[str, Callable[[], Any]], Any]) -> Any:
+    """A miniature teacher, the same marked, and what embedding returned."""
+    from _disguises import mark_miniature
+
+    return once("disguisable", mark_miniature)
+
+
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """What every embedding measures beside its training takes most of the time of a short one.

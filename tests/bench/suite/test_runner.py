@@ -7,15 +7,15 @@ import sys
 import time
 
 import pytest
-import torch
 import yaml
+from _results import row as written
 from _shipped import ASSETS
 from _tiny import tiny_unconditional
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
-from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
+from aiao_diffusers import WatermarkRecord, verify
 from aiao_diffusers.bench.suite import results
 from aiao_diffusers.bench.suite.marks import iter_marks
 from aiao_diffusers.bench.suite.runner import run_suite, unexpected
@@ -23,60 +23,6 @@ from aiao_diffusers.bench.suite.tables import table
 from aiao_diffusers.cli import app
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.errors import ConfigError, DataError, ResultsError
-from aiao_diffusers.files.jsonl import append_line
-
-
-@pytest.fixture
-def own(tmp_path):
-    """A suite on a miniature model of 8x8 pixels; `own(**changes)` writes it anew and returns its path."""
-    DDPMPipeline(tiny_unconditional(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    LatentData(torch.randn(4, 3, 8, 8), {}).save(tmp_path / "a.safetensors")
-    LatentData(torch.randn(4, 4, 8, 8), {}).save(tmp_path / "other.safetensors")
-
-    def write(**changes):
-        suite = {
-            "name": "own",
-            "models": {"m": {"path": "ddpm", "data": "a.safetensors"}},
-            "data": {"d": "a.safetensors"},
-            "marks": {"kin": {"method": "likeness"}},
-            "attacks": [{"attack": "noise", "std": 0.05}],
-            "seeds": [0],
-            "trials": 1,
-            "quality": {"samples": 4},
-        }
-        (tmp_path / "own.yaml").write_text(yaml.safe_dump(suite | changes))
-        return tmp_path / "own.yaml"
-
-    return write
-
-
-def row(attack, hyper, seed, log10_p, *, mark="ours", passed=8, base=-0.4, verdict=None, **changes):
-    found = verdict or ("verified" if log10_p <= -6 else "not_verified")
-    control = {"verdict": "verified" if base <= -6 else "not_verified", "log10_p": base}
-    stamp = {"format": results.FORMAT, "versions": results.versions(), "suite": "s", "alpha": 1e-6}
-    what = {"model": "m", "data": "d", "mark": mark, "attack": attack, "hyper": hyper, "seed": seed, "key": 0}
-    values = {"verdict": found, "log10_p": log10_p, "bits": 0.9, "passed": passed, "trials": 8, "strength": None}
-    rest = {
-        "controls": {"base": control, "wrong_key": {"verdict": "not_verified", "log10_p": -0.1}},
-        "quality": {"loss_owner": 0.11, "base_loss_owner": 0.1},
-        "hashes": {"base": "b" * 64, "marked": "c" * 64, "suspect": "d" * 64},
-        "seconds": {"attack": 60.0},
-        "finished": "2026-01-01T00:00:00Z",
-        "expect": None,
-    }
-    identity = f"{mark}-{attack}-{sorted(hyper.items())}-{seed}"
-    return stamp | {"kind": "cell", "id": identity} | what | values | rest | changes
-
-
-@pytest.fixture
-def folder(tmp_path):
-    rows = [row("none", {}, seed, -100.0 - seed) for seed in range(3)]
-    for amount, p in ((0.3, -50.0), (0.7, -2.0)):
-        hyper = {"amount": amount, "structured": False}
-        rows += [row("prune", hyper, seed, p - seed, passed=4, strength=amount) for seed in range(3)]
-    for line in rows:
-        append_line(tmp_path / results.FILE, line)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -130,53 +76,14 @@ def write(path, **changes):
     return path
 
 
-def test_one_impossible_value_does_not_cost_the_other_cells(own, tmp_path):
-    attacks = [{"attack": "finetune", "steps": 1, "lr": [-1.0]}, {"attack": "noise", "std": 0.05}]
-    rows = run_suite(own(attacks=attacks), tmp_path / "out")
-    found = {row["attack"]: row for row in rows if row["kind"] == "cell"}
-    assert found["finetune"]["verdict"] == "failed" and "learning rate" in found["finetune"]["error"]
-    assert found["noise"]["verdict"] == "verified"
-
-
-def test_what_a_killed_run_left_half_made_goes(own, tmp_path):
-    left = tmp_path / "out" / "marks" / ".partial-x"
-    left.mkdir(parents=True)
-    run_suite(own(), tmp_path / "out")
-    assert not left.exists() and any(left.parent.iterdir())
-
-
-@pytest.mark.parametrize(
-    "change, error, match",
-    [
-        ({"data": {"d": "other.safetensors"}}, DataError, "do not fit 'ddpm'"),
-        ({"data": {"d": {"folder": "empty"}}}, DataError, "not a readable folder"),
-        ({"models": {"m": {"path": "a.safetensors", "data": "a.safetensors"}}}, DataError, "no pipeline folder"),
-        ({"models": {"m": {"path": "empty", "data": "a.safetensors"}}}, DataError, "no pipeline folder"),
-    ],
-)
-def test_models_and_data_are_opened_before_anything_is_made(own, tmp_path, change, error, match):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(error, match=match):
-        run_suite(own(**change), tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {".lock"}
-
-
-def test_a_marked_folder_of_another_architecture(own, tmp_path):
-    DDPMPipeline(tiny_unconditional(layers_per_block=2), DDPMScheduler()).save_pretrained(tmp_path / "marked")
-    WatermarkKey.generate("Owner").save(tmp_path / "demo.key")
-    marks = {"shipped": {"method": "aiao", "marked": "marked", "key": "demo.key", "keys": 1}}
-    with pytest.raises(ConfigError, match="another architecture"):
-        run_suite(own(marks=marks), tmp_path / "out")
-
-
 def test_what_is_not_as_expected():
-    good = row("none", {}, 0, -9.0, expect="verified")
-    lost = row("none", {}, 1, -1.0, expect="verified")
-    false = row("none", {}, 2, -9.0, base=-9.0)  # whatever is expected of its row
-    failed = row("none", {}, 3, None, verdict="failed")
-    kin = row("none", {}, 4, -9.0, base=-9.0)
+    good = written("none", {}, 0, -9.0, expect="verified")
+    lost = written("none", {}, 1, -1.0, expect="verified")
+    false = written("none", {}, 2, -9.0, base=-9.0)  # whatever is expected of its row
+    failed = written("none", {}, 3, None, verdict="failed")
+    kin = written("none", {}, 4, -9.0, base=-9.0)
     kin["controls"]["base"]["log10_p"] = None  # likeness: no p-value, no promise
-    open_end = row("none", {}, 5, -1.0)
+    open_end = written("none", {}, 5, -1.0)
     assert unexpected([good, lost, false, failed, kin, open_end, {"kind": "reference"}]) == [lost, false, failed]
 
 
