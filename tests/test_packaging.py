@@ -1,5 +1,6 @@
 """What an installation must bring: the copy under test, both commands, and card templates that render."""
 
+import importlib
 import json
 import sysconfig
 from importlib import metadata, resources
@@ -34,9 +35,23 @@ def test_library_is_marked_as_typed():
     assert resources.files("aiao_diffusers").joinpath("py.typed").is_file()
 
 
+@pytest.mark.parametrize(
+    ("former", "present", "name"),
+    [
+        ("cards", "publishing.cards", "CardFields"),
+        ("data", "denoiser.inputs", "LatentData"),
+        ("data", "denoiser.encode", "prepare"),
+        ("record", "mark.record", "WatermarkRecord"),
+    ],
+)
+def test_former_module_names_lead_to_the_present_ones(former, present, name):
+    old, new = (importlib.import_module(f"aiao_diffusers.{module}") for module in (former, present))
+    assert getattr(old, name) is getattr(new, name) and set(old.__all__) <= set(dir(old))
+
+
 @pytest.mark.parametrize("name", ["marked_model", "finetune_report", "commitment"])
 def test_card_templates_are_installed_and_parse(name):
-    """What they say is tested in `test_cards.py`."""
+    """What they say is tested in `publishing/test_cards.py`."""
     source = resources.files("aiao_diffusers.hub_cards").joinpath(f"{name}.md.jinja").read_text("utf-8")
     with pytest.raises(jinja2.UndefinedError):  # a missing value raises, it does not print as nothing
         jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(source).render()
