@@ -16,7 +16,7 @@ from ..files.text import short
 
 
 EXPECTED_PREFIXES = ("unet.", "transformer.", "base_model.model.", "lora_unet_", "lycoris_", "diffusion_model.")
-_KOHYA = ("lora_unet_", "lora_transformer_", "lycoris_unet_", "lycoris_")
+_KOHYA = ("lora_unet_", "lora_transformer_", "lycoris_unet_", "lycoris_", "oft_unet_")
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing put around a module, at any depth."""
 _HEADS = re.compile(
@@ -232,7 +232,9 @@ def locate(name: str, index: Index) -> tuple[Target | None, str]:
     """
     for prefix in _KOHYA:
         if name.startswith(prefix):
-            return _look_up(name.removeprefix(prefix), index), "kohya"
+            # Converters leave a dot where they do not know the role, and trainers the name of a compiled module.
+            stem = name.removeprefix(prefix).replace(".", "_").replace("_orig_mod_", "")
+            return _look_up(stem, index), "sd-scripts" if prefix == "oft_unet_" else "kohya"
     layout = "peft" if "base_model.model." in name else "diffusers"
     name = strip_wrappers(name)
     if ".processor." in name:

@@ -21,7 +21,8 @@ from ...errors import AIAOError
 from ...files.peak import Peak
 from ...files.safetensors_header import load_tensors
 from ...files.text import markdown_table, short
-from ...formats.adapter_algebra import parse, scaling_of
+from ...formats.adapter_algebra import scaling_of
+from ...formats.adapter_keys import parse
 from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
 from ...formats.lora import apply_lora
