@@ -5,6 +5,7 @@ Fields that change the algebra are refused rather than ignored; code and class n
 
 import re
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from ..errors import NotTestableError, SuspectError, UnsafeFileError
@@ -12,7 +13,7 @@ from ..files.strict_json import parse_json
 from ..files.text import short
 from .adapter_algebra import Scaling
 from .rotations import cayley_of
-from .unread_kinds import NOT_READ
+from .unread_kinds import NOT_READ, name_of_peft_type
 
 
 _METADATA_KEY = "lora_adapter_metadata"
@@ -50,9 +51,8 @@ def scaling_from(config: Mapping[str, Any], where: str) -> Scaling:
     """peft's config fields that decide the scale; fields that change the algebra are refused, code is never imported."""
     kind = config.get("peft_type", "LORA")
     if kind not in _PEFT_TYPES:
-        raise NotTestableError(
-            f"{where}: peft_type {short(kind)} {NOT_READ}: it is not one of {', '.join(_PEFT_TYPES)}. Ask for the merged model"
-        )
+        named = name_of_peft_type(kind) or f"peft_type {short(kind)}, which is not one of {', '.join(_PEFT_TYPES)}"
+        raise NotTestableError(f"{where} {NOT_READ}: {named}. Ask for the merged model")
     odd = [name for name in _UNSUPPORTED_FIELDS if config.get(name)]
     if odd:
         raise NotTestableError(f"{where}: {', '.join(odd)} changes how the adapter acts; merge it with peft first")
@@ -118,6 +118,8 @@ def _find_alphas(held: Mapping[str, Any], path: str, depth: int) -> Iterator[tup
             yield from _find_alphas(value, f"{path}{key}.", depth - 1)
         elif _ALPHA.fullmatch(key):
             try:
-                yield f"{path}{key}", float(value)
+                alpha = float(value)
             except (TypeError, ValueError, OverflowError):
                 continue
+            if isfinite(alpha):
+                yield f"{path}{key}", alpha

@@ -98,6 +98,10 @@ def _turn_columns(weight: torch.Tensor, turned: torch.Tensor) -> torch.Tensor:
 def _turn_columns_oft(group: Group, weight: torch.Tensor, cayley: Cayley) -> torch.Tensor:
     vectors, columns = group.factors["oft_R"], prod(weight.shape[1:])
     fit(vectors.dim() == 2, group, "oft_R", weight.shape)
+    if prod(weight.shape[2:]) > 1:
+        raise NotTestableError(
+            f"{group.module} is a convolution, on which peft's OFT runs otherwise than it merges: ask for the merged model"
+        )
     size = (1 + isqrt(1 + 8 * vectors.shape[1])) // 2
     whole = size * (size - 1) // 2 == vectors.shape[1] and columns % size == 0
     fit(whole and vectors.shape[0] in (1, columns // size), group, "oft_R", weight.shape)

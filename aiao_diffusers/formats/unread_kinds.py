@@ -45,6 +45,12 @@ _IMAGE_PROMPT = ("image_proj.", "image_proj_model.", "ip_adapter.", "adapter_mod
 NOT_READ = "changes the denoiser in a way that is not read here"
 
 
+def name_of_peft_type(kind: object) -> str | None:
+    """`FourierFT of peft` for peft's `FOURIERFT`; None for a type that is not known here."""
+    name = _PEFT.get(kind.lower()) if isinstance(kind, str) else None
+    return None if name is None else f"{name} of peft"
+
+
 def find_unread_kind(keys: Iterable[str]) -> str | None:
     """The method that some keys of a file belong to, where it is one that is known and not read; else None.
 
@@ -58,7 +64,7 @@ def find_unread_kind(keys: Iterable[str]) -> str | None:
                 return name
         found = _TENSOR_OF_PEFT.search(key)
         if found:
-            return f"{_PEFT[found[1]]} of peft"
+            return name_of_peft_type(found[1])
     if keys and all(_SHIFTS.search(key) for key in keys):
         return "SVDiff (shifts of singular values)"
     images = [key for key in keys if key.startswith(_IMAGE_PROMPT)]
