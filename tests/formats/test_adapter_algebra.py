@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers.errors import NotTestableError
-from aiao_diffusers.formats.lora import apply_lora
+from aiao_diffusers.formats.lora import apply_lora, check_adapter_fits
 
 
 lycoris = pytest.importorskip("lycoris", reason="lycoris-lora is not installed: pip install 'aiao_diffusers[lycoris]'")
@@ -59,6 +59,7 @@ def check_equal(tmp_path: Path, options: dict, scale: float) -> None:
         torch.testing.assert_close(run(unet), trained, rtol=0, atol=2e-5)
     assert (trained - bare).abs().max() > 1e-2 and not loaded.unused_keys and not loaded.warnings
     assert loaded.kind in ("kohya", "dora", "diff", options["algo"].removeprefix("diag-"))
+    check_adapter_fits({k: tuple(v.shape) for k, v in state.items()}, tiny_unet().to("meta"), "x")
     assert torch.equal(run(unet), bare)
 
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import LoraNotLoadedError, NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
-from aiao_diffusers.formats.lora import apply_lora
+from aiao_diffusers.formats.lora import apply_lora, check_adapter_fits
 
 
 FORMATS = (
@@ -272,6 +272,8 @@ class TestAgainstTheTrainers:
                 assert (parameter - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
         assert loaded.kind == config.peft_type.value.lower() and not loaded.unused_keys
         assert torch.equal(run(unet), bare)
+        shapes = {k: tuple(v.shape) for k, v in load_file(tmp_path / "adapter_model.safetensors").items()}
+        check_adapter_fits(shapes, tiny_unet().to("meta"), "x")
 
     def test_file_that_diffusers_saves(self, unet, tmp_path):
         trained = tiny_unet()
