@@ -14,14 +14,18 @@ from ..files.text import short
 from .artifact import Artifact
 from .model_folder import read_weight_headers
 from .packing import is_readable
+from .unread_kinds import NOT_READ, find_unread_kind
 
 
 TEXT_ENCODER_KEY = re.compile(
-    r"^(base_model\.model\.)?(text_encoder(_\d)?\.|lora_te\d?_|lycoris_text_|text_model\.|text_projection)"
+    r"(?:(?:base_model\.model|_orig_mod|module|model)\.)*(?:text_encoders?(?:_\d)?\.|lora_(?:prior_)?te\d?_|lycoris_text_|"
+    r"text_model\.|text_projection|te\d?\.|(?:clip_[lg]|t5xxl)\.|cond_stage_model\.|conditioner\.embedders\.|bundle_emb\.)"
 )
+"""A tensor of a text encoder in the names of any trainer, or of the embeddings that one bundles with its adapters."""
 ADAPTER_KEY = re.compile(
-    r"[._](lora\d?[._](A|B|up|down|mid|magnitude_vector|linear_layer)\b|lora_embedding_|hada_[wt]\d|lokr_[wt]\d|ia3_l\b|"
-    r"oft_|glora_|dora_scale$|diff(_b)?$|[wb]_norm$|on_input$)"
+    r"[._](?:lora\d?[._](?:A|B|up|down|mid|magnitude_vector|linear_layer)\b|lora_embedding_|hada_[wt]\d|lokr_[wt]\d|ia3_l\b|"
+    r"b?oft_|glora_|vera_(?:[AB]|lambda)|ln_tuning_layers|dora_scale$|diff(?:_b)?$|[wb]_norm$|on_input$)|"
+    r"^(?:lora|lycoris)_[^.]+\.[ab][12]\.weight$"
 )
 DENOISER_FOLDERS = ("unet", "transformer")
 PEFT_FILE = "adapter_model.safetensors"
@@ -38,8 +42,15 @@ def kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> 
     keys = list(keys)
     if not keys:
         return "unknown", "no tensor at all"
+    unread = find_unread_kind(k for k in keys if not TEXT_ENCODER_KEY.match(k))
+    if unread is not None:
+        return "lora", f"it {NOT_READ}: {unread}"
     adapter = [k for k in keys if ADAPTER_KEY.search(k)]
-    if any(k.startswith(("image_proj.", "ip_adapter.", "ip_adapter_proj_model.")) or "_ip.weight" in k for k in keys):
+    if any(
+        k.startswith(("image_proj.", "image_proj_model.", "ip_adapter.", "ip_adapter_proj_model."))
+        or "_ip.weight" in k
+        for k in keys
+    ):
         return "ip_adapter", "image projection keys"
     control = ("control_model.", "controlnet_", "lllite_", "adapter.body.", "body.0.")
     if any(k.startswith(control) or "lora_controlnet" in k for k in keys):

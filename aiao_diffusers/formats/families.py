@@ -36,7 +36,9 @@ def likely_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "Stable Diffusion 3.x"
     # Only XL stacks several transformer blocks in one place of its U-Net, and only it has a second text encoder.
     stacked = (re.search(r"transformer_blocks[._][1-9]", key) and _UNET_BLOCK.search(key) for key in shapes)
-    if any(stacked) or any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in shapes):
+    if any(stacked) or any(
+        key.startswith(("lora_te2_", "text_encoder_2.", "conditioner.embedders.1.")) for key in shapes
+    ):
         return "Stable Diffusion XL"
     return None
 

@@ -1,20 +1,22 @@
 """Apply a LoRA of any trainer to a live denoiser, strictly, and take it off again bit for bit.
 
-A new LoRA format: its keys' module names go into `module_names`, their roles and formulas into `adapter_algebra`, fields
-of peft's config into `peft_config`, and what tells its file from others into `detect`; this module then applies it.
+A new LoRA format: its keys' module names go into `module_names`, their roles into `adapter_keys`, formulas into
+`adapter_algebra`, fields of peft's config into `peft_config`, and what tells its file from others into `detect`; this module
+then applies it.
 
 Every format becomes new weights of named modules (`adapter_algebra`), swapped in and out, rather than adapter layers of
-peft: one rule then covers LoRA, LoCon, LoHa, LoKr, DoRA and full differences, the norm of what really changed can be
+peft: one rule then covers LoRA, LoCon, LoHa, LoKr, DoRA, OFT and full differences, the norm of what really changed can be
 measured, the denoiser keeps its module tree (sites, processors), and leaving means putting the original tensors back.
 
 Upstream behaviour guarded here (diffusers 0.42, peft 0.21): native peft keys load nothing and say nothing; kohya
 `dora_scale` and `lora_mid` are dropped; LoHa raises; keys of unknown modules are logged and ignored; a DoRA or
 rank-stabilised adapter without its config gets another scale; alphas of FLUX's final layer are dropped. Here zero modules
-or a zero change raises, as does a known module with an unknown role, and every key that found no module is reported.
+or a zero change raises, as does a key of a known module that is not one of its factors, or a factor that cannot act; keys
+of modules that the denoiser does not have are reported.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +30,14 @@ from ..files.paths import inside
 from ..files.safetensors_header import check_finite, stream
 from ..files.strict_json import read_json
 from ..files.text import short
-from .adapter_algebra import Group, Parsed, Scaling, new_weight, parse, scaling_of
+from .adapter_algebra import Scaling, new_bias, new_weight, rank_of, scaling_of
+from .adapter_keys import Group, Parsed, parse
 from .artifact import Artifact
 from .detect import PEFT_FILE, detect, detect_adapter, judge_header, only_adapter
 from .families import base_hint, differ
 from .module_names import EXPECTED_PREFIXES, Part
 from .packing import packing_of
-from .peft_config import config_in_metadata, scaling_from
+from .peft_config import alphas_in_metadata, config_in_metadata, scaling_from
 
 
 __all__ = ["LoadedLora", "apply_lora", "check_adapter_fits"]
@@ -49,7 +52,8 @@ class LoadedLora:
     """What an adapter really did to the denoiser.
 
     Args:
-        kind: loha, lokr, diff or dora where that is the algorithm; else the layout: diffusers, diffusers-old, peft, kohya.
+        kind: loha, lokr, glora, oft, boft, vera, ln_tuning, diff or dora where that is the algorithm; else the layout:
+            diffusers, diffusers-old, peft, kohya.
         modules: modules with at least one changed value, at least 1.
         delta_norm: Euclidean norm of the change of the stored weights, after rounding to their dtype; above 0.
         relative_norm: delta_norm over the norm of the changed modules' original weights.
@@ -78,6 +82,7 @@ class _File:
     scaling: Scaling | None
     dora: bool
     warnings: tuple[str, ...]
+    alphas: Mapping[str, float]
 
 
 def _pick(source: str | Path | Artifact, weight_name: str | None) -> Artifact:
@@ -100,6 +105,7 @@ def _read(source: str | Path | Artifact, weight_name: str | None) -> _File:
             "single_file": "It is a whole model: load it with load_denoiser.",
             "text_encoder_only": "It changes text encoders only.",
             "textual_inversion": "It changes the prompt's embedding only.",
+            "ip_adapter": "It adds layers to the denoiser, which are not read here.",
         }.get(found.kind, "It is not a fine-tune of the denoiser.")
         raise LoraNotLoadedError(
             f"{found.path.name!r} holds no LoRA of a denoiser but {found.kind} ({found.detail}): 0 modules would change. "
@@ -122,7 +128,8 @@ def _read(source: str | Path | Artifact, weight_name: str | None) -> _File:
         else:
             warnings = (f"{path.name} has no adapter_config.json: alpha is unknown, taken equal to the rank",)
     scaling = None if config is None else scaling_from(config, path.name)
-    return _File(path, state, scaling, bool(config and config.get("use_dora")), warnings)
+    alphas = alphas_in_metadata(header.metadata) if scaling is None else {}
+    return _File(path, state, scaling, bool(config and config.get("use_dora")), warnings, alphas)
 
 
 def _modules(denoiser: nn.Module) -> dict[str, nn.Module]:
@@ -142,6 +149,10 @@ def _plain(parameter: object, name: str) -> nn.Parameter:
             f"{name} is quantised, offloaded or missing: load the denoiser dequantised, on one device"
         )
     return parameter
+
+
+_OF_BIAS = ("up_bias", "diff_b", "new_b", "glora_C", "glora_D", "glora_E")
+"""Starts of the roles that act on a module's bias."""
 
 
 class _Plan:
@@ -193,8 +204,8 @@ class _Tensors:
             self.plan.add(part.module, parameter, whole)
 
 
-def _plan(parsed: Parsed, denoiser: nn.Module, scaling: Scaling | None, scale: float) -> tuple[_Plan, list[str]]:
-    plan, modules, leftover = _Plan(), _modules(denoiser), []
+def _plan(parsed: Parsed, denoiser: nn.Module, scaling: Scaling | None, scale: float) -> _Plan:
+    plan, modules = _Plan(), _modules(denoiser)
     for group in parsed.groups:
         found = [modules[part.module] for part in group.parts]
         plain = [_plain(getattr(m, "weight", None), p.module) for m, p in zip(found, group.parts, strict=True)]
@@ -202,26 +213,27 @@ def _plan(parsed: Parsed, denoiser: nn.Module, scaling: Scaling | None, scale: f
         current = weight.current()
         factors = {role: t.to(current.device, current.dtype) for role, t in group.factors.items()}
         ready = replace(group, factors=factors)
-        factor = scaling_of(ready, scaling)
+        factor, cayley = scaling_of(ready, scaling), scaling.cayley if scaling else None
+        if "oft_R" in factors and cayley is None:
+            raise NotTestableError(
+                "an OFT of peft is read with its adapter_config.json, which says how its blocks turn"
+            )
         if factors.keys() - {"diff_b"}:
-            weight.set(new_weight(ready, current, factor, scale))
-        for role, strength in (("up_bias", factor * scale), ("diff_b", scale)):
-            if role not in factors:
-                continue
-            held = [getattr(module, "bias", None) for module in found]
-            if any(bias is None for bias in held):
-                leftover.append(group.keys[role])
-                continue
-            biases = [_plain(b, f"{p.module}.bias") for b, p in zip(held, group.parts, strict=True)]
-            bias = _Tensors(plan, group.parts, biases)
-            before = bias.current()
-            if before.shape != factors[role].shape:
-                raise WrongBaseError(
-                    f"{short(group.keys[role])} has shape {list(factors[role].shape)}, the bias of {group.module} has "
-                    f"{list(before.shape)}"
-                )
-            bias.set(before + strength * factors[role])
-    return plan, leftover
+            weight.set(new_weight(ready, current, factor, scale, cayley))
+        acting = [role for role, t in factors.items() if role.startswith(_OF_BIAS) and bool(t.any())]
+        if not acting:
+            continue
+        held = [getattr(module, "bias", None) for module in found]
+        if any(bias is None for bias in held):
+            raise NotTestableError(
+                f"{short(group.keys[acting[0]])} gives {short(group.module)} a bias (lora_bias, diff_b), but this base has "
+                f"none there to merge it into, and without it the rest is another adapter. Ask for the merged model"
+            )
+        bias = _Tensors(
+            plan, group.parts, [_plain(b, f"{p.module}.bias") for b, p in zip(held, group.parts, strict=True)]
+        )
+        bias.set(new_bias(ready, bias.current(), current, factor, scale))
+    return plan
 
 
 def check_adapter_fits(shapes: Mapping[str, tuple[int, ...]], blank: nn.Module, what: str) -> None:
@@ -260,6 +272,14 @@ def _kind(groups: list[Group]) -> str:
     return "+".join(sorted(names or {g.layout for g in groups}))
 
 
+def _warn_of_alphas(told: Mapping[str, float], groups: Iterable[Group]) -> Iterator[str]:
+    """Alphas that a file's metadata names, no stock loader applies and the ranks contradict."""
+    ranks = {rank_of(group) for group in groups if "alpha" not in group.factors} - {None}
+    for name, alpha in told.items():
+        if ranks - {alpha}:
+            yield f"the file's metadata says {short(name)} = {alpha:g}, which stock loaders pass over, and so do we"
+
+
 def _measure(plan: _Plan) -> tuple[int, float, float]:
     """Number of modules that changed, norm of the change, norm of what those modules held before."""
     changed, squared, original = 0, 0.0, 0.0
@@ -275,17 +295,10 @@ def _measure(plan: _Plan) -> tuple[int, float, float]:
     return changed, math.sqrt(squared), math.sqrt(original)
 
 
-def _judge(
-    file: _File,
-    parsed: Parsed,
-    plan: _Plan,
-    leftover: list[str],
-    scale: float,
-    base: Mapping[str, tuple[int, ...]],
-) -> LoadedLora:
+def _judge(file: _File, parsed: Parsed, plan: _Plan, scale: float, base: Mapping[str, tuple[int, ...]]) -> LoadedLora:
     """What the plan amounts to; raises where it is nothing, half an adapter, or that of another base."""
     modules, delta_norm, before = _measure(plan)
-    unused, shapes = (*parsed.unused, *leftover), _shapes(file.state)
+    unused, shapes = tuple(parsed.unused), _shapes(file.state)
     hint = base_hint(shapes, base)
     if modules == 0 or not delta_norm > 0:
         first = next(iter(file.state), None)
@@ -302,7 +315,7 @@ def _judge(
             f"{file.path.name!r} is a DoRA by its config, but {len(bare)} modules have no magnitude, first "
             f"{short(bare[0])}: at another norm it is another adapter. Ask for the merged model"
         )
-    warnings = list(file.warnings)
+    warnings = [*file.warnings, *_warn_of_alphas(file.alphas, parsed.groups)]
     if unused:
         aimed = len(file.state) - parsed.text_encoder_keys
         told = f"{len(unused)} of {aimed} keys ({len(unused) / aimed:.0%}) found no module in the denoiser, first {short(unused[0])}"
@@ -354,10 +367,10 @@ def apply_lora(
         parsed = parse(file.state, denoiser)
         base = _shapes(denoiser.state_dict())
         try:
-            plan, leftover = _plan(parsed, denoiser, file.scaling, scale)
+            plan = _plan(parsed, denoiser, file.scaling, scale)
         except WrongBaseError as error:
             raise WrongBaseError(f"{file.path.name!r}: {error}.{base_hint(_shapes(file.state), base)}") from error
-        loaded = _judge(file, parsed, plan, leftover, scale, base)
+        loaded = _judge(file, parsed, plan, scale, base)
     originals = [(parameter, parameter.data) for parameter, _ in plan.entries.values()]
     try:
         for parameter, new in plan.entries.values():

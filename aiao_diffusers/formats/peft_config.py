@@ -3,17 +3,24 @@
 Fields that change the algebra are refused rather than ignored; code and class names in it are never followed.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
-from ..errors import NotTestableError, SuspectError
+from ..errors import NotTestableError, SuspectError, UnsafeFileError
 from ..files.strict_json import parse_json
 from ..files.text import short
 from .adapter_algebra import Scaling
+from .rotations import cayley_of
+from .unread_kinds import NOT_READ, name_of_peft_type
 
 
 _METADATA_KEY = "lora_adapter_metadata"
-_PEFT_TYPES = ("LORA", "LOHA", "LOKR")
+_SCALED_TYPES = ("LORA", "LOHA", "LOKR")
+_PEFT_TYPES = (*_SCALED_TYPES, "OFT", "BOFT", "GLORA", "VERA", "LN_TUNING")
+_ALPHA = re.compile(r"(?:ss_)?(?:network_|lora_|linear_)?alphas?")
+_DEPTH = 4
 _UNSUPPORTED_FIELDS = (
     "fan_in_fan_out",
     "modules_to_save",
@@ -44,7 +51,8 @@ def scaling_from(config: Mapping[str, Any], where: str) -> Scaling:
     """peft's config fields that decide the scale; fields that change the algebra are refused, code is never imported."""
     kind = config.get("peft_type", "LORA")
     if kind not in _PEFT_TYPES:
-        raise NotTestableError(f"{where}: peft_type {short(kind)} is not one of {', '.join(_PEFT_TYPES)}")
+        named = name_of_peft_type(kind) or f"peft_type {short(kind)}, which is not one of {', '.join(_PEFT_TYPES)}"
+        raise NotTestableError(f"{where} {NOT_READ}: {named}. Ask for the merged model")
     odd = [name for name in _UNSUPPORTED_FIELDS if config.get(name)]
     if odd:
         raise NotTestableError(f"{where}: {', '.join(odd)} changes how the adapter acts; merge it with peft first")
@@ -54,6 +62,8 @@ def scaling_from(config: Mapping[str, Any], where: str) -> Scaling:
             f"{where}: init_lora_weights={start!r} trained on an altered base. Ask for a converted adapter "
             f"(peft: save_pretrained(..., path_initial_model_for_weight_conversion=...)) or a merged model"
         )
+    if kind not in _SCALED_TYPES:
+        return Scaling(cayley=cayley_of(config, where) if kind == "OFT" else None)
     r = _number(config, "r", where)
     if r is not None and (r != int(r) or r < 1):
         raise SuspectError(f"{where}: r is {short(r)}, expected a positive integer")
@@ -88,3 +98,28 @@ def config_in_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any
         if own:
             return own
     return None if any(key.startswith("text_encoder") for key in config) else config
+
+
+def alphas_in_metadata(metadata: Mapping[str, str]) -> dict[str, float]:
+    """Alphas that trainers note in a file's header beside its tensors: name, dotted where it lies within JSON -> value."""
+    return dict(_find_alphas(metadata, "", _DEPTH))
+
+
+def _find_alphas(held: Mapping[str, Any], path: str, depth: int) -> Iterator[tuple[str, float]]:
+    for key, value in held.items():
+        if key == _METADATA_KEY or depth == 0:
+            continue
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = parse_json(value.encode(), key)
+            except UnsafeFileError:
+                continue  # a note that nobody reads
+        if isinstance(value, Mapping):
+            yield from _find_alphas(value, f"{path}{key}.", depth - 1)
+        elif _ALPHA.fullmatch(key):
+            try:
+                alpha = float(value)
+            except (TypeError, ValueError, OverflowError):
+                continue
+            if isfinite(alpha):
+                yield f"{path}{key}", alpha

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers.denoiser.hashes import tensor_sha256
-from aiao_diffusers.errors import LoraNotLoadedError, SuspectError, UnsafeFileError
+from aiao_diffusers.errors import LoraNotLoadedError, NotTestableError, SuspectError, UnsafeFileError
 from aiao_diffusers.files.paths import list_weight_files
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.detect import detect
@@ -104,6 +104,28 @@ class TestDetect:
             (["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"], "text_encoder_only"),
             (["text_encoder.text_model.encoder.layers.0.q_proj.lora_A.weight"], "text_encoder_only"),
             (["text_model.embeddings.token_embedding.weight"], "text_encoder_only"),
+            *(
+                ([f"{prefix}{layer}.lora_up.weight", f"{prefix}{layer}.alpha"], "text_encoder_only")
+                for layer in ("text_model.encoder.layers.0.mlp.fc1", "encoder_layers_0_mlp_fc1")
+                for prefix in (
+                    "text_encoders.clip_l.transformer.",
+                    "text_encoders.clip_g.transformer.",
+                    "text_encoders.t5xxl.transformer.",
+                    "clip_l.",
+                    "clip_g.",
+                    "te1.",
+                    "lora_te1_",
+                    "lora_te3_",
+                    "lora_prior_te_",
+                    "cond_stage_model.transformer.",
+                    "conditioner.embedders.0.transformer.",
+                    "base_model.model.text_model.",
+                )
+            ),
+            (["clip_l", "clip_g"], "textual_inversion"),
+            (["lora_unet_down_blocks_0_attentions_0_proj_in.a1.weight"], "lora"),
+            (["base_model.model.conv_in.boft_R"], "lora"),
+            (["oft_unet_conv_in.oft_blocks"], "lora"),
             (["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], "ip_adapter"),
             (["control_model.time_embed.0.weight"], "controlnet"),
             (["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.x"], "controlnet"),
@@ -115,6 +137,28 @@ class TestDetect:
     def test_keys(self, tmp_path, keys, kind):
         save_file({k: torch.ones(1, 4) for k in keys}, tmp_path / "x.safetensors")
         assert detect(tmp_path / "x.safetensors").kind == kind
+
+    @pytest.mark.parametrize(
+        ("keys", "name"),
+        [
+            (["down_blocks.0.attentions.0.attn2.processor.to_k_custom_diffusion.weight"], "Custom Diffusion"),
+            (["conv_in.delta", "conv_out.delta"], "SVDiff"),
+            (["unet:0:up", "unet:0:down"], "unet:0:up"),
+            (["image_proj.proj.weight", "unet.conv_in.weight"], "IP-Adapter beside weights of a U-Net"),
+            (["image_proj.proj.weight", "ip_adapter.1.to_q_lora.down.weight"], "FaceID"),
+            (["base_model.model.conv_in.fourierft_spectrum"], "FourierFT"),
+            (["base_model.model.conv_in.hra_u"], "HRA"),
+            (["base_model.model.conv_in.oft_r"], "OFT of peft before"),
+        ],
+    )
+    def test_what_changes_the_denoiser_and_is_not_read_is_named(self, tmp_path, unet, keys, name):
+        source = save(tmp_path / "x.safetensors", {k: torch.ones(2) for k in keys})
+        assert detect(source).kind == "lora" and name in detect(source).detail
+        refused(source, unet, NotTestableError, f"changes the denoiser in a way that is not read here: .*{name}")
+
+    def test_shifts_of_a_text_encoder_are_none_of_the_denoiser(self, tmp_path):
+        source = save(tmp_path / "x.safetensors", {"text_model.final_layer_norm.delta": torch.ones(2)})
+        assert detect(source).kind == "text_encoder_only"
 
     def test_control_networks_are_not_denoisers(self, tmp_path, unet):
         ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8,)).save_pretrained(tmp_path)

@@ -51,6 +51,8 @@ def refused(source: Path, unet: nn.Module, error: type, match: str, **options) -
         ("transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight", (4, 3072), "FLUX"),
         ("transformer.single_transformer_blocks.0.proj_out.lora_A.weight", (4, 15360), "FLUX"),
         ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", (4, 3072), "FLUX"),
+        ("conditioner.embedders.1.model.transformer.resblocks.0.attn.lora_A.weight", (4, 1280), "XL"),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_up.weight", (4, 768), None),
         ("unet.conv_in.lora_A.weight", (4, 4), None),
     ],
 )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from _tiny import ATTENTION, BOTH_LEVELS, CONV, factors, run, tiny_unet, write
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers.denoiser.hashes import tensor_sha256
@@ -64,6 +65,78 @@ class TestScale:
         with apply_lora(unet, source):
             torch.testing.assert_close(run(unet), run(theirs), rtol=0, atol=1e-5)
         assert LoraConfig().lora_alpha == 8
+
+
+class TestPatterns:
+    @pytest.mark.parametrize(
+        "patterns",
+        [
+            {"rank_pattern": {r"(?:down|mid)_blocks?\..*\.to_[qk]": 2}, "alpha_pattern": {r".*attn[12]\.to_q": 7}},
+            {"rank_pattern": {r"conv1|to_q": 3}, "alpha_pattern": {r"[^.]+\.\d{1,2}\.conv1": 9, "to_(k|v)": 1}},
+        ],
+        ids=["wildcards", "alternatives"],
+    )
+    def test_regular_expressions_as_peft_reads_them(self, unet, tmp_path, patterns):
+        config = LoraConfig(r=4, lora_alpha=3, target_modules=["to_q", "to_k", "conv1"], **patterns)
+        wrapped = get_peft_model(tiny_unet(), config).eval()
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+        wrapped.save_pretrained(tmp_path)
+        with apply_lora(unet, tmp_path):
+            torch.testing.assert_close(run(unet), run(wrapped), rtol=0, atol=1e-5)
+            assert (run(unet) - run(tiny_unet())).abs().max() > 0.1
+
+
+class TestAlphasInTheHeader:
+    """diffusers applies its own note alone; what another trainer notes is told where it would matter."""
+
+    def adapter(self, tmp_path, metadata: dict[str, str]) -> Path:
+        state = {}
+        for name, (down, up) in factors(tiny_unet(), BOTH_LEVELS, 2).items():
+            state |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+        save_file(state, tmp_path / "pytorch_lora_weights.safetensors", metadata)
+        return tmp_path / "pytorch_lora_weights.safetensors"
+
+    def weights(self, source: Path) -> tuple[str, tuple[str, ...]]:
+        unet = tiny_unet()
+        with apply_lora(unet, source) as loaded:
+            return tensor_sha256(unet), loaded.warnings
+
+    @pytest.mark.parametrize(
+        ("key", "value", "name"),
+        [
+            ("ss_network_alpha", "8.0", "ss_network_alpha"),
+            ("lora_alpha", "8", "lora_alpha"),
+            ("network_alphas", '{"alpha": 8}', "network_alphas.alpha"),
+            ("ot_config", '{"lora_rank": 2, "lora_alpha": 8.0}', "ot_config.lora_alpha"),
+            ("training_info", '{"network": {"linear_alpha": 8}}', "training_info.network.linear_alpha"),
+        ],
+    )
+    def test_one_that_no_stock_loader_applies_is_told(self, tmp_path, key, value, name):
+        plain, none = self.weights(self.adapter(tmp_path, {"format": "pt"}))
+        source = self.adapter(tmp_path, {key: value})
+        found, warnings = self.weights(source)
+        assert found == plain and none == () and len(warnings) == 1
+        assert f"says '{name}' = 8" in warnings[0]
+        theirs = tiny_unet()
+        theirs.load_lora_adapter(source, prefix="unet")
+        unet = tiny_unet()
+        with apply_lora(unet, source):
+            torch.testing.assert_close(run(unet), run(theirs), rtol=0, atol=1e-5)
+
+    def test_one_that_is_the_rank_is_no_news(self, tmp_path):
+        assert self.weights(self.adapter(tmp_path, {"ss_network_alpha": "2.0"}))[1] == ()
+
+    @pytest.mark.parametrize("value", ["{", '{"alpha": "x"}', '{"alpha": [1]}', "None", "[" * 5000, "NaN"])
+    def test_notes_that_hold_no_number(self, tmp_path, value):
+        assert self.weights(self.adapter(tmp_path, {"lora_alpha": value}))[1] == ()
+
+    def test_that_of_diffusers_is_applied(self, tmp_path):
+        config = {"unet.peft_type": "LORA", "unet.r": 2, "unet.lora_alpha": 8}
+        source = self.adapter(tmp_path, {"lora_adapter_metadata": json.dumps(config)})
+        found, warnings = self.weights(source)
+        assert found != self.weights(self.adapter(tmp_path, {"format": "pt"}))[0] and warnings == ()
 
 
 class TestBadInput:

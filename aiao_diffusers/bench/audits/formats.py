@@ -21,7 +21,8 @@ from ...errors import AIAOError
 from ...files.peak import Peak
 from ...files.safetensors_header import load_tensors
 from ...files.text import markdown_table, short
-from ...formats.adapter_algebra import parse, scaling_of
+from ...formats.adapter_algebra import scaling_of
+from ...formats.adapter_keys import parse
 from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
 from ...formats.lora import apply_lora
@@ -30,7 +31,7 @@ from ...mark.record import WatermarkRecord
 from ...verification.verify import verify
 from ..context import ASSETS
 from ..progress import Progress, log_progress
-from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, whole_models
+from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, State, whole_models
 
 
 CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.0.conv_shortcut", "conv_in")
@@ -136,7 +137,8 @@ class Bench:
         sources = {name: fmt.write(change, folder / name) for name, change in self.changes.items()}
         source, change = sources["marked"], self.changes["marked"]
         kind, refusal, adapter, error = _kind(source, fmt.weight_name), None, None, None
-        bare, wanted = (_predict(_copy(change, names), self.record) for names in ((), fmt.modules(change)))
+        states = (Change(change.base, {}).merged(), fmt.merged(change))
+        bare, wanted = (_predict(_copy(change, state), self.record) for state in states)
         peak, started = Peak(), time.perf_counter()
         try:
             with peak.measured():
@@ -193,11 +195,11 @@ def _kind(source: Path, weight_name: str | None) -> str:
         return type(error).__name__
 
 
-def _copy(change: Change, modules: Iterable[str]) -> nn.Module:
-    """A denoiser of its own with the change of `modules` patched in directly."""
+def _copy(change: Change, state: State) -> nn.Module:
+    """A denoiser of its own that holds `state`."""
     base: Any = change.base
     model = type(base).from_config(base.config)
-    model.load_state_dict(Change(base, {m: change.factors[m] for m in modules}).merged())
+    model.load_state_dict(state)
     return model.eval()
 
 
