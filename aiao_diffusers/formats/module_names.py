@@ -17,7 +17,12 @@ from ..files.text import short
 
 EXPECTED_PREFIXES = ("unet.", "transformer.", "base_model.model.", "lora_unet_", "lycoris_", "diffusion_model.")
 _KOHYA = ("lora_unet_", "lora_transformer_", "lycoris_unet_", "lycoris_")
-_DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put around a module, at any depth."""
+_HEADS = re.compile(
+    r"(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|module|unet|transformer|denoiser)\.)+"
+)
+"""What stands before a denoiser's own names, stacked at will; no module of a denoiser is called like one of them."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,16 @@ def _sd3(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
     return [*found, ("x_embedder.proj", (Part("pos_embed.proj"),)), *_final_layer()]
 
 
+def strip_wrappers(name: str) -> str:
+    """A tensor's or module's name without what wraps the denoiser: `_orig_mod.`, `module.`, `unet.`, stacked in any order.
+
+    Of whole models as of adapters; in time linear in the name, which may be a stranger's.
+    """
+    name = _WRAPPERS.sub("", name)
+    head = _HEADS.match(name)
+    return name[head.end() :] if head else name
+
+
 def locate(name: str, index: Index) -> tuple[Target | None, str]:
     """Target of a key without its role, and the layout its prefix speaks of.
 
@@ -218,10 +233,8 @@ def locate(name: str, index: Index) -> tuple[Target | None, str]:
     for prefix in _KOHYA:
         if name.startswith(prefix):
             return _look_up(name.removeprefix(prefix), index), "kohya"
-    layout = "peft" if name.startswith("base_model.model.") else "diffusers"
-    # Prefixes may be stacked (peft around a pipeline's unet); a module is never named like one of them with a dot.
-    for prefix in _DOTTED:
-        name = name.removeprefix(prefix)
+    layout = "peft" if "base_model.model." in name else "diffusers"
+    name = strip_wrappers(name)
     if ".processor." in name:
         layout = "xlabs" if name.startswith(("double_blocks.", "single_blocks.")) else "diffusers-old"
         name = name.replace(".processor.", ".")

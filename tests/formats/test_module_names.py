@@ -14,7 +14,31 @@ from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import LoraNotLoadedError, WrongBaseError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.lora import apply_lora
-from aiao_diffusers.formats.module_names import module_index
+from aiao_diffusers.formats.module_names import module_index, strip_wrappers
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("_orig_mod.conv_in.weight", "conv_in.weight"),
+        ("module.unet.conv_in.weight", "conv_in.weight"),
+        ("base_model.model.unet._orig_mod.down_blocks.0.x", "down_blocks.0.x"),
+        ("model.diffusion_model._orig_mod.input_blocks.0.0.weight", "input_blocks.0.0.weight"),
+        ("_fsdp_wrapped_module.transformer_blocks.0._fsdp_wrapped_module.attn.to_q", "transformer_blocks.0.attn.to_q"),
+        ("down_blocks.0._checkpoint_wrapped_module.resnets.0", "down_blocks.0.resnets.0"),
+        ("transformer.transformer_blocks.0.attn", "transformer_blocks.0.attn"),
+        ("my_orig_mod.x", "my_orig_mod.x"),
+        ("conv_in.unet.weight", "conv_in.unet.weight"),
+        ("cond_stage_model.transformer.text_model.x", "cond_stage_model.transformer.text_model.x"),
+    ],
+)
+def test_wrappers_come_off_whatever_their_order(name, plain):
+    assert strip_wrappers(name) == plain
+
+
+def test_a_long_name_takes_no_long_time():
+    assert strip_wrappers("module." * 300_000 + "x") == "x"
+    assert strip_wrappers("_orig_mod." * 300_000 + "module.x") == "x"
 
 
 def tiny_flux(seed: int = 0) -> nn.Module:
