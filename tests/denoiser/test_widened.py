@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from _tiny import tiny_unet
-from diffusers import UNet2DConditionModel
+from _tiny import tiny_unet, widened
 from torch import nn
 
 from aiao_diffusers import LatentData
@@ -15,17 +14,6 @@ DATA = LatentData(
     torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
     {"encoder_hidden_states": torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2))},
 )
-
-
-def widened(unet: nn.Module, **changes: object) -> UNet2DConditionModel:
-    """`unet` under a changed config; what the change adds is random, but for new channels, which are zero."""
-    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
-    wide = UNet2DConditionModel.from_config({**config, **changes}).eval()
-    state = wide.state_dict() | unet.state_dict()
-    state["conv_in.weight"] = torch.zeros_like(wide.conv_in.weight)
-    state["conv_in.weight"][:, :4] = unet.conv_in.weight.data
-    wide.load_state_dict(state)
-    return wide
 
 
 @torch.no_grad()
