@@ -114,7 +114,6 @@ class TestWhole:
                 load_denoiser(write(path, state), base=unet)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the package gguf")
 class TestPackings:
     @pytest.mark.parametrize(
         ("names", "packing"),

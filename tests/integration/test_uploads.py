@@ -1,7 +1,6 @@
 """What people upload of the shipped models, each with its controls: the same of the clean twin, and another key."""
 
 import copy
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -142,8 +141,6 @@ class TestUploads:
 
     @pytest.mark.parametrize("name", FILES)
     def test_bare_files(self, models, record, tmp_path, name):
-        if name.startswith("gguf") and importlib.util.find_spec("gguf") is None:
-            pytest.skip("needs the package gguf")
         said = "it takes 9 channels" if "inpainting" in name else ""
         check(lambda which: FILES[name](models[which], tmp_path / which), record, said, base=ASSETS / "marked")
 
