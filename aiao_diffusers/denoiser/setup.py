@@ -96,6 +96,21 @@ def adapters(denoiser: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for m in layers if not m.disable_adapters for name in m.active_adapters))
 
 
+def running_values(denoiser: nn.Module) -> Mapping[str, torch.Tensor]:
+    """The values that a forward uses: adapters that are switched off are left out, and the weights below them keep their
+    own names, so that the model hashes as it did before they were loaded."""
+    values = Values(denoiser)
+    layers = {name for name, module in denoiser.named_modules() if hasattr(module, "base_layer")}
+    if not layers or adapters(denoiser):
+        return values
+
+    def runs(name: str) -> bool:
+        parts = name.split(".")
+        return all(parts[n] == "base_layer" for n in range(1, len(parts)) if ".".join(parts[:n]) in layers)
+
+    return {name.replace(".base_layer.", "."): values[name] for name in values if runs(name)}
+
+
 def _has_native_kernels(dtype: torch.dtype) -> bool:
     """Whether CPUs of any make compute in `dtype` at speed; half precision is emulated on most, ten times slower."""
     return dtype not in (torch.float16, torch.bfloat16)

@@ -58,7 +58,8 @@ def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> Non
         if re.search(r"layers|blocks|depth|stages", key):
             limit = max(tensors, 1)
         elif re.search(r"size|length", key):
-            # Position tables grow with its square in memory that the meta device does not spare.
+            # Position tables grow with its square in memory that the meta device does not spare; published geometries of
+            # some transformers are larger and are refused for now.
             limit = 2**12
         if abs(value) > limit:
             raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from torch import nn
 
 from ..denoiser.hashes import weights_sha256
-from ..denoiser.setup import denoiser_of
+from ..denoiser.setup import denoiser_of, running_values
 from ..denoiser.sites import unwrap
 from ..errors import NotTestableError, RecordError, SuspectError
 from ..files.text import short
@@ -187,7 +187,7 @@ def _open_adapter(
     if declared is not None:
         under.source.setdefault("base", {})["declared_by"] = by
         warnings += (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
-    base_sha256 = weights_sha256(unwrap(under.denoiser))
+    base_sha256 = weights_sha256(running_values(unwrap(under.denoiser)))
     read_with, own = _choose_record(record, under, declared is None, place.root)
     with apply_lora(under.denoiser, found) as loaded:
         yield Suspect(

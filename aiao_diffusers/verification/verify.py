@@ -11,7 +11,7 @@ from torch import nn
 
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
-from ..denoiser.setup import Values, denoiser_of, for_reading, without_ip_adapter
+from ..denoiser.setup import Values, denoiser_of, for_reading, running_values, without_ip_adapter
 from ..denoiser.sites import refuse_folded_frames, unwrap
 from ..denoiser.widened import on_known_inputs
 from ..deprecation import warn_renamed
@@ -266,7 +266,7 @@ def _read(
         seed=plan.seed,
         hashes={
             # Of an adapter its file was hashed already.
-            **(found.hashes or {"suspect": weights_sha256(denoiser)}),
+            **(found.hashes or {"suspect": weights_sha256(running_values(denoiser))}),
             "marked": record.marked_sha256,
             "record": record.sha256,
             "commitment": key.commitment,

@@ -13,7 +13,15 @@ from aiao_diffusers.denoiser import setup
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.denoiser.instrument import instrument
-from aiao_diffusers.denoiser.setup import Values, adapters, eval_mode, for_reading, placement, without_ip_adapter
+from aiao_diffusers.denoiser.setup import (
+    Values,
+    adapters,
+    eval_mode,
+    for_reading,
+    placement,
+    running_values,
+    without_ip_adapter,
+)
 from aiao_diffusers.denoiser.sites import attention_modules, trace, unwrap
 from aiao_diffusers.denoiser.trigger import apply_trigger, difference
 from aiao_diffusers.errors import SiteError
@@ -283,6 +291,9 @@ class TestAdapters:
         assert adapters(unet) == [] and same(responses(unet), PLAIN)
         with without_ip_adapter(unet) as notes:
             assert "['a'] are loaded and switched off" in notes[0]
+        assert weights_sha256(running_values(unet)) == weights_sha256(tiny_unet())
+        unet.enable_adapters()
+        assert weights_sha256(running_values(unet)) == weights_sha256(unet) != weights_sha256(tiny_unet())
 
     def test_report_says_so(self):
         unet = self.adapted(1.0)
