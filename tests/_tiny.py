@@ -42,6 +42,17 @@ def tiny_unet(seed: int = 0, cross: int = 12) -> UNet2DConditionModel:
     ).eval()
 
 
+def widened(unet: nn.Module, **changes: object) -> UNet2DConditionModel:
+    """`unet` under a changed config; what the change adds is random, but for new channels, which are zero."""
+    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    wide = UNet2DConditionModel.from_config({**config, **changes}).eval()
+    state = wide.state_dict() | unet.state_dict()
+    state["conv_in.weight"] = torch.zeros_like(wide.conv_in.weight)
+    state["conv_in.weight"][:, :4] = unet.conv_in.weight.data
+    wide.load_state_dict(state)
+    return wide
+
+
 def tiny_context(folder: Path) -> AttackContext:
     """A benchmark's context around `tiny_unet(0)`: twelve random latents for owner and attacker alike."""
     scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)

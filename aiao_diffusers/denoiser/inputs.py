@@ -37,6 +37,10 @@ class LatentData:
                 raise DataError(f"'{name}' has {len(value)} rows, the latents have {len(self.latents)}.")
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise DataError(f"'{name}' holds NaN or infinite values: check the images and the VAE.")
+            if name.partition(".")[0] != name and name.partition(".")[0] in self.conditioning:
+                raise DataError(
+                    f"'{name}' would go into the dictionary that '{name.partition('.')[0]}' is: name one of them."
+                )
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -4,6 +4,7 @@ Attention slicing, fused projections, gradient checkpointing, ControlNets and ha
 processors installed are wrapped whatever they are, and the denoiser runs in its own dtype.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,15 @@ import torch
 from accelerate.utils import align_module_device
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.modeling_utils import get_parameter_dtype
+from psutil import virtual_memory
 from torch import nn
 
 from ..errors import NotTestableError
+
+
+MEMORY_SHARE = 0.8
+"""Of the free memory that a copy for reading may take."""
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Values(Mapping[str, torch.Tensor]):
@@ -78,9 +85,66 @@ def placement(denoiser: nn.Module) -> tuple[torch.device, torch.dtype]:
     return device, dtype if dtype.is_floating_point else torch.float32
 
 
-def adapters(denoiser: Any) -> list[str]:
-    """Names of the PEFT adapters that act on this denoiser."""
-    return list(denoiser.active_adapters()) if getattr(denoiser, "peft_config", None) else []
+def adapters(denoiser: nn.Module) -> list[str]:
+    """Names of the PEFT adapters that act on this denoiser, whoever put them in.
+
+    The layers say so: diffusers' own method knows only what its mixin loaded, and names adapters that are switched off.
+    """
+    layers: Iterator[Any] = (
+        m for m in denoiser.modules() if hasattr(m, "base_layer") and hasattr(m, "active_adapters")
+    )
+    return list(dict.fromkeys(name for m in layers if not m.disable_adapters for name in m.active_adapters))
+
+
+def running_values(denoiser: nn.Module) -> Mapping[str, torch.Tensor]:
+    """The values that a forward uses: adapters that are switched off are left out, and the weights below them keep their
+    own names, so that the model hashes as it did before they were loaded."""
+    values = Values(denoiser)
+    layers = {name for name, module in denoiser.named_modules() if hasattr(module, "base_layer")}
+    if not layers or adapters(denoiser):
+        return values
+
+    def runs(name: str) -> bool:
+        parts = name.split(".")
+        return all(parts[n] == "base_layer" for n in range(1, len(parts)) if ".".join(parts[:n]) in layers)
+
+    return {name.replace(".base_layer.", "."): values[name] for name in values if runs(name)}
+
+
+def _has_native_kernels(dtype: torch.dtype) -> bool:
+    """Whether CPUs of any make compute in `dtype` at speed; half precision is emulated on most, ten times slower."""
+    return dtype not in (torch.float16, torch.bfloat16)
+
+
+def for_reading(denoiser: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The denoiser itself or, of half precision on a CPU, a float32 copy of it, and words for the report.
+
+    The copy holds the very numbers that are stored; the denoiser is not touched. None is made of a denoiser that is
+    offloaded, quantised or cast layer by layer, nor where memory does not hold it.
+    """
+    device, dtype = placement(denoiser)
+    plain = all(type(p.data) is torch.Tensor and not p.is_meta and p.dtype in _PLAIN for p in denoiser.parameters())
+    if device.type != "cpu" or _has_native_kernels(dtype) or not plain or any(map(_is_hooked, denoiser.modules())):
+        return denoiser, ()
+    parameters = [*denoiser.parameters(), *denoiser.buffers()]
+    needed = sum(4 * p.numel() for p in parameters)
+    if needed > MEMORY_SHARE * virtual_memory().available:
+        return denoiser, (f"it was read in {dtype} on the CPU, for memory holds no float32 copy: slow.",)
+    # Cast on the way, so that there never is a second copy in half precision.
+    cast = {id(p): _as_float32(p) for p in parameters if p.is_floating_point()}
+    copied: nn.Module = copy.deepcopy(denoiser, memo=dict(cast))
+    return copied, (f"it is stored in {dtype}, of which CPUs are slow: the same numbers were read in float32.",)
+
+
+def _as_float32(value: torch.Tensor) -> torch.Tensor:
+    cast = value.detach().float()
+    cast = cast.clone() if cast.data_ptr() == value.data_ptr() else cast
+    return nn.Parameter(cast, requires_grad=False) if isinstance(value, nn.Parameter) else cast
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate or diffusers move or cast its weights around a forward."""
+    return hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
 
 
 def _hooks(module: nn.Module) -> Sequence[Any]:
@@ -118,11 +182,14 @@ def without_ip_adapter(denoiser: Any) -> Iterator[tuple[str, ...]]:
     PEFT adapters stay active at their scales: with them the question is about the model as it runs.
     """
     notes = []
-    if adapters(denoiser):
+    active, loaded = adapters(denoiser), list(getattr(denoiser, "peft_config", None) or ())
+    if active:
         notes.append(
-            f"adapters {adapters(denoiser)} are active: the verdict is on the model with them. To ask about an adapter, "
+            f"adapters {active} are active: the verdict is on the model with them. To ask about an adapter, "
             "pass its file and base."
         )
+    elif loaded:
+        notes.append(f"adapters {loaded} are loaded and switched off: the verdict is on the model without them.")
     config = getattr(denoiser, "config", None)
     if config is None or getattr(config, "encoder_hid_dim_type", None) != "ip_image_proj":
         yield tuple(notes)

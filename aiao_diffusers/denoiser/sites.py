@@ -8,10 +8,22 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
-from ..errors import SiteError
+from ..errors import NotTestableError, SiteError
 from .inputs import LatentData
 from .setup import placement
 from .trigger import channel_axis
+
+
+FOLD_FRAMES = frozenset(
+    {
+        "I2VGenXLUNet",
+        "LatteTransformer3DModel",
+        "UNet3DConditionModel",
+        "UNetMotionModel",
+        "UNetSpatioTemporalConditionModel",
+    }
+)
+"""Classes of denoisers whose attention takes frames for rows, or places for rows."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +44,27 @@ class Site:
 
 
 def unwrap(denoiser: nn.Module) -> nn.Module:
-    """The plain module behind `torch.compile` and data-parallel wrappers; weights are shared."""
+    """The plain module behind `torch.compile`, data-parallel wrappers and peft's models; weights are shared."""
     # A compiled wrapper would put its prefix before every site's name, and masks hang on names. The fp32 wrapper stays,
     # for taking it off changes the module itself and ends the user's mixed precision.
-    return extract_model_from_parallel(denoiser, keep_torch_compile=False)
+    while True:
+        inner = extract_model_from_parallel(denoiser, keep_torch_compile=False)
+        # peft's `PeftModel.base_model` and the tuner's `model` below it; the adapters themselves sit in the layers.
+        for attribute in ("base_model", "model"):
+            held = getattr(inner, attribute, None) if type(inner).__module__.startswith("peft.") else None
+            inner = held if isinstance(held, nn.Module) else inner
+        if inner is denoiser:
+            return inner
+        denoiser = inner
+
+
+def refuse_folded_frames(class_name: str) -> None:
+    """Raise NotTestableError for denoisers that fold frames into the batch, where a row is no longer a sample."""
+    if class_name in FOLD_FRAMES:
+        raise NotTestableError(
+            f"a {class_name} folds frames into the batch, in which a response cannot be told row by row: ask about the "
+            "image model that it was made from."
+        )
 
 
 def attention_modules(denoiser: nn.Module) -> dict[str, Any]:

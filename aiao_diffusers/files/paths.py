@@ -1,5 +1,6 @@
 """Names in a folder that may be hostile: inside it, no links out of it, no pickles."""
 
+import re
 from pathlib import Path
 
 from ..errors import SuspectError, UnsafeFileError
@@ -9,6 +10,12 @@ from .text import short
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what torch.save writes, a zip since 1.6, and of bare pickles."""
+
+
+TRAINER_STATE = re.compile(
+    r"(optimizer|scheduler|scaler|sampler|dl_state|rng_state|random_states|training_args)[\w.-]*"
+)
+"""What trainers leave beside a model and nobody loads as one; that these are pickles is no reason to refuse a folder."""
 
 
 def refuse_pickle(path: Path) -> None:
@@ -74,7 +81,8 @@ def list_weight_files(folder: str | Path) -> tuple[Path, ...]:
     files = tuple(inside(folder, n) for n in names if n.lower().endswith(".safetensors"))
     if not files:
         for name in names:
-            refuse_pickle(Path(name))
+            if not TRAINER_STATE.fullmatch(name):
+                refuse_pickle(Path(name))
         deeper = sorted(p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.safetensors")))
         hint = f"; its folders {', '.join(deeper[:5])} do: name one of them" if deeper else ""
         raise SuspectError(f"{folder} holds no .safetensors file{hint}")

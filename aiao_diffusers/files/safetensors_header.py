@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..errors import NotTestableError, SuspectError, UnsafeFileError
+from .mistaken import START_BYTES, mistaken_for
 from .paths import PICKLE_STARTS, refuse_pickle
 from .strict_json import parse_json
 from .text import short
@@ -103,7 +104,9 @@ def read_header(path: str | Path, *, max_bytes: int = MAX_TENSOR_BYTES) -> Heade
         raise SuspectError(f"{path} is not a file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = header_length(path, file.read(8), size)
+        start = file.read(START_BYTES)
+        length = header_length(path, start, size)
+        file.seek(8)
         raw = file.read(length)
     return parse_header(path, raw, size, max_bytes=max_bytes)
 
@@ -112,7 +115,8 @@ def header_length(path: Path, prefix: bytes, size: int) -> int:
     """Bytes of the header that follow a file's first 8; `path` names the file, which may lie elsewhere.
 
     Args:
-        prefix: the first 8 bytes. size: of the whole file, in bytes.
+        prefix: the first 8 bytes; more, where they are at hand, tell better what another file is. size: of the whole
+            file, in bytes.
     Raises:
         UnsafeFileError: not a safetensors file by name or start, or a header that is cut or beyond `MAX_HEADER_BYTES`.
     """
@@ -122,8 +126,12 @@ def header_length(path: Path, prefix: bytes, size: int) -> int:
         raise UnsafeFileError(f"{where!r} is not a .safetensors file; only these are read")
     if len(prefix) < 8:
         raise UnsafeFileError(f"{where!r} has {size} bytes; a safetensors file has at least 10")
-    (length,) = struct.unpack("<Q", prefix)
+    (length,) = struct.unpack("<Q", prefix[:8])
     if length > size - 8:
+        # Only here: the first byte of a sound file may well be a brace, but no text is a length that fits one.
+        other = mistaken_for(prefix)
+        if other is not None:
+            raise UnsafeFileError(f"{where!r} {other}")
         if prefix.startswith(PICKLE_STARTS) and size > 8:
             raise UnsafeFileError(f"{where!r} is a zip or pickle named .safetensors; it was not read")
         raise UnsafeFileError(f"{where!r}: header of {length} bytes runs past the end ({size} bytes); truncated?")
@@ -138,7 +146,8 @@ def parse_header(path: Path, raw: bytes, size: int, *, max_bytes: int = MAX_TENS
     if not raw.startswith(b"{"):
         raise UnsafeFileError(f"{where!r}: the header does not start with an opening brace")
     table = parse_json(raw, where)
-    metadata = table.pop("__metadata__", {})
+    metadata = table.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # some writers say null
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise UnsafeFileError(f"{where!r}: __metadata__ must map text to text")
     if len(table) > MAX_TENSORS:

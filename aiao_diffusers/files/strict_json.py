@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SuspectError, UnsafeFileError
+from .mistaken import mistaken_for
 from .text import short
 
 
@@ -30,6 +31,9 @@ def parse_json(raw: bytes, where: str) -> dict[str, Any]:
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
+        other = None if raw.lstrip().startswith((b"{", b"[")) else mistaken_for(raw)
+        if other is not None:
+            raise UnsafeFileError(f"{where} {other}") from None
         raise UnsafeFileError(f"{where} is not valid JSON: {short(str(error))}") from None
     if not isinstance(value, dict):
         raise UnsafeFileError(f"{where} holds a JSON {type(value).__name__}, expected an object")

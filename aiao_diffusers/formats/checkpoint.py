@@ -12,7 +12,7 @@ they were weights.
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ from accelerate.utils import set_module_tensor_to_device
 from diffusers import ModelMixin
 from torch import nn
 
+from ..denoiser.sites import refuse_folded_frames, unwrap
 from ..errors import NotTestableError, SuspectError, WrongBaseError
 from ..files.safetensors_header import Header, check_finite
 from ..files.text import short
+from .architecture import blank_like
 from .artifact import Artifact
-from .detect import DENOISER_FOLDERS, LDM_PREFIX, common_prefix, detect_denoiser, is_denoiser_name
-from .fit import compare_shapes, fit_original, fit_weights, folder_names, weight_names
+from .detect import DENOISER_FOLDERS, LDM_PREFIX, detect_denoiser, is_denoiser_name
+from .fit import bare_names, compare_shapes, fit_original, fit_weights, folder_names, original_part
 from .gguf import read_gguf_header, unpack
-from .model_folder import check_config
+from .model_folder import check_config, class_of, fields_of
+from .module_names import strip_wrappers
 from .packing import plain_tensors
 from .upstream import UPSTREAM_ERRORS
 
@@ -64,8 +67,7 @@ def load_denoiser(
         raise SuspectError(f"{found.path} is no whole denoiser but {found.kind} ({found.detail})")
     if base is None:
         raise SuspectError(f"{found.path} holds weights without a config: give base=, the denoiser it was made from")
-    base_model = base if isinstance(base, nn.Module) else load_denoiser(base)
-    model = (_load_original if found.kind == "single_file" else _load_on_base)(found, base_model)
+    model = _load_bare(found, unwrap(base if isinstance(base, nn.Module) else load_denoiser(base)))
     return _cast(model, dtype)
 
 
@@ -93,9 +95,10 @@ def _load_folder(found: Artifact, dtype: torch.dtype | None) -> nn.Module:
     """A denoiser by its own config."""
     config: Any = found.config
     what, headers = str(found.path), found.headers
-    model_class = _find_class(config.get("_class_name"), found.path / "config.json")
+    model_class = _find_class(class_of(config)[0], found.path / "config.json")
+    config = {**config, "_class_name": model_class.__name__}
     names = folder_names(found)
-    check_config(config, len(names))
+    check_config({name: config[name] for name in config.keys() & fields_of(model_class)}, len(names))
     try:
         with torch.device("meta"):
             blank = model_class.from_config(config).state_dict()
@@ -107,8 +110,7 @@ def _load_folder(found: Artifact, dtype: torch.dtype | None) -> nn.Module:
     # Buffers are real, for those that no file holds come from the config.
     with init_empty_weights(include_buffers=False):
         model = model_class.from_config(config)
-    for name, tensor in read_weights(headers, names, blank, dtype or torch.float32):
-        set_module_tensor_to_device(model, name, "cpu", value=tensor, dtype=tensor.dtype)
+    _fill(model, read_weights(headers, names, blank, dtype or torch.float32))
     return _finish(_cast(model, dtype), what)
 
 
@@ -119,32 +121,53 @@ def _find_class(name: object, where: Path) -> type[ModelMixin]:
     # Only classes that diffusers itself exports: a class named by a repository must never be imported.
     if not isinstance(found, type) or not issubclass(found, ModelMixin) or not is_denoiser_name(name):
         raise SuspectError(f"{where}: {short(name)} is no denoiser of diffusers {diffusers.__version__}")
+    refuse_folded_frames(name)
     return found
 
 
-def _load_on_base(found: Artifact, base: nn.Module) -> nn.Module:
-    """A whole denoiser state in diffusers keys, put into a copy of the base."""
-    (header,) = found.headers
-    expected = _shapes(base.state_dict())
-    names = weight_names([header], common_prefix(header.tensors, expected))
-    names = fit_weights([header], names, expected, header.path.name)
+def _load_bare(found: Artifact, base: nn.Module) -> nn.Module:
+    """A file without a config, in whose names its weights are."""
+    (path,) = found.files
+    header = found.headers[0] if found.headers else read_gguf_header(path)
+    state = base.state_dict()
+    # Adapters in the base's layers change its names; the file's are those of the model below.
+    names = bare_names(header, {name.replace(".base_layer", ""): tensor for name, tensor in state.items()})
+    original = {key: strip_wrappers(key) for key in original_part(header)}
+    ours = names if found.kind == "denoiser" or len(state.keys() & names.values()) > len(names) / 2 else original
+    blank = blank_like(base, {name: header.tensors[key].shape for key, name in ours.items()})
+    if ours is original:
+        return _load_original(header, base, blank or base)
+    return _load_on_base(header, names, base, blank)
+
+
+def _load_on_base(header: Header, names: Mapping[str, str], base: nn.Module, blank: nn.Module | None) -> nn.Module:
+    """A whole denoiser in diffusers keys: in a copy of the base, or in `blank` where the file has another architecture."""
+    state = (base if blank is None else blank).state_dict()
+    names = fit_weights([header], names, _shapes(state), header.path.name)
+    weights: Iterator[tuple[str, torch.Tensor]]
+    if header.path.suffix.lower() == ".gguf":
+        weights = ((name, tensor.to(_dtype_of(base))) for name, tensor in unpack(header, names))
+    else:
+        weights = read_weights([header], names, state, _dtype_of(base))
+    if blank is not None:
+        _fill(blank, weights)
+        return _finish(blank, header.path.name)
     model = copy.deepcopy(base)
     state = model.state_dict()
     with torch.no_grad():
-        for name, tensor in read_weights([header], names, state, _dtype_of(base)):
+        for name, tensor in weights:
             state[name].copy_(tensor)
     return _finish(model, header.path.name)
 
 
-def _load_original(found: Artifact, base: nn.Module) -> nn.Module:
-    """Original-layout or GGUF checkpoint through diffusers' own converter, shaped by the base's config."""
-    (path,) = found.files
-    if not isinstance(base, ModelMixin) or not hasattr(type(base), "from_single_file"):
+def _load_original(header: Header, base: nn.Module, model: nn.Module) -> nn.Module:
+    """Original-layout or GGUF checkpoint through diffusers' own converter, shaped by the config of `model`."""
+    path = header.path
+    if not isinstance(model, ModelMixin) or not hasattr(type(model), "from_single_file"):
         raise SuspectError(f"{path.name!r} is an original-layout checkpoint, which {type(base).__name__} cannot read")
-    shaped: Any = base  # ModelMixin's config methods are untyped
+    shaped: Any = model  # ModelMixin's config methods are untyped
     dtype, packed = _dtype_of(base), path.suffix.lower() == ".gguf"
-    header = found.headers[0] if found.headers else read_gguf_header(path)
-    expected = _shapes(base.state_dict())
+    expected = _shapes(model.state_dict())
     names = fit_original(header, expected, repr(path.name), type(base).__name__)
     # The converter of U-Nets looks for this prefix alone; the others take it off.
     names = {key: LDM_PREFIX + name for key, name in names.items()}
@@ -152,13 +175,18 @@ def _load_original(found: Artifact, base: nn.Module) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         shaped.save_config(folder)
         try:
-            model = type(shaped).from_single_file(source, config=folder, local_files_only=True, torch_dtype=dtype)
+            loaded = type(shaped).from_single_file(source, config=folder, local_files_only=True, torch_dtype=dtype)
         except UPSTREAM_ERRORS as error:
             raise WrongBaseError(
                 f"{path.name!r} does not fit {type(base).__name__} of the base: {short(str(error), 300)}"
             ) from error
-    compare_shapes(expected, _shapes(model.state_dict()), path.name)
-    return _finish(model, path.name)
+    compare_shapes(expected, _shapes(loaded.state_dict()), path.name)
+    return _finish(loaded, path.name)
+
+
+def _fill(model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    for name, tensor in weights:
+        set_module_tensor_to_device(model, name, "cpu", value=tensor, dtype=tensor.dtype)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -13,6 +13,7 @@ from ..files.strict_json import read_json
 from ..files.text import short
 from .artifact import Artifact
 from .model_folder import read_weight_headers
+from .module_names import strip_wrappers
 from .packing import is_readable
 from .unread_kinds import NOT_READ, find_unread_kind
 
@@ -61,12 +62,15 @@ def kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> 
         if all(TEXT_ENCODER_KEY.match(k) for k in adapter):
             return "text_encoder_only", f"{len(adapter)} adapter keys, all of a text encoder"
         return "lora", f"{len(adapter)} adapter keys"
-    if any(k.startswith((LDM_PREFIX, *_LDM_HEADS)) for k in keys):
+    plain = [strip_wrappers(k) for k in keys]
+    if any(k.startswith(LDM_PREFIX) for k in keys) or any(k.startswith(_LDM_HEADS) for k in plain):
         return "single_file", "keys of the original checkpoint layout"
     if all(k.startswith(EMA_PREFIX) for k in keys):
         return "unknown", "averaged (EMA) weights alone, in names that no stock tool loads"
     heads = tuple(f"{p}{h}" for p in DIFFUSERS_PREFIXES for h in ("down_blocks.", "transformer_blocks.", "conv_in."))
-    if any(k.startswith(heads) for k in keys) and not any(k.startswith(("decoder.", "encoder.")) for k in keys):
+    if any(k.startswith(heads) for k in (*keys, *plain)) and not any(
+        k.startswith(("decoder.", "encoder.")) for k in keys
+    ):
         return "denoiser", "diffusers keys of a whole denoiser"
     if all(TEXT_ENCODER_KEY.match(k) for k in keys):
         return "text_encoder_only", "text encoder keys alone"

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import NotTestableError, UnsafeFileError, WrongBaseError
-from ..files.safetensors_header import Header
+from ..files.safetensors_header import Header, TensorInfo
 from ..files.text import short
 from .artifact import Artifact
-from .detect import LDM_PREFIX
+from .detect import LDM_PREFIX, common_prefix
 from .families import base_hint
 from .model_folder import modern_attention
-from .packing import QUANTO_DATA, SCALE_NOTES, refuse_packed, refuse_quantised, scales_of
+from .module_names import strip_wrappers
+from .packing import QUANTO_DATA, QUANTO_MAP, SCALE_NOTES, refuse_packed, refuse_quantised, scales_of
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -51,6 +52,33 @@ def weight_names(headers: Sequence[Header], prefix: str = "") -> dict[str, str]:
     return found
 
 
+def bare_names(header: Header, expected: Shapes) -> dict[str, str]:
+    """`weight_names` of a bare file, without what wraps the denoiser there (`module.unet.`, `_orig_mod.` at any depth).
+
+    Where names are wrapped, what is not belongs to other models of a pipeline and is left out, as by the stock tools.
+
+    Args:
+        expected: of the model, by which names are known to be its own.
+    Raises:
+        NotTestableError: as `weight_names`. UnsafeFileError: also two weights under one name.
+    """
+    if header.path.suffix.lower() == ".gguf":  # its own packings, which its library undoes
+        found = {key: key for key in header.tensors}
+    else:
+        found = weight_names([header])
+    names = {key: strip_wrappers(name) for key, name in found.items()}
+    wrapped = {key: name for key, name in names.items() if name != found[key]}
+    if any(name in expected for name in wrapped.values()):
+        plain = any(name in expected for key, name in names.items() if key not in wrapped)
+        names = names if plain else wrapped
+    else:  # wrappers of other trainers, one before every name
+        prefix = common_prefix(found.values(), expected)
+        names = {key: name.removeprefix(prefix) for key, name in found.items() if name.startswith(prefix)}
+    if len(set(names.values())) < len(names):
+        raise UnsafeFileError(f"{header.path.name!r} holds weights twice, under two prefixes")
+    return names
+
+
 def folder_names(found: Artifact) -> dict[str, str]:
     """`weight_names` of a denoiser's folder, whose config says whether packed numbers are what its weights stand for.
 
@@ -62,9 +90,11 @@ def folder_names(found: Artifact) -> dict[str, str]:
     refuse_quantised(stored, str(found.path))
     names = weight_names(found.headers)
     for header in found.headers:
-        if stored is None and any(key.endswith(QUANTO_DATA) for key in header.tensors):
+        packed = stored is None and any(key.endswith(QUANTO_DATA) for key in header.tensors)
+        if packed and not (found.path / QUANTO_MAP).is_file():
             raise NotTestableError(
-                f"{header.path.name!r} holds packed numbers, and config.json does not say of which library"
+                f"{header.path.name!r} holds packed numbers, and config.json does not say of which library, nor does a "
+                f"{QUANTO_MAP}"
             )
     return names
 
@@ -101,6 +131,16 @@ def fit_weights(headers: Sequence[Header], names: Mapping[str, str], expected: S
     return fitted
 
 
+def original_part(header: Header) -> dict[str, TensorInfo]:
+    """The denoiser's tensors of a file in original keys.
+
+    Of a whole pipeline the rest is not read: the text encoder's position numbers are integers and no packing.
+    """
+    keys = header.tensors.keys()
+    ours = [key for key in keys if key.startswith(LDM_PREFIX)] or [key for key in keys if strip_wrappers(key) != key]
+    return {key: header.tensors[key] for key in ours or keys}
+
+
 def fit_original(header: Header, expected: Shapes, what: str, model: str) -> dict[str, str]:
     """Key in the file -> name without prefix, for the denoiser of a file in original keys (GGUF too), counted.
 
@@ -111,13 +151,13 @@ def fit_original(header: Header, expected: Shapes, what: str, model: str) -> dic
     Raises:
         WrongBaseError: another count. NotTestableError, UnsafeFileError: as `weight_names`.
     """
-    prefix = LDM_PREFIX if any(key.startswith(LDM_PREFIX) for key in header.tensors) else ""
-    # Of a whole pipeline the rest is not read: the text encoder's position numbers are integers and no packing.
-    ours = {key: info for key, info in header.tensors.items() if key.startswith(prefix)}
+    ours = original_part(header)
     if header.path.suffix.lower() == ".gguf":  # its own packings, which its library undoes
-        names = {key: key.removeprefix(prefix) for key in ours}
+        names = {key: strip_wrappers(key) for key in ours}
     else:
-        names = weight_names([replace(header, tensors=ours)], prefix)
+        names = {key: strip_wrappers(name) for key, name in weight_names([replace(header, tensors=ours)]).items()}
+    if len(set(names.values())) < len(names):
+        raise UnsafeFileError(f"{what} holds weights twice, under two prefixes")
     shapes = {name: ours[key].shape for key, name in names.items()}
     held, needed = (sum(map(math.prod, part.values())) for part in (shapes, expected))
     if held != needed:

@@ -1,6 +1,8 @@
 """A model folder before it is loaded: which files hold its weights, and whether its config is in bounds."""
 
+import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,27 @@ WEIGHTS = re.compile(
     r"(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
 )
 """A whole file of weights, or the index of shards; each may be of a variant (`fp16`)."""
+
+
+def class_of(config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """The class that a denoiser's config names, and words for the report where it names none that torch has.
+
+    Flax and torch share their configs, and a config that names no class is judged by its fields; whether the weights fit,
+    their names and shapes say afterwards.
+    """
+    name = config.get("_class_name")
+    if name is None and isinstance(config.get("down_block_types"), list):
+        by_fields = "UNet2DConditionModel" if "cross_attention_dim" in config else "UNet2DModel"
+        return by_fields, (f"config.json names no class: read as {by_fields}, whose fields it has.",)
+    if isinstance(name, str) and name.startswith("Flax"):
+        plain = name.removeprefix("Flax")
+        return plain, (f"config.json is of {short(name)}: the weights beside it were read as {short(plain)}.",)
+    return name, ()
+
+
+def fields_of(model_class: type) -> frozenset[str]:
+    """Fields of a config that a model is built from; trainers note more in it, as the steps of an average."""
+    return frozenset(inspect.signature(model_class.__init__).parameters)  # type: ignore[misc]
 
 
 def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> None:
@@ -35,7 +58,8 @@ def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> Non
         if re.search(r"layers|blocks|depth|stages", key):
             limit = max(tensors, 1)
         elif re.search(r"size|length", key):
-            # Position tables grow with its square in memory that the meta device does not spare.
+            # Position tables grow with its square in memory that the meta device does not spare; published geometries of
+            # some transformers are larger and are refused for now.
             limit = 2**12
         if abs(value) > limit:
             raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")

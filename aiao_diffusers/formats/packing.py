@@ -21,6 +21,8 @@ _PACKED = (
 SCALE_OF = re.compile(r"(?P<weight>.+)\.(?:scale_weight|weight_scale|weight\._scale)$")
 SCALE_NOTES = re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|output_scale|comfy_quant)$")
 QUANTO_DATA = "._data"
+QUANTO_MAP = "quanto_qmap.json"
+"""What optimum-quanto writes beside a model's weights, whose config.json then says nothing of packing."""
 _QUANTO_WIDTHS = ("int8", "float8")
 _LIBRARIES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "optimum-quanto", "gguf": "gguf"}
 

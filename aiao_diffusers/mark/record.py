@@ -14,7 +14,7 @@ from torch import nn
 from ..denoiser.inputs import LatentData
 from ..denoiser.schedule import noise_schedule
 from ..denoiser.sites import Site
-from ..errors import DataError, RecordError, SuspectError, UnsafeFileError
+from ..errors import RecordError, SuspectError, UnsafeFileError
 from ..files.atomic import write_bytes
 from ..files.strict_json import read_json
 from ..files.text import short
@@ -27,6 +27,10 @@ MAX_SITES, MAX_WIDTH, MAX_TIMESTEPS, MAX_LOUDNESS = 2**14, 2**16, 10**6, 100
 """Far above any denoiser; a record from the suspect's side must not decide how long its verification takes."""
 MIN_AMPLITUDE, MAX_AMPLITUDE = 1e-3, 1e3
 """Of `kappa` and `response`: beyond them nothing answers, or everything does."""
+
+
+_BAD_SCHEDULE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What diffusers raises on a scheduler's config that is none."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,10 @@ class WatermarkRecord:
         _require(_is_count(steps, MAX_TIMESTEPS), "num_train_timesteps", steps, f"1 to {MAX_TIMESTEPS}")
         try:
             known = len(noise_schedule(self.scheduler).betas)
-        except (
-            TypeError,
-            ValueError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:  # what diffusers says of a bad config
+        except _BAD_SCHEDULE as error:
             raise RecordError(f"the record's noise schedule cannot be built: {short(str(error))}") from error
+        latents = self.bank.latents
+        _require(latents.is_floating_point(), "probe bank", latents.dtype, "latents of floating point")
         _require(known == steps, "noise schedule", known, f"as many betas as it has timesteps ({steps})")
 
     def belongs_to(self, key: WatermarkKey) -> bool:
@@ -212,7 +213,7 @@ class WatermarkRecord:
             return cls(**document, layout=layout, bank=LatentData.load(source / BANK))
         except RecordError:
             raise
-        except (TypeError, ValueError, DataError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise RecordError(f"the record in '{folder}' has missing, unknown or bad fields ({error}).") from error
 
 

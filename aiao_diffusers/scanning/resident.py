@@ -23,8 +23,8 @@ from ..files.strict_json import read_json
 from ..files.text import short
 from ..formats.artifact import Artifact
 from ..formats.checkpoint import load_denoiser, read_weights
-from ..formats.detect import PEFT_FILE, common_prefix, detect, detect_denoiser
-from ..formats.fit import fit_original, fit_weights, folder_names, weight_names
+from ..formats.detect import PEFT_FILE, detect, detect_denoiser
+from ..formats.fit import bare_names, fit_original, fit_weights, folder_names, weight_names
 from ..formats.lora import apply_lora, check_adapter_fits
 from ..hub.candidates import Candidate
 from ..hub.remote import Remote
@@ -107,7 +107,7 @@ def _fit_names(found: Artifact, base: Resident, what: str) -> dict[str, str]:
     if found.config is not None:
         names = folder_names(found)
     elif found.path in found.files:
-        names = weight_names(found.headers, common_prefix(found.shapes, base.shapes))
+        names = bare_names(found.headers[0], base.shapes)
     else:  # a folder whose config is still on the Hub
         names = weight_names(found.headers)
     return fit_weights(found.headers, names, base.shapes, what)

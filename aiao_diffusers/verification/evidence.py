@@ -25,6 +25,8 @@ from ..stats.natural_response import orthogonal_to, whiten
 from ..stats.ranks import rank_log10_p, rank_site
 
 
+UNFIT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a denoiser raises on inputs that do not fit it: a bank from a stranger may name any argument, of any shape."""
 MIN_SHARE = 0.5  # of the key's in-sites and of its out-sites that a suspect must have; below, little is read
 WRONG_INPUTS, WRONG_MASKS = 16, 4  # forwards of a whitened look, and wrong masks in each beside a clean part
 
@@ -225,5 +227,5 @@ def untestable_on_failure(who: str = "the suspect") -> Iterator[None]:
         raise NotTestableError(f"{who}'s widths are not the record's: {error}") from error
     except (AIAOError, torch.OutOfMemoryError):
         raise  # the latter tells of this machine, not of the suspect
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise NotTestableError(f"{who} does not take the record's probe inputs: {error}") from error
+    except UNFIT_ERRORS as error:
+        raise NotTestableError(f"{who} does not take the record's probe inputs: {error!r}") from error

@@ -13,7 +13,7 @@ from torch import nn
 from ..denoiser.hashes import tensor_sha256, weights_sha256
 from ..denoiser.inputs import LatentData
 from ..denoiser.schedule import noise_schedule
-from ..denoiser.setup import eval_mode, placement
+from ..denoiser.setup import eval_mode, for_reading, placement
 from ..denoiser.sites import attention_modules, first_tensor, trace_on, unwrap
 from ..denoiser.trigger import channel_axis
 from ..errors import NotTestableError, RecordError
@@ -161,7 +161,7 @@ def open_clean_twin(record: WatermarkRecord, source: Any) -> Iterator[nn.Module]
             _require_named(record.teacher_sha256, weights_sha256(twin), "clean twin")
         except NotTestableError as error:  # of the twin, not of the suspect
             raise RecordError(f"the clean twin given cannot be run: {error}") from error
-        yield twin
+        yield for_reading(twin)[0]
 
 
 def _require_named(stated: str | None, found: str, what: str) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from torch import nn
 
 from ..denoiser.hashes import weights_sha256
-from ..denoiser.setup import denoiser_of
+from ..denoiser.setup import denoiser_of, running_values
 from ..denoiser.sites import unwrap
 from ..errors import NotTestableError, RecordError, SuspectError
 from ..files.text import short
@@ -19,6 +19,7 @@ from ..formats.artifact import Artifact
 from ..formats.checkpoint import load_denoiser
 from ..formats.detect import detect
 from ..formats.lora import apply_lora
+from ..formats.model_folder import class_of
 from ..hub.download import Download, pull, pull_record
 from ..mark.record import WatermarkRecord, has_record
 
@@ -152,7 +153,8 @@ def open_suspect(
 def _open_model(label: str, found: Artifact, place: _Place, base: Any, record: WatermarkRecord | None) -> Suspect:
     """A whole denoiser. A folder brings its own config; a bare file borrows the base's."""
     declared, by = _find_declared(place, base)
-    warnings = (*found.warnings, *_warn_of_left(place))
+    said = () if found.config is None else class_of(found.config)[1]
+    warnings = (*found.warnings, *said, *_warn_of_left(place))
     given = _open_base(base, declared) if base is not None or (declared and found.config is None) else None
     denoiser = load_denoiser(found, base=given.denoiser if given else None, dtype=torch.float32)
     read_with, own = _choose_record(record, given, declared is None, place.root)
@@ -185,7 +187,7 @@ def _open_adapter(
     if declared is not None:
         under.source.setdefault("base", {})["declared_by"] = by
         warnings += (f"the base {declared} is self-declared by the suspect's {by}; nothing here proves it.",)
-    base_sha256 = weights_sha256(unwrap(under.denoiser))
+    base_sha256 = weights_sha256(running_values(unwrap(under.denoiser)))
     read_with, own = _choose_record(record, under, declared is None, place.root)
     with apply_lora(under.denoiser, found) as loaded:
         yield Suspect(
@@ -249,7 +251,8 @@ def _open_base(base: Any, declared: str | None) -> _Base:
     """
     module = denoiser_of(base) if base is not None else None
     if module is not None:
-        return _Base(module, label_of(base), find_record(base), {})
+        # An adapter's names are looked up among those of the plain module.
+        return _Base(unwrap(module), label_of(base), find_record(base), {})
     place = _locate(base, None, None) if base is not None else _download(str(declared))
     denoiser = load_denoiser(place.path, dtype=torch.float32)
     return _Base(denoiser, str(base or declared), find_record(place.root), place.origin("base"))

@@ -1,8 +1,8 @@
 """Verify a suspect: open it, read it by a plan that was fixed beforehand, and report what follows."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -11,8 +11,9 @@ from torch import nn
 
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
-from ..denoiser.setup import Values, denoiser_of, without_ip_adapter
-from ..denoiser.sites import unwrap
+from ..denoiser.setup import Values, denoiser_of, for_reading, running_values, without_ip_adapter
+from ..denoiser.sites import refuse_folded_frames, unwrap
+from ..denoiser.widened import on_known_inputs
 from ..deprecation import warn_renamed
 from ..errors import ConfigError, KeyMismatchError, NotTestableError, RecordError
 from ..files.safetensors_header import check_finite
@@ -115,8 +116,7 @@ def verify(
                 )
             offers = _offers(chosen, options)
             twin = _open_clean_twin(chosen, clean_twin, found)
-            with twin as clean, without_ip_adapter(unwrap(found.denoiser)) as notes:
-                found = replace(found, warnings=(*found.warnings, *notes))
+            with twin as clean, _ready(found, chosen) as found:
                 report = _read(
                     found, key, chosen, replace(offers, clean_twin=clean), chosen_plan, options.get("callback")
                 )
@@ -141,6 +141,20 @@ def verify(
                 f"{name} is the clean twin, which answers nothing beyond itself: another unmarked model controls that look."
             )
     return report
+
+
+@contextmanager
+def _ready(found: Suspect, record: WatermarkRecord) -> Iterator[Suspect]:
+    """The suspect's plain denoiser, able to take the record's probe bank for the length of the block.
+
+    Raises:
+        NotTestableError: a denoiser that folds frames into the batch.
+    """
+    denoiser = unwrap(found.denoiser)
+    refuse_folded_frames(type(denoiser).__name__)
+    denoiser, cast = for_reading(denoiser)
+    with without_ip_adapter(denoiser) as notes, on_known_inputs(denoiser, record.bank) as more:
+        yield replace(found, denoiser=denoiser, warnings=(*found.warnings, *notes, *cast, *more))
 
 
 def _only_one(name: str, value: Any, former: str, old: Any) -> Any:
@@ -211,7 +225,7 @@ def _read(
     plan: ReadingPlan,
     callback: Callback | None,
 ) -> VerificationReport:
-    denoiser = unwrap(found.denoiser)
+    denoiser = found.denoiser
     record.check_fits(denoiser)
     check_finite(Values(denoiser), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
@@ -252,7 +266,7 @@ def _read(
         seed=plan.seed,
         hashes={
             # Of an adapter its file was hashed already.
-            **(found.hashes or {"suspect": weights_sha256(denoiser)}),
+            **(found.hashes or {"suspect": weights_sha256(running_values(denoiser))}),
             "marked": record.marked_sha256,
             "record": record.sha256,
             "commitment": key.commitment,

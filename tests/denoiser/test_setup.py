@@ -1,17 +1,28 @@
 """Real-world set-ups of a denoiser: each reads as the plain one does, or is refused; nothing is read wrongly in silence."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from _tiny import tiny_unet
 from accelerate import cpu_offload
-from peft import LoraConfig
+from peft import LoraConfig, LoraModel, PeftMixedModel, PeftModel, inject_adapter_in_model
 from torch import nn
 
+from aiao_diffusers.denoiser import setup
 from aiao_diffusers.denoiser.call import CallInputs
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.denoiser.instrument import instrument
-from aiao_diffusers.denoiser.setup import Values, adapters, eval_mode, placement, without_ip_adapter
-from aiao_diffusers.denoiser.sites import attention_modules, trace
+from aiao_diffusers.denoiser.setup import (
+    Values,
+    adapters,
+    eval_mode,
+    for_reading,
+    placement,
+    running_values,
+    without_ip_adapter,
+)
+from aiao_diffusers.denoiser.sites import attention_modules, trace, unwrap
 from aiao_diffusers.denoiser.trigger import apply_trigger, difference
 from aiao_diffusers.errors import SiteError
 from aiao_diffusers.mark.key import WatermarkKey
@@ -99,6 +110,43 @@ def test_half_precision(dtype):
     unet = tiny_unet().to(dtype)
     assert placement(unet) == (torch.device("cpu"), dtype)
     assert nn.functional.cosine_similarity(responses(unet), PLAIN).min() > 0.99
+
+
+class TestForReading:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_a_copy_of_the_same_numbers(self, dtype):
+        unet = tiny_unet().to(dtype).train()
+        before = unet.state_dict()
+        read, notes = for_reading(unet)
+        assert read is not unet and str(dtype) in notes[0] and placement(read)[1] == torch.float32
+        assert weights_sha256(read) == weights_sha256(unet) and read.training
+        assert all(p.dtype == dtype and p.requires_grad for p in unet.parameters())
+        assert all(
+            value is unet.state_dict()[name] or torch.equal(value, before[name]) for name, value in before.items()
+        )
+        read.conv_in.weight.data.zero_()
+        assert unet.conv_in.weight.abs().max() > 0
+        assert torch.equal(responses(for_reading(unet)[0]), responses(tiny_unet().to(dtype).float()))
+
+    def test_what_needs_no_copy(self):
+        for unet in (tiny_unet(), cpu_offload(tiny_unet().half(), execution_device="cpu")):
+            assert for_reading(unet) == (unet, ())
+        casting = tiny_unet()
+        casting.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+        assert for_reading(casting) == (casting, ())
+
+    def test_shared_weights_stay_shared_and_integers_integers(self):
+        unet = tiny_unet().half()
+        unet.conv_out.bias = unet.up_blocks[1].resnets[0].norm1.bias
+        unet.register_buffer("steps", torch.arange(3))
+        read, _ = for_reading(unet)
+        assert read.conv_out.bias is read.up_blocks[1].resnets[0].norm1.bias and read.steps.dtype == torch.int64
+
+    def test_where_memory_holds_none(self, monkeypatch):
+        monkeypatch.setattr(setup, "virtual_memory", lambda: SimpleNamespace(available=1000))
+        unet = tiny_unet().half()
+        read, notes = for_reading(unet)
+        assert read is unet and "memory holds no float32 copy" in notes[0]
 
 
 @pytest.mark.slow
@@ -220,6 +268,32 @@ class TestAdapters:
         read = responses(self.adapted(scale))
         assert same(read, responses(self.merged(scale)))
         assert not same(read, PLAIN)
+
+    @pytest.mark.parametrize("way", ["PeftModel", "PeftMixedModel", "get_base_model", "inject", "tuner"])
+    def test_put_in_by_peft_alone(self, way):
+        config = LoraConfig(r=2, target_modules=["to_q", "to_v"])
+        if way == "inject":
+            unet = inject_adapter_in_model(config, tiny_unet(), "mine")
+        elif way == "tuner":
+            unet = LoraModel(tiny_unet(), config, "mine")
+        else:
+            unet = (PeftMixedModel if way == "PeftMixedModel" else PeftModel)(tiny_unet(), config, adapter_name="mine")
+        unet = unet.get_base_model() if way == "get_base_model" else unet
+        plain = unwrap(unet)
+        assert type(plain) is type(tiny_unet()) and adapters(plain) == ["mine"]
+        assert same(responses(plain), PLAIN)
+        with without_ip_adapter(plain) as notes:
+            assert "['mine'] are active" in notes[0]
+
+    def test_switched_off(self):
+        unet = self.adapted(1.0)
+        unet.disable_adapters()
+        assert adapters(unet) == [] and same(responses(unet), PLAIN)
+        with without_ip_adapter(unet) as notes:
+            assert "['a'] are loaded and switched off" in notes[0]
+        assert weights_sha256(running_values(unet)) == weights_sha256(tiny_unet())
+        unet.enable_adapters()
+        assert weights_sha256(running_values(unet)) == weights_sha256(unet) != weights_sha256(tiny_unet())
 
     def test_report_says_so(self):
         unet = self.adapted(1.0)

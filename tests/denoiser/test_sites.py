@@ -4,9 +4,11 @@ import pytest
 import torch
 from _tiny import tiny_unet
 from diffusers import AutoencoderKL
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
-from aiao_diffusers.denoiser.sites import attention_modules, trace
-from aiao_diffusers.errors import SiteError
+from aiao_diffusers.denoiser.sites import attention_modules, refuse_folded_frames, trace, unwrap
+from aiao_diffusers.errors import NotTestableError, SiteError
 
 
 def conditional():
@@ -31,3 +33,20 @@ class TestSites:
         with pytest.raises(SiteError, match="no attention sites"):
             attention_modules(torch.nn.Linear(2, 2))
         assert attention_modules(AutoencoderKL(norm_num_groups=8, block_out_channels=(8,)))  # has some
+
+
+def test_wrappers_come_off_whatever_their_order():
+    unet, config = tiny_unet(), LoraConfig(r=1, target_modules=["to_q"])
+    assert unwrap(unet) is unet
+    compiled = torch.compile(get_peft_model(nn.DataParallel(unet), config))
+    assert unwrap(compiled) is unet
+    nested = nn.Sequential(unet)
+    nested.model = unet  # a module of a stranger with an attribute of that name is no wrapper
+    assert unwrap(nested) is nested
+
+
+def test_frames_in_the_batch_are_refused_by_name():
+    refuse_folded_frames("UNet2DConditionModel")
+    for name in ("UNetMotionModel", "UNet3DConditionModel", "UNetSpatioTemporalConditionModel"):
+        with pytest.raises(NotTestableError, match=name):
+            refuse_folded_frames(name)

@@ -79,3 +79,14 @@ class TestNames:
         for name in ("b.safetensors", "A.SAFETENSORS"):
             (tmp_path / name).touch()
         assert [path.name for path in list_weight_files(tmp_path)] == ["A.SAFETENSORS", "b.safetensors"]
+
+
+def test_the_state_of_a_trainer_is_not_the_reason(tmp_path, unet):
+    unet.save_pretrained(tmp_path / "unet")
+    for name in ("optimizer.bin", "random_states_0.pkl", "scheduler.bin", "rng_state_0.pth", "scaler.pt"):
+        (tmp_path / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(SuspectError, match="its folders unet do"):
+        list_weight_files(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(UnsafeFileError, match=r"pytorch_model\.bin.*pickle"):
+        list_weight_files(tmp_path)

@@ -54,6 +54,9 @@ class TestHeader:
         assert header.tensors["a"].shape == (2,) and header.tensors["b"].dtype == "F16"
         assert header.metadata == {"k": "v"}
 
+    def test_metadata_of_null_is_none(self, tmp_path):
+        assert read_header(raw(tmp_path / "x.safetensors", GOOD | {"__metadata__": None})).metadata == {}
+
     def test_agrees_with_the_library_on_what_it_writes(self, tmp_path):
         state = {"z": torch.ones(3, 2), "y": torch.zeros(0, 4), "x": torch.tensor(1, dtype=torch.int64)}
         state["w"] = torch.ones(5).to(torch.float8_e4m3fn)

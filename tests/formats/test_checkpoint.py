@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from aiao_diffusers.denoiser.hashes import tensor_sha256
-from aiao_diffusers.errors import NotTestableError, SuspectError, WrongBaseError
+from aiao_diffusers.errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.detect import detect
 
@@ -49,11 +49,45 @@ class TestFolder:
 
     @pytest.mark.parametrize(
         "name",
-        ["os", "AutoencoderKL", "StableDiffusionPipeline", "DDPMScheduler", "NoSuchUNet", "../x", "_UNet", 3, None],
+        [
+            "os",
+            "AutoencoderKL",
+            "StableDiffusionPipeline",
+            "DDPMScheduler",
+            "NoSuchUNet",
+            "../x",
+            "_UNet",
+            3,
+            "Flax",
+            "",
+        ],
     )
     def test_class_names(self, folder, name):
         self.edit(folder, _class_name=name)
         with pytest.raises(SuspectError):
+            load_denoiser(folder)
+
+    @pytest.mark.parametrize("name", [None, "FlaxUNet2DConditionModel"])
+    def test_a_class_that_torch_has_by_another_name(self, unet, folder, name):
+        self.edit(folder, _class_name=name)
+        model = load_denoiser(folder)
+        assert tensor_sha256(model) == tensor_sha256(unet) and type(model) is type(unet)
+
+    def test_no_class_and_no_field_of_one(self, folder):
+        (folder / "config.json").write_text('{"in_channels": 4}')
+        with pytest.raises(SuspectError, match="_class_name"):
+            load_denoiser(folder)
+
+    def test_steps_of_an_average_build_nothing(self, unet, folder):
+        self.edit(folder, decay=0.9999, optimization_step=10**9, update_after_step=0, notes={"a": {"b": [1] * 9999}})
+        assert tensor_sha256(load_denoiser(folder)) == tensor_sha256(unet)
+        self.edit(folder, norm_num_groups=10**9)
+        with pytest.raises(UnsafeFileError, match="norm_num_groups"):
+            load_denoiser(folder)
+
+    def test_a_class_that_folds_frames_is_not_testable(self, folder):
+        self.edit(folder, _class_name="UNetMotionModel")
+        with pytest.raises(NotTestableError, match="frames"):
             load_denoiser(folder)
 
     @pytest.mark.parametrize("change", ["missing", "extra", "renamed", "shape", "nan"])
@@ -80,13 +114,16 @@ class TestFolder:
 
 
 class TestSingleFile:
-    @pytest.mark.parametrize("prefix", ["", "unet.", "model.diffusion_model."])
+    @pytest.mark.parametrize(
+        "prefix",
+        [
+            *("", "unet.", "model.", "module.", "_orig_mod.", "_fsdp_wrapped_module.", "diffusion_model."),
+            *("model.diffusion_model.", "module.unet.", "module._orig_mod.unet.", "base_model.model.unet."),
+        ],
+    )
     def test_diffusers_keys_on_a_base(self, tmp_path, unet, prefix):
         other, before = tiny_unet(seed=5), tensor_sha256(unet)
         save_file({prefix + k: v for k, v in other.state_dict().items()}, tmp_path / "x.safetensors")
-        if prefix.startswith("model."):
-            assert detect(tmp_path / "x.safetensors").kind == "single_file"
-            return
         assert tensor_sha256(load_denoiser(tmp_path / "x.safetensors", base=unet)) == tensor_sha256(other)
         assert tensor_sha256(unet) == before
 
@@ -120,6 +157,47 @@ class TestSingleFile:
         source = write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
         with pytest.raises(SuspectError, match="lora"):
             load_denoiser(source, base=unet)
+
+
+class TestWrappers:
+    def test_inside_the_model(self, tmp_path, unet):
+        """As where one block is compiled, or FSDP wraps each block."""
+        other = tiny_unet(seed=5)
+        state = {}
+        for key, value in other.state_dict().items():
+            key = key.replace("mid_block.", "mid_block._orig_mod.").replace(
+                "resnets.0.", "resnets.0._fsdp_wrapped_module."
+            )
+            state[key] = value
+        model = load_denoiser(save(tmp_path / "x.safetensors", state), base=unet)
+        assert tensor_sha256(model) == tensor_sha256(other)
+
+    @pytest.mark.parametrize("prefix", ["_orig_mod.model.diffusion_model.", "module.", "diffusion_model."])
+    def test_around_original_keys(self, tmp_path, unet, prefix):
+        other = tiny_unet(seed=5)
+        state = {prefix + k.removeprefix("model.diffusion_model."): v for k, v in ldm_state(other).items()}
+        state["first_stage_model.decoder.conv_in.weight"] = torch.ones(3)
+        model = load_denoiser(save(tmp_path / "x.safetensors", state), base=unet)
+        assert tensor_sha256(model) == tensor_sha256(other)
+
+    def test_what_is_not_wrapped_belongs_to_other_models(self, tmp_path, unet):
+        other = tiny_unet(seed=5)
+        state = {f"module.unet.{k}": v for k, v in other.state_dict().items()} | {"logit_scale": torch.ones(())}
+        model = load_denoiser(save(tmp_path / "x.safetensors", state), base=unet)
+        assert tensor_sha256(model) == tensor_sha256(other)
+
+    def test_two_models_under_two_wrappers(self, tmp_path, unet):
+        state = {k: v + 1 for k, v in unet.state_dict().items()} | {
+            f"unet.{k}": v for k, v in unet.state_dict().items()
+        }
+        with pytest.raises(UnsafeFileError, match="twice"):
+            load_denoiser(save(tmp_path / "x.safetensors", state), base=unet)
+
+    def test_bases_that_are_wrapped(self, tmp_path, unet):
+        other = tiny_unet(seed=5)
+        path = save(tmp_path / "x.safetensors", other.state_dict())
+        for base in (torch.compile(unet), nn.DataParallel(unet)):
+            assert tensor_sha256(load_denoiser(path, base=base)) == tensor_sha256(other)
 
 
 class TestOriginalFiles:

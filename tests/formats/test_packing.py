@@ -1,5 +1,6 @@
 """Packed numbers: read as plain ones these would load, and be noise."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -90,6 +91,26 @@ class TestPackedModels:
         ours = load_denoiser(tmp_path / "packed")
         torch.testing.assert_close(run(ours), run(theirs), rtol=0, atol=1e-5)
         assert not torch.equal(run(ours), run(unet))  # the rounding is there
+
+    @pytest.mark.parametrize("width", ["qint8", "qfloat8", "qint4"])
+    def test_a_folder_as_quanto_writes_it_by_itself(self, tmp_path, width):
+        """Its map of packings lies beside, and config.json says nothing."""
+        quanto = pytest.importorskip("optimum.quanto")
+        unet = tiny_unet()
+        theirs = copy.deepcopy(unet)
+        quanto.quantize(theirs, weights=getattr(quanto, width))
+        quanto.freeze(theirs)
+        theirs.save_pretrained(tmp_path)
+        with pytest.raises(NotTestableError, match="does not say" if width != "qint4" else "below 8 bit"):
+            load_denoiser(tmp_path)
+        (tmp_path / "quanto_qmap.json").write_text(json.dumps(quanto.quantization_map(theirs)))
+        if width == "qint4":
+            with pytest.raises(NotTestableError, match="below 8 bit"):
+                load_denoiser(tmp_path)
+            return
+        ours = load_denoiser(tmp_path)
+        torch.testing.assert_close(run(ours), run(theirs), rtol=0, atol=1e-5)
+        assert not torch.equal(run(ours), run(unet))
 
     @pytest.mark.parametrize("stated", [True, False])
     def test_packed_numbers_that_no_other_loader_takes(self, tmp_path, unet, stated):

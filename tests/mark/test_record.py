@@ -1,16 +1,25 @@
 """Records and training data: round trips and refusals."""
 
+import copy
 import dataclasses
 import hashlib
 import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from _tiny import tiny_unet
+from diffusers import DDPMScheduler
+from safetensors.torch import save_file
 
-from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord
-from aiao_diffusers.denoiser.sites import Site
-from aiao_diffusers.errors import RecordError
-from aiao_diffusers.mark.record import DOCUMENT, FOLDER
+from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
+from aiao_diffusers.denoiser.sites import Site, trace_on
+from aiao_diffusers.errors import DataError, RecordError
+from aiao_diffusers.mark.record import BANK, DOCUMENT, FOLDER
 
 
 @pytest.fixture
@@ -189,3 +198,111 @@ class TestRecordFile:
         path.write_text(json.dumps({**json.loads(path.read_text()), "layout": layout}))
         with pytest.raises(RecordError):
             WatermarkRecord.load(tmp_path)
+
+
+VALUES = (None, True, 0, -1, 3, 10**30, 1e308, 0.5, "", "a", "linear", [], {}, [1], [[]], {"a": 1}, ["a"] * 3)
+FIELDS = ("trained_betas", "beta_schedule", "timestep_spacing", "num_train_timesteps", "bank", "pairs", "_class_name")
+ARGUMENTS = (
+    *(
+        "encoder_hidden_states",
+        "class_labels",
+        "timestep",
+        "sample",
+        "self",
+        "return_dict",
+        "timestep_cond",
+        "",
+        "a.b",
+    ),
+    *("attention_mask", "cross_attention_kwargs.gligen", "added_cond_kwargs", "added_cond_kwargs.text_embeds"),
+    *("down_block_additional_residuals", "encoder_hidden_states.x", "down_block_additional_residuals.x"),
+)
+LATENTS = ((3, 4, 8), (3, 4, 7, 5), (3, 0, 8, 8), (3, 4, 0, 0), (3, 9, 8, 8), (3, 4, 8, 8, 1), (1, 4, 8, 8))
+SHAPES = ((3, 5, 12), (3,), (3, 0, 12), (3, 5, 11), (3, 1, 5, 12), (3, 1))
+DTYPES = (torch.float32, torch.float32, torch.int64, torch.bool, torch.complex64)
+
+
+class TestRecordOfAStranger:
+    """Whatever it says, the outcome is a verdict or an error of ours, and never `verified`."""
+
+    @pytest.fixture(scope="class")
+    def unet(self):
+        return tiny_unet()
+
+    @pytest.fixture(scope="class")
+    def whole(self, unet):
+        generator = torch.Generator().manual_seed(0)
+        text = torch.randn(3, 5, 12, generator=generator)
+        bank = LatentData(torch.randn(3, 4, 8, 8, generator=generator), {"encoder_hidden_states": text})
+        layout, scheduler = tuple(trace_on(unet, bank)), dict(DDPMScheduler().config)
+        given = {"layout": layout, "loudness": (1.0,) * len(layout)}
+        return WatermarkRecord(
+            *("Demo", KEY.commitment, "UNet2DConditionModel", len(layout), 2, 3, 1.0, 1.0, scheduler, bank), **given
+        )
+
+    def places(self, value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for name, item in items:
+            yield (*path, name)
+            yield from self.places(item, (*path, name))
+
+    def mutate(self, document: dict[str, Any], chance: random.Random) -> None:
+        """One entry anywhere is left out, exchanged, or gets a neighbour."""
+        places = [path for path in self.places(document) if path[0] != "probe"]
+        kind = chance.choice(("anywhere", "top", "scheduler"))
+        wanted = {"top": lambda p: len(p) == 1, "scheduler": lambda p: p[0] == "scheduler"}.get(kind, lambda p: True)
+        *way, last = chance.choice([path for path in places if wanted(path)] or places)
+        place: Any = document
+        for step in way:
+            place = place[step]
+        what = chance.random()
+        if what < 0.15:
+            del place[last]
+        elif what < 0.3 and isinstance(place, dict):
+            place[chance.choice(FIELDS)] = copy.deepcopy(chance.choice(VALUES))
+        else:
+            place[last] = copy.deepcopy(chance.choice(VALUES))
+
+    def make_bank(self, chance: random.Random) -> dict[str, torch.Tensor]:
+        latents = torch.randn(chance.choice(LATENTS) if chance.random() < 0.4 else (3, 4, 8, 8))
+        tensors = {"latents": latents if chance.random() < 0.8 else latents.to(chance.choice(DTYPES))}
+        tensors["cond.encoder_hidden_states"] = torch.randn(3, 5, 12)
+        for _ in range(chance.choice((0, 1, 1, 2))):
+            value = (3 * torch.randn(chance.choice(SHAPES))).to(chance.choice(DTYPES))
+            tensors[f"cond.{chance.choice(ARGUMENTS)}"] = value
+        return tensors
+
+    def outcome(self, seed: int, folder: Path, whole: WatermarkRecord, unet: Any) -> str:
+        chance = random.Random(seed)
+        torch.manual_seed(seed)
+        target = whole.save(folder)
+        if chance.random() < 0.5:
+            save_file(self.make_bank(chance), target / BANK)
+        document = json.loads((target / DOCUMENT).read_text())
+        document["probe"]["sha256"] = hashlib.sha256((target / BANK).read_bytes()).hexdigest()
+        for _ in range(chance.choice((0, 1, 1, 2, 3))):
+            self.mutate(document, chance)
+        (target / DOCUMENT).write_text(json.dumps(document))
+        try:
+            record = WatermarkRecord.load(folder)
+        except RecordError:
+            return "refused"
+        return verify(unet, KEY, record=record, trials=1, amplitudes=(1.0,), whiten=False).verdict
+
+    @pytest.mark.parametrize("rounds", [60, pytest.param(2000, marks=pytest.mark.slow)])
+    def test_mutations(self, unet, whole, tmp_path, rounds):
+        outcomes = Counter(self.outcome(seed, tmp_path, whole, unet) for seed in range(rounds))
+        assert set(outcomes) == {"refused", "not_testable", "not_verified"} and min(outcomes.values()) > rounds / 20
+
+    def test_nested_beyond_what_python_reads(self, whole, tmp_path):
+        document = (whole.save(tmp_path) / DOCUMENT).read_text()
+        deep = '"scheduler": ' + '{"a":' * 50_000 + "1" + "}" * 50_000 + ', "x": {'
+        (tmp_path / FOLDER / DOCUMENT).write_text(document.replace('"scheduler": {', deep, 1))
+        with pytest.raises(RecordError):
+            WatermarkRecord.load(tmp_path)
+
+    def test_integer_latents_and_a_name_that_is_two_things(self, whole, tmp_path):
+        with pytest.raises(RecordError, match="floating point"):
+            dataclasses.replace(whole, bank=LatentData(torch.ones(3, 4, 8, 8).long(), {}))
+        with pytest.raises(DataError, match="dictionary"):
+            LatentData(torch.randn(1, 4, 8, 8), {"a": torch.ones(1), "a.b": torch.ones(1)})

@@ -4,10 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-from _tiny import tiny_unet
+import torch
+from _tiny import BOTH_LEVELS, factors, tiny_unet, widened, write
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from huggingface_hub import constants
+from peft import LoraConfig, PeftMixedModel, get_peft_model, inject_adapter_in_model
+from safetensors.torch import save_file
 
 from aiao_diffusers import WatermarkKey, verify
+from aiao_diffusers.denoiser.hashes import weights_sha256
+from aiao_diffusers.denoiser.sites import unwrap
 from aiao_diffusers.errors import HubUnreachableError, SuspectError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.hub.candidates import candidates, declared_base
@@ -19,6 +25,7 @@ from tests.suspects import ASSETS, LORA, UNET, folder
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
+FEW = {"amplitudes": (1.0,), "whiten": False}  # looks enough to compare two readings
 
 
 class TestOwnRecord:
@@ -32,6 +39,97 @@ class TestOwnRecord:
             report = verify(tmp_path / "suspect", KEY, record=given, trials=1)
             assert report.log10_p == own.log10_p
             assert not any("own copy of the record" in text for text in report.warnings)
+
+
+def zero_adapter() -> LoraConfig:
+    return LoraConfig(r=2, target_modules=["to_q", "to_v"])
+
+
+IN_MEMORY = {
+    "PeftModel": lambda unet: get_peft_model(unet, zero_adapter()),
+    "PeftMixedModel": lambda unet: PeftMixedModel(unet, zero_adapter()),
+    "get_base_model": lambda unet: get_peft_model(unet, zero_adapter()).get_base_model(),
+    "injected": lambda unet: inject_adapter_in_model(zero_adapter(), unet),
+    "compiled": torch.compile,
+    "compiled PeftModel": lambda unet: torch.compile(get_peft_model(unet, zero_adapter())),
+    "switched off": lambda unet: (unet.add_adapter(zero_adapter()), unet.disable_adapters(), unet)[-1],
+}
+
+
+class TestInMemory:
+    @pytest.mark.parametrize("name", IN_MEMORY)
+    def test_as_suspect_and_as_base(self, record, tmp_path, name):
+        plain = verify(tiny_unet(), KEY, record=record, trials=1, **FEW)
+        report = verify(IN_MEMORY[name](tiny_unet()), KEY, record=record, trials=1, **FEW)
+        assert report.log10_p == pytest.approx(plain.log10_p, abs=1e-6) and report.verdict == "not_verified"
+        told = {"compiled": "", "switched off": "switched off"}.get(name, "are active")
+        assert any(told in text for text in report.warnings) or not told
+        lora = write(tmp_path, "kohya", factors(tiny_unet(), BOTH_LEVELS, 2), 1.0)
+        plain = verify(lora, KEY, tiny_unet(), record, trials=1, **FEW)
+        base = IN_MEMORY[name](tiny_unet())
+        before = weights_sha256(unwrap(base))
+        report = verify(lora, KEY, base, record, trials=1, **FEW)
+        assert report.log10_p == pytest.approx(plain.log10_p, abs=1e-6)
+        assert report.adapter["modules"] == len(BOTH_LEVELS) == plain.adapter["modules"]
+        assert weights_sha256(unwrap(base)) == before
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_reads_as_its_numbers_do_in_float32(self, record, dtype):
+        unet = tiny_unet().to(dtype)
+        report = verify(unet, KEY, record=record, trials=1, **FEW)
+        plain = verify(tiny_unet().to(dtype).float(), KEY, record=record, trials=1, **FEW)
+        assert report.log10_p == plain.log10_p and report.hashes["suspect"] == plain.hashes["suspect"]
+        assert any(str(dtype) in text for text in report.warnings) and unet.dtype == dtype
+
+    @pytest.mark.parametrize("where", ["in memory", "folder"])
+    def test_frames_in_the_batch_are_not_testable(self, record, tmp_path, where):
+        model = UNetMotionModel.from_unet2d(tiny_unet(), motion_adapter())
+        if where == "folder":
+            model.save_pretrained(tmp_path)
+        report = verify(tmp_path if where == "folder" else model, KEY, record=record, trials=1)
+        assert report.verdict == "not_testable" and "folds frames into the batch" in report.reason
+
+
+def motion_adapter() -> MotionAdapter:
+    return MotionAdapter(
+        block_out_channels=(8, 16), motion_layers_per_block=1, motion_num_attention_heads=2, motion_norm_num_groups=4
+    )
+
+
+class TestWidened:
+    @pytest.mark.parametrize("where", ["in memory", "folder", "bare file", "base"])
+    def test_reads_as_the_model_that_it_was_made_from(self, record, tmp_path, where):
+        plain, wide = tiny_unet(), widened(tiny_unet(), in_channels=9)
+        lora = write(tmp_path, "kohya", factors(plain, BOTH_LEVELS, 2), 1.0)
+        if where == "folder":
+            wide.save_pretrained(tmp_path / "wide")
+        elif where == "bare file":
+            save_file(wide.state_dict(), tmp_path / "wide.safetensors")
+        suspect, base = {
+            "in memory": (wide, None),
+            "folder": (tmp_path / "wide", None),
+            "bare file": (tmp_path / "wide.safetensors", tiny_unet(seed=3)),
+            "base": (lora, wide),
+        }[where]
+        expected = verify(lora if where == "base" else plain, KEY, plain if base is wide else None, record, **FEW)
+        report = verify(suspect, KEY, base, record, **FEW)
+        assert report.log10_p == pytest.approx(expected.log10_p, abs=1e-6) and report.verdict == expected.verdict
+        assert any("9 channels" in text and "other 5 were zero" in text for text in report.warnings)
+
+    def test_fewer_channels_are_not_testable(self, record):
+        narrow = UNet2DConditionModel.from_config(
+            dict(tiny_unet().config) | {"in_channels": 3, "_use_default_values": []}
+        )
+        report = verify(narrow, KEY, record=record, **FEW)
+        assert report.verdict == "not_testable" and "probe inputs" in report.reason
+
+    def test_a_config_that_names_no_class_is_told_of(self, record, tmp_path):
+        tiny_unet().save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "FlaxUNet2DConditionModel"}))
+        report = verify(tmp_path, KEY, record=record, **FEW)
+        assert report.verdict == "not_verified"
+        assert any("read as 'UNet2DConditionModel'" in text for text in report.warnings)
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""The architecture that a bare file of weights has, told by its base's config and by what its tensors widen of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate import init_empty_weights
+from diffusers import ModelMixin
+from torch import nn
+
+from .upstream import UPSTREAM_ERRORS
+
+
+_FIRST = ("conv_in.weight", "input_blocks.0.0.weight")
+_CLASSES = ("class_embedding.weight", "label_emb.weight")
+_GUIDANCE = "time_embedding.cond_proj.weight"
+_TEXT = "encoder_hid_proj.weight"
+
+
+def config_changes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields of a U-Net's config that a file's tensors say otherwise: channels (inpainting, editing, depth), the embedding
+    of guidance (LCM), classes, the projection of text.
+
+    Args:
+        config: of the base. shapes: of the file's tensors, by their names in the model or in the original layout.
+    """
+    said: dict[str, Any] = {}
+    for name in _FIRST:
+        if len(shapes.get(name, ())) == 4:
+            said["in_channels"] = shapes[name][1]
+    # What only diffusers' names tell is left alone for a file in other names.
+    if _FIRST[0] in shapes:
+        said["time_cond_proj_dim"] = shapes[_GUIDANCE][1] if len(shapes.get(_GUIDANCE, ())) == 2 else None
+        if config.get("encoder_hid_dim_type") in (None, "text_proj"):
+            wide = shapes[_TEXT][1] if len(shapes.get(_TEXT, ())) == 2 else None
+            said |= {"encoder_hid_dim": wide, "encoder_hid_dim_type": None if wide is None else "text_proj"}
+    if config.get("class_embed_type") is None and any(name in shapes for name in _FIRST):
+        counts = [shapes[name][0] for name in _CLASSES if len(shapes.get(name, ())) == 2]
+        said["num_class_embeds"] = counts[0] if counts else None
+    return {name: value for name, value in said.items() if name in config and config[name] != value}
+
+
+def blank_like(base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
+    """An empty model of the architecture that the file has, or None where the base has it itself.
+
+    Every weight is on the meta device: the file must hold them all. Adapters that sit in the base's layers stay behind.
+
+    Args:
+        base: plain, as `unwrap` gives it. shapes: as in `config_changes`.
+    """
+    if not isinstance(base, ModelMixin):
+        return None
+    model: Any = base  # ModelMixin's config methods are untyped
+    # Private fields say among others which values are the class's defaults, and those would come back.
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    changes = config_changes(config, shapes) if "in_channels" in config else {}
+    if not changes and not any(hasattr(module, "base_layer") for module in base.modules()):
+        return None
+    try:
+        with init_empty_weights(include_buffers=False):
+            blank: nn.Module = type(model).from_config({**config, **changes})
+    except UPSTREAM_ERRORS:
+        return None  # the base's own names and shapes then say what does not fit
+    return blank

@@ -1,0 +1,86 @@
+"""A bare file widens its base's architecture as its tensors say, and changes the base in nothing."""
+
+import pytest
+import torch
+from _tiny import ldm_state, run, tiny_unconditional, tiny_unet
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from torch import nn
+
+from aiao_diffusers.denoiser.hashes import tensor_sha256
+from aiao_diffusers.errors import WrongBaseError
+from aiao_diffusers.formats.architecture import blank_like, config_changes
+from aiao_diffusers.formats.checkpoint import load_denoiser
+
+
+WIDENED = {
+    "inpainting": {"in_channels": 9},
+    "editing": {"in_channels": 8},
+    "depth": {"in_channels": 5},
+    "upscaling": {"in_channels": 7, "num_class_embeds": 10},
+    "guidance": {"time_cond_proj_dim": 6},
+    "text": {"encoder_hid_dim": 20, "encoder_hid_dim_type": "text_proj"},
+}
+
+
+def other(seed: int = 5, **changes: object) -> UNet2DConditionModel:
+    config = {name: value for name, value in tiny_unet().config.items() if not name.startswith("_")}
+    torch.manual_seed(seed)
+    return UNet2DConditionModel.from_config({**config, **changes}).eval()
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_a_widened_file_on_a_plain_base_and_back(tmp_path, name):
+    wide, plain = other(**WIDENED[name]), tiny_unet()
+    before = tensor_sha256(plain)
+    save_file(wide.state_dict(), tmp_path / "wide.safetensors")
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
+    loaded = load_denoiser(tmp_path / "wide.safetensors", base=plain)
+    assert tensor_sha256(loaded) == tensor_sha256(wide) and tensor_sha256(plain) == before
+    assert {k: loaded.config[k] for k in WIDENED[name]} == WIDENED[name] and not loaded.training
+    back = load_denoiser(tmp_path / "plain.safetensors", base=wide)
+    assert tensor_sha256(back) == before and torch.equal(run(back), run(plain))
+
+
+@pytest.mark.parametrize("channels", [5, 7, 8, 9])
+def test_in_original_keys(tmp_path, channels):
+    wide = other(in_channels=channels)
+    save_file({k: v.contiguous().clone() for k, v in ldm_state(wide).items()}, tmp_path / "x.safetensors")
+    assert tensor_sha256(load_denoiser(tmp_path / "x.safetensors", base=tiny_unet())) == tensor_sha256(wide)
+
+
+def test_adapters_in_the_base_stay_behind(tmp_path):
+    model = other()
+    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    save_file({k: v.contiguous().clone() for k, v in ldm_state(model).items()}, tmp_path / "y.safetensors")
+    base = get_peft_model(tiny_unet(), LoraConfig(r=2, target_modules=["to_q"]))
+    for name in ("x", "y"):
+        assert tensor_sha256(load_denoiser(tmp_path / f"{name}.safetensors", base=base)) == tensor_sha256(model)
+
+
+def test_nothing_is_made_where_the_base_has_the_architecture():
+    base = tiny_unet()
+    assert blank_like(base, shapes(other())) is None and config_changes(base.config, shapes(other())) == {}
+    assert blank_like(tiny_unconditional(), shapes(tiny_unconditional())) is None
+    assert blank_like(nn.Linear(2, 2), {"conv_in.weight": (2, 9, 3, 3)}) is None
+
+
+def test_what_no_field_of_the_config_widens(tmp_path):
+    state = other().state_dict()
+    state["conv_out.weight"] = torch.cat([state["conv_out.weight"]] * 2)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(WrongBaseError, match="conv_out"):
+        load_denoiser(tmp_path / "x.safetensors", base=tiny_unet())
+
+
+def test_a_hostile_shape_builds_nothing_that_the_file_does_not_hold(tmp_path):
+    state = other().state_dict()
+    state["conv_in.weight"] = torch.zeros(0, 2**40, 3, 3)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(WrongBaseError, match="conv_in"):
+        load_denoiser(tmp_path / "x.safetensors", base=tiny_unet())
