@@ -13,6 +13,7 @@ they were weights.
 import copy
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,16 @@ def _load_bare(found: Artifact, base: nn.Module) -> nn.Module:
     (path,) = found.files
     header = found.headers[0] if found.headers else read_gguf_header(path)
     state = base.state_dict()
+    ours = original_part(header) if found.kind == "single_file" else header.tensors
     # Adapters in the base's layers change its names; the file's are those of the model below.
-    names = bare_names(header, {name.replace(".base_layer", ""): tensor for name, tensor in state.items()})
-    original = {key: strip_wrappers(key) for key in original_part(header)}
-    ours = names if found.kind == "denoiser" or len(state.keys() & names.values()) > len(names) / 2 else original
-    blank = blank_like(base, {name: header.tensors[key].shape for key, name in ours.items()})
-    if ours is original:
-        return _load_original(header, base, blank or base)
-    return _load_on_base(header, names, base, blank)
+    plain = {name.replace(".base_layer", "") for name in state}
+    names = bare_names(replace(header, tensors=dict(ours)), plain)
+    in_diffusers_names = found.kind == "denoiser" or len(plain & set(names.values())) > len(names) / 2
+    wanted = names if in_diffusers_names else {key: strip_wrappers(key) for key in ours}
+    blank = blank_like(base, {name: header.tensors[key].shape for key, name in wanted.items()})
+    if in_diffusers_names:
+        return _load_on_base(header, names, base, blank)
+    return _load_original(header, base, blank or base)
 
 
 def _load_on_base(header: Header, names: Mapping[str, str], base: nn.Module, blank: nn.Module | None) -> nn.Module:

@@ -1,7 +1,7 @@
 """Whether a whole denoiser's file fits a model, told by headers alone: before a download, and before a tensor is read."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import NotTestableError, UnsafeFileError, WrongBaseError
@@ -52,13 +52,13 @@ def weight_names(headers: Sequence[Header], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def bare_names(header: Header, expected: Shapes) -> dict[str, str]:
+def bare_names(header: Header, expected: Collection[str]) -> dict[str, str]:
     """`weight_names` of a bare file, without what wraps the denoiser there (`module.unet.`, `_orig_mod.` at any depth).
 
     Where names are wrapped, what is not belongs to other models of a pipeline and is left out, as by the stock tools.
 
     Args:
-        expected: of the model, by which names are known to be its own.
+        expected: the model's own names.
     Raises:
         NotTestableError: as `weight_names`. UnsafeFileError: also two weights under one name.
     """
@@ -72,7 +72,7 @@ def bare_names(header: Header, expected: Shapes) -> dict[str, str]:
         plain = any(name in expected for key, name in names.items() if key not in wrapped)
         names = names if plain else wrapped
     else:  # wrappers of other trainers, one before every name
-        prefix = common_prefix(found.values(), expected)
+        prefix = common_prefix(found.values(), dict.fromkeys(expected))
         names = {key: name.removeprefix(prefix) for key, name in found.items() if name.startswith(prefix)}
     if len(set(names.values())) < len(names):
         raise UnsafeFileError(f"{header.path.name!r} holds weights twice, under two prefixes")
