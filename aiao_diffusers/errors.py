@@ -4,9 +4,14 @@ Misuse and broken files raise. A sound question without an answer is a value: `v
 other class, into the verdict `not_testable` with the message as its reason.
 """
 
+from typing import Any
+
 
 class AIAOError(Exception):
     """Base of all errors of `aiao_diffusers`; the message names the offending value and the fix."""
+
+    also_present: tuple[Any, ...] = ()
+    """What else lay beside a suspect that could not be judged, as in a report; only `verify` looks at it."""
 
 
 class KeyFileError(AIAOError, ValueError):
@@ -55,6 +60,10 @@ class UnsafeFileError(AIAOError, ValueError):
 
 class SuspectError(AIAOError, ValueError):
     """A suspect cannot be found or is of no known kind."""
+
+
+class SeveralSuspectsError(SuspectError):
+    """A folder or repository holds several suspects, and no stock loader says which one is meant."""
 
 
 class WrongBaseError(SuspectError):

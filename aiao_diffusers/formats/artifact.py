@@ -9,6 +9,20 @@ from ..files.safetensors_header import Header
 
 
 @dataclass(frozen=True)
+class Bystander:
+    """Weights that lie beside the judged ones and were not read.
+
+    Args:
+        path: within the folder or repository; `weight_name=` takes it. kind: `denoiser`, `lora`, `single_file` or `pickle`.
+        why: who would load it.
+    """
+
+    path: str
+    kind: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Artifact:
     """What a file or folder is, judged by file names and headers alone; `detect` makes it, the loaders take it.
 
@@ -22,6 +36,7 @@ class Artifact:
         detail: what gave it away, for the report.
         warnings: what lies there too and is not part of the judgement.
         config: the denoiser folder's config.json; None for a file, which borrows its base's.
+        also_present: what lies there too and somebody would load.
     """
 
     kind: str
@@ -31,6 +46,12 @@ class Artifact:
     detail: str
     warnings: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None
+    also_present: tuple[Bystander, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether these are several candidates, of which `weight_name=` must name one."""
+        return len(self.files) > 1 and (self.config is None or self.kind not in ("pipeline", "denoiser"))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -30,10 +30,10 @@ from ..files.safetensors_header import Header, check_finite
 from ..files.text import short
 from .architecture import blank_like
 from .artifact import Artifact
-from .detect import DENOISER_FOLDERS, LDM_PREFIX, detect_denoiser, is_denoiser_name
+from .detect import LDM_PREFIX, detect_denoiser
 from .fit import bare_names, compare_shapes, fit_original, fit_weights, folder_names, original_part
 from .gguf import read_gguf_header, unpack
-from .model_folder import check_config, class_of, fields_of
+from .model_folder import DENOISER_FOLDERS, check_config, class_of, fields_of, is_denoiser_name
 from .module_names import strip_wrappers
 from .packing import plain_tensors
 from .upstream import UPSTREAM_ERRORS

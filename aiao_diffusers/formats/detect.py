@@ -6,13 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import AIAOError, SuspectError, UnsafeFileError
-from ..files.paths import below, inside, list_weight_files
+from ..errors import AIAOError, SeveralSuspectsError, SuspectError, UnsafeFileError
+from ..files.paths import below, list_weight_files
 from ..files.safetensors_header import Header, read_header
 from ..files.strict_json import read_json
 from ..files.text import short
-from .artifact import Artifact
-from .model_folder import read_weight_headers
+from .artifact import Artifact, Bystander
+from .bystanders import PEFT_FILE, list_bystanders, names_below
+from .model_folder import (
+    DENOISER_FOLDERS,
+    WEIGHTS,
+    choose_weights,
+    class_of,
+    is_denoiser_name,
+    names_in,
+    pipeline_parts,
+    read_weight_headers,
+    weight_sets,
+)
 from .module_names import strip_wrappers
 from .packing import is_readable
 from .unread_kinds import NOT_READ, find_unread_kind
@@ -28,9 +39,6 @@ ADAPTER_KEY = re.compile(
     r"b?oft_|glora_|vera_(?:[AB]|lambda)|ln_tuning_layers|dora_scale$|diff(?:_b)?$|[wb]_norm$|on_input$)|"
     r"^(?:lora|lycoris)_[^.]+\.[ab][12]\.weight$"
 )
-DENOISER_FOLDERS = ("unet", "transformer")
-PEFT_FILE = "adapter_model.safetensors"
-"""peft's own name for an adapter, under which a file is read by the adapter_config.json beside it."""
 LDM_PREFIX = "model.diffusion_model."
 _LDM_HEADS = ("input_blocks.", "double_blocks.", "joint_blocks.")
 EMA_PREFIX = "model_ema."
@@ -94,45 +102,104 @@ def common_prefix(names: Iterable[str], expected: Mapping[str, object]) -> str:
 def detect(source: str | Path, weight_name: str | None = None) -> Artifact:
     """Say what a file or folder holds, with the headers of what is meant, without reading a tensor.
 
+    Of a folder that is judged which diffusers' `from_pretrained` runs; what else lies there is in `also_present`.
+
     Args:
         source: a file or folder. weight_name: the one file of the folder that is meant, whatever else lies there.
     Raises:
-        SuspectError: nothing there, or a denoiser's folder without its weights. UnsafeFileError: a pickle, a hostile
-        header, or a link out of the folder.
+        SuspectError: nothing there, or a denoiser's folder without its weights. SeveralSuspectsError: several could be meant.
+        UnsafeFileError: a pickle, a hostile header, or a link out of the folder.
     """
-    source = Path(source)
+    source = _follow(source)
     if weight_name is not None:
         if not source.is_dir():
             raise SuspectError(f"weight_name={weight_name!r} needs a folder, but {source} is none")
-        source = below(source, weight_name)
+        return _judge_named(below(source, weight_name))
     if source.is_file():
         return _judge_file(source)
     if not source.is_dir():
-        raise SuspectError(f"{source} is neither a file nor a folder")
+        raise SuspectError(f"no such folder or file: {source}")
+    try:
+        found = _judge_directory(source)
+    except SeveralSuspectsError as error:
+        error.also_present = _list_beside(source, set())
+        raise
+    return replace(found, also_present=_list_beside(source, _judged_names(source, found)))
+
+
+def _follow(source: str | Path) -> Path:
+    """A folder behind the links that the caller passes, which may lead anywhere; those within a folder may not."""
+    source = Path(source)
+    return source.resolve() if source.is_dir() and source.resolve() != source.absolute() else source
+
+
+def _judge_named(path: Path) -> Artifact:
+    """A file by name; weights of a denoiser's folder are read by its config."""
+    folder = path.parent
+    if WEIGHTS.fullmatch(path.name) and _is_denoiser_folder(folder):
+        return _judge_folder(folder, read_json(folder / "config.json"), path.name)
+    return _judge_file(path)
+
+
+def _is_denoiser_folder(folder: Path) -> bool:
+    config = folder / "config.json"
+    try:
+        return config.is_file() and is_denoiser_name(class_of(read_json(config))[0])
+    except AIAOError:
+        return False  # a broken config that nobody asked for
+
+
+def _judge_directory(source: Path) -> Artifact:
     if (source / "model_index.json").is_file():
         return _judge_pipeline(source)
-    if (source / "adapter_config.json").is_file():
+    native = (source / "adapter_config.json").is_file()
+    config = read_json(source / "config.json") if (source / "config.json").is_file() else None
+    name = None if config is None else class_of(config)[0]
+    if config is not None and is_denoiser_name(name) and not (native and not weight_sets(names_in(source))):
+        return _judge_folder(source, config)
+    if native:
         found = detect_adapter(source)
         return replace(found, kind="lora", path=source, detail="adapter_config.json of peft")
-    config = read_json(source / "config.json") if (source / "config.json").is_file() else None
-    if config is not None:
-        name = config.get("_class_name")
-        if isinstance(name, str) and ("ControlNet" in name or "T2IAdapter" in name):
-            return Artifact("controlnet", source, (), (), f"config.json of {short(name)}", config=config)
-        if isinstance(name, str) and "MotionAdapter" in name:
-            return Artifact("motion_adapter", source, (), (), f"config.json of {short(name)}", config=config)
-        if is_denoiser_name(name):
-            return _judge_folder(source, config)
-    # peft's own training scripts save an adapter folder for each part of the pipeline.
-    for part in DENOISER_FOLDERS:
-        if (source / part / "adapter_config.json").is_file():
-            return detect(source / part)
+    if isinstance(name, str) and ("ControlNet" in name or "T2IAdapter" in name):
+        return Artifact("controlnet", source, (), (), f"config.json of {short(name)}", config=config)
+    if isinstance(name, str) and "MotionAdapter" in name:
+        return Artifact("motion_adapter", source, (), (), f"config.json of {short(name)}", config=config)
+    # Training scripts save a folder for each part of the pipeline: of a whole denoiser, or as peft's own do of an adapter.
+    for part in map(source.joinpath, DENOISER_FOLDERS):
+        if _is_denoiser_folder(part) and weight_sets(names_in(part)):
+            return _judge_folder(_within(source, part.name), read_json(part / "config.json"))
+    for part in map(source.joinpath, DENOISER_FOLDERS):
+        if (part / "adapter_config.json").is_file():
+            return _judge_directory(part)
     return replace(_judge_together(source, [_judge_file(file) for file in list_weight_files(source)]), config=config)
+
+
+def _judged_names(folder: Path, found: Artifact) -> set[str]:
+    """What of a folder was judged: its weight files, and the index that names them. Of several candidates none was."""
+    if found.several:
+        return set()
+    files = list(found.files)
+    if found.config is not None and weight_sets(names := names_in(found.path)):
+        files.append(found.path / choose_weights(names, str(found.path)).name)
+    return {file.relative_to(folder).as_posix() for file in files}
+
+
+def _list_beside(folder: Path, judged: set[str]) -> tuple[Bystander, ...]:
+    """What else lies in a folder and somebody would load."""
+
+    def kind_of(name: str) -> str | None:
+        try:
+            return _judge_file(below(folder, name)).kind
+        except AIAOError:
+            return None  # a broken file that nobody reads is no reason to refuse its neighbour
+
+    found = list_bystanders(names_below(folder), judged, lambda part: _is_denoiser_folder(folder / part), kind_of)
+    return tuple(found)
 
 
 def detect_denoiser(source: str | Path) -> Artifact:
     """`detect` for who wants a whole denoiser: a folder with a config is one, whatever adapter lies there too."""
-    source = Path(source)
+    source = _follow(source)
     if source.is_dir() and not (source / "model_index.json").is_file() and (source / "config.json").is_file():
         return _judge_folder(source, read_json(source / "config.json"))
     return detect(source)
@@ -142,9 +209,9 @@ def detect_adapter(source: str | Path) -> Artifact:
     """`detect` for who wants an adapter: the one of a folder, whatever else lies there.
 
     Raises:
-        SuspectError: nothing there, or several candidates. UnsafeFileError: as `detect`.
+        SeveralSuspectsError: several adapters. SuspectError: nothing there, or no adapter. UnsafeFileError: as `detect`.
     """
-    source = Path(source)
+    source = _follow(source)
     if not source.is_dir():
         return detect(source)
     native = (source / "adapter_config.json").is_file()
@@ -152,10 +219,13 @@ def detect_adapter(source: str | Path) -> Artifact:
         if not native and (source / part / "adapter_config.json").is_file():
             return detect_adapter(source / part)
     files = list_weight_files(source)
-    if native and source / PEFT_FILE in files:
-        return _judge_file(source / PEFT_FILE)
     if len(files) == 1:
         return _judge_file(files[0])
+    if native and source / PEFT_FILE in files:
+        # peft would take its own file, `load_lora_weights` another: neither may be taken in silence.
+        others = [artifact for file in files if file.name != PEFT_FILE and (artifact := _try_file(file)) is not None]
+        own = _judge_file(source / PEFT_FILE)
+        return only_adapter(source, [own, *others]) if any(other.kind == "lora" for other in others) else own
     return only_adapter(source, [_judge_file(file) for file in files])
 
 
@@ -165,7 +235,7 @@ def only_adapter(source: Path, found: Sequence[Artifact]) -> Artifact:
     if len(adapters) == 1:
         return adapters[0]
     names = ", ".join(artifact.path.name for artifact in adapters or found)
-    raise SuspectError(f"{source} holds several candidates: {names}. Say which one with weight_name=")
+    raise SeveralSuspectsError(f"{source} holds several candidates: {names}. Say which one with weight_name=")
 
 
 def _judge_together(folder: Path, found: Sequence[Artifact]) -> Artifact:
@@ -193,6 +263,14 @@ def _judge_file(path: Path) -> Artifact:
     return judge_header(read_header(path))
 
 
+def _try_file(path: Path) -> Artifact | None:
+    """`_judge_file` of a file that may be broken, since another one is read."""
+    try:
+        return _judge_file(path)
+    except AIAOError:
+        return None
+
+
 def judge_header(header: Header) -> Artifact:
     """What one file is by its header, wherever that was read."""
     kind, detail = kind_of_keys(header.tensors, {k: t.shape for k, t in header.tensors.items()})
@@ -205,41 +283,38 @@ def judge_header(header: Header) -> Artifact:
     return Artifact(kind, header.path, (header.path,), (header,), detail, notes)
 
 
-def _judge_folder(folder: Path, config: Mapping[str, Any]) -> Artifact:
+def _judge_folder(folder: Path, config: Mapping[str, Any], name: str | None = None) -> Artifact:
     """A denoiser's folder. What its loader refuses by the config alone is not opened, so that the reason is the config."""
     detail = f"config.json of {short(config.get('_class_name'))}"
     if not is_readable(config.get("quantization_config")):
         return Artifact("denoiser", folder, (), (), detail, config=config)
-    headers = read_weight_headers(folder)
+    headers = read_weight_headers(folder, name)
     return Artifact("denoiser", folder, tuple(h.path for h in headers), headers, detail, config=config)
 
 
 def _judge_pipeline(folder: Path) -> Artifact:
-    """A pipeline by its first folder of a denoiser; without one, an artifact without a config."""
-    detail = f"model_index.json of {short(read_json(folder / 'model_index.json').get('_class_name'))}"
-    for name in DENOISER_FOLDERS:
-        part = folder / name
-        if (part / "config.json").is_file():
-            if not part.resolve().is_relative_to(folder.resolve()):
-                raise UnsafeFileError(f"{name!r} in {folder.name!r} is a link out of its folder")
-            found = _judge_folder(part, read_json(part / "config.json"))
-            return replace(found, kind="pipeline", detail=detail, warnings=_list_bystanders(folder))
-    return Artifact("pipeline", folder, (), (), detail, _list_bystanders(folder))
+    """A pipeline by the denoiser that its model_index.json names; without any, an artifact without a config."""
+    index = read_json(folder / "model_index.json")
+    detail = f"model_index.json of {short(index.get('_class_name'))}"
+    parts = pipeline_parts(index, {path.name for path in folder.iterdir() if path.is_dir()})
+    warnings: tuple[str, ...] = ()
+    if not parts:
+        parts = [name for name in DENOISER_FOLDERS if (folder / name / "config.json").is_file()]
+        if parts and any(isinstance(value, list) for value in index.values()):
+            warnings = (
+                f"model_index.json names no denoiser, so a pipeline of this folder runs none: {parts[0]}/ was read",
+            )
+    if not parts:
+        return Artifact("pipeline", folder, (), (), detail)
+    part = _within(folder, parts[0])
+    if not (part / "config.json").is_file():
+        raise SuspectError(f"the denoiser that model_index.json of {folder} names is not there: no {part}/config.json")
+    found = _judge_folder(part, read_json(part / "config.json"))
+    return replace(found, kind="pipeline", detail=detail, warnings=warnings)
 
 
-def _list_bystanders(folder: Path) -> tuple[str, ...]:
-    """Adapters that lie in a pipeline's folder: a verdict on the pipeline says nothing about them."""
-    found = [f"{name}/" for name in DENOISER_FOLDERS if (folder / name / "adapter_config.json").is_file()]
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            found += [file.name] if _judge_file(inside(folder, file.name)).kind == "lora" else []
-        except AIAOError:
-            continue  # a broken file that nobody reads is no reason to refuse the pipeline
-    if not found:
-        return ()
-    return (f"the folder also holds adapters that were not applied: {', '.join(found)}; verify each by weight_name=",)
-
-
-def is_denoiser_name(name: object) -> bool:
-    """Whether a class of this name is a whole denoiser of diffusers, and no control network."""
-    return isinstance(name, str) and "ControlNet" not in name and ("UNet" in name or "Transformer" in name)
+def _within(folder: Path, part: str) -> Path:
+    """A folder's part, which may be a link within it."""
+    if not (folder / part).resolve().is_relative_to(folder.resolve()):
+        raise UnsafeFileError(f"{part!r} in {folder.name!r} is a link out of its folder")
+    return folder / part

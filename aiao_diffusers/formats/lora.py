@@ -33,7 +33,8 @@ from ..files.text import short
 from .adapter_algebra import Scaling, new_bias, new_weight, rank_of, scaling_of
 from .adapter_keys import Group, Parsed, parse
 from .artifact import Artifact
-from .detect import PEFT_FILE, detect, detect_adapter, judge_header, only_adapter
+from .bystanders import PEFT_FILE
+from .detect import detect, detect_adapter, judge_header, only_adapter
 from .families import base_hint, differ
 from .module_names import EXPECTED_PREFIXES, Part
 from .packing import packing_of

@@ -1,23 +1,110 @@
-"""A model folder before it is loaded: which files hold its weights, and whether its config is in bounds."""
+"""A model folder before it is loaded: which files hold its weights, and whether its config is in bounds.
+
+Which weights of a folder are judged is decided here alone, by names, for folders on this machine and on a Hub alike: those
+that diffusers' `from_pretrained` runs. An index of shards comes before a whole file, plain weights before a variant.
+"""
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SuspectError, UnsafeFileError
+from ..errors import SeveralSuspectsError, SuspectError, UnsafeFileError
 from ..files.paths import inside, refuse_pickle
 from ..files.safetensors_header import Header, read_header
 from ..files.strict_json import read_json
 from ..files.text import short
 
 
+DENOISER_FOLDERS = ("unet", "transformer")
+STEM = "diffusion_pytorch_model"
+PICKLED = f"{STEM}.bin"
+_VARIANT = r"(?!safetensors)(?![\w-]*-\d{5}-of-\d{5})[\w-]+"
 WEIGHTS = re.compile(
-    r"diffusion_pytorch_model(?:\.(?P<variant>(?!safetensors)(?![\w-]*-\d{5}-of-\d{5})[\w-]+))?\.safetensors"
-    r"(?P<index>\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
+    rf"{STEM}(?:\.(?P<variant>{_VARIANT}))?\.safetensors"
+    r"(?P<index>(?:\.(?P<legacy>(?!index\.)[\w-]+))?\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
 )
 """A whole file of weights, or the index of shards; each may be of a variant (`fp16`)."""
+SHARD = re.compile(rf"{STEM}(?:\.(?P<variant>[\w-]+?))?-\d{{5}}-of-\d{{5}}(?:\.(?P<legacy>[\w-]+))?\.safetensors")
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """Weights of a denoiser's folder that a loader takes as one: a whole file, or the shards of an index.
+
+    Args:
+        name: of the file or index. variant: as `from_pretrained(variant=)` names it; None for the plain weights.
+        rank: among those of its variant, the smallest is loaded.
+    """
+
+    name: str
+    variant: str | None
+    rank: int
+
+    @property
+    def sharded(self) -> bool:
+        """Whether `name` is an index."""
+        return self.name.endswith(".json")
+
+
+def weight_sets(names: Iterable[str]) -> list[WeightSet]:
+    """The sets of weights among the names of one folder, in the order in which diffusers looks for them."""
+    found = []
+    for match in filter(None, map(WEIGHTS.fullmatch, names)):
+        variant = match["variant"] or match["legacy"] or match["sharded"]
+        # An index in the manner of `model.fp16.safetensors.index.json` is one that diffusers never looks for.
+        rank = (3 if match["variant"] else 1 if match["legacy"] else 0) if match["index"] else 2
+        found.append(WeightSet(match[0], variant, rank))
+    return sorted(found, key=lambda item: (item.variant or "", item.rank, item.name))
+
+
+def choose_weights(names: Collection[str], where: str) -> WeightSet:
+    """The weights that `from_pretrained` runs, by the names of a folder; those of its only variant where none are plain.
+
+    Raises:
+        SeveralSuspectsError: several variants and none plain. SuspectError: no weights. UnsafeFileError: a pickle is what would
+        run, or all there is.
+    """
+    found = weight_sets(names)
+    variants = [name for name in dict.fromkeys(item.variant for item in found) if name is not None]
+    if found and found[0].variant is not None:
+        if PICKLED in names:
+            raise UnsafeFileError(
+                f"in {where} diffusers runs the pickle {PICKLED!r}, which is never opened here; "
+                f"weight_name={found[0].name!r} reads the variant {found[0].variant!r} beside it."
+            )
+        if len(variants) > 1:
+            raise SeveralSuspectsError(
+                f"{where} holds several variants {variants} and no plain file: say which one with weight_name="
+            )
+    if found:
+        return found[0]
+    for name in sorted(names):
+        if name.startswith(STEM):
+            refuse_pickle(Path(name))
+    raise SuspectError(f"{where} holds no {STEM} safetensors file")
+
+
+def is_denoiser_name(name: object) -> bool:
+    """Whether a class of this name is a whole denoiser of diffusers, and no control network."""
+    return isinstance(name, str) and "ControlNet" not in name and ("UNet" in name or "Transformer" in name)
+
+
+def pipeline_parts(index: Mapping[str, Any], folders: Collection[str]) -> list[str]:
+    """The folders from which a pipeline's loader takes its denoisers, by model_index.json; the first is the one judged.
+
+    Args:
+        folders: those that lie beside the index. What it names and is not among them, diffusers takes from the root: "".
+    """
+
+    def place(name: str) -> int:
+        return DENOISER_FOLDERS.index(name) if name in DENOISER_FOLDERS else len(DENOISER_FOLDERS)
+
+    values = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    named = sorted((name for name, value in values.items() if is_denoiser_name(value[1])), key=place)
+    return [name if name in folders else "" for name in named]
 
 
 def class_of(config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
@@ -65,30 +152,23 @@ def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> Non
             raise UnsafeFileError(f"config.json: {short(key)} is {short(value)}, at most {limit} fits this file")
 
 
-def weights_order(match: re.Match[str]) -> tuple[bool, bool, str]:
-    """Sorts matches of `WEIGHTS` as diffusers looks for them: plain ones before variants, whole files before shards."""
-    return bool(match["variant"] or match["sharded"]), bool(match["index"]), match[0]
+def names_in(folder: Path) -> set[str]:
+    """Names of the files in a folder, links among them."""
+    return {path.name for path in folder.iterdir() if not path.is_dir()}
 
 
-def read_weight_headers(folder: Path) -> tuple[Header, ...]:
-    """Headers of a denoiser folder's weight files: the plain ones, whole or in shards, else those of its only variant.
+def read_weight_headers(folder: Path, name: str | None = None) -> tuple[Header, ...]:
+    """Headers of a denoiser folder's weight files.
 
+    Args:
+        name: the whole file or index that is meant; default: the one that `choose_weights` names.
     Raises:
-        SuspectError: no weights, several variants and no plain file, or shards that are not as their index says.
-        UnsafeFileError: pickles only, a hostile header or index, or a path trick.
+        SuspectError: as `choose_weights`, or shards that are not as their index says. UnsafeFileError: as there, a hostile header
+        or index, or a path trick.
     """
-    names = sorted(p.name for p in folder.iterdir() if p.name.startswith("diffusion_pytorch_model"))
-    found = [match for name in names if (match := WEIGHTS.fullmatch(name))]
-    if found:
-        variants = {match["variant"] or match["sharded"] for match in found}
-        if None not in variants and len(variants) > 1:
-            raise SuspectError(f"{folder} holds several variants {sorted(map(str, variants))} and no plain file")
-        chosen = min(found, key=weights_order)
-        path = inside(folder, chosen[0])
-        return _read_shard_headers(folder, path) if chosen["index"] else (read_header(path),)
-    for name in names:
-        refuse_pickle(Path(name))
-    raise SuspectError(f"{folder} holds no diffusion_pytorch_model safetensors file")
+    name = choose_weights(names_in(folder), str(folder)).name if name is None else name
+    path = inside(folder, name)
+    return _read_shard_headers(folder, path) if name.endswith(".json") else (read_header(path),)
 
 
 def _read_shard_headers(folder: Path, path: Path) -> tuple[Header, ...]:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ..errors import NotTestableError, SuspectError
+from ..errors import NotTestableError, SeveralSuspectsError
 from ..files.safetensors_header import MAX_TENSOR_BYTES
 from ..files.text import short
+from ..formats.artifact import Bystander
+from ..formats.bystanders import STANDARD_ADAPTERS
 from ..mark.record import BANK, DOCUMENT, FOLDER
-from .candidates import STANDARD_ADAPTERS, Candidate, candidates, declared_base
+from .candidates import Candidate, Survey, declared_base, explain_refusal, judge_named, survey
 from .remote import Remote, fetch, look_up
 
 
@@ -20,7 +22,7 @@ MAX_RECORD_BYTES = 512 * 2**20
 class Download:
     """One suspect on disk. `root` is the snapshot, `path` what the loaders take; `base` is self-declared by `base_by`.
 
-    `left` are paths of other candidates in the repository, on which the verdict says nothing.
+    `also_present` is what else in the repository somebody would load, on which the verdict says nothing.
     """
 
     remote: Remote
@@ -29,7 +31,7 @@ class Download:
     path: Path
     base: str | None
     base_by: str | None
-    left: tuple[str, ...] = ()
+    also_present: tuple[Bystander, ...] = ()
 
 
 def record_files(remote: Remote) -> list[str]:
@@ -52,22 +54,44 @@ def pull(
     Args:
         weight_name: which file, where there are several. max_bytes: of all files together, default 128 GiB.
     Raises:
-        SuspectError: no repository id, or several adapters and no `weight_name`. HubError: missing, private or gated,
-        changed during the download. NotTestableError, UnsafeFileError: as `candidates`, or larger than `max_bytes`.
+        SuspectError: no repository id. SeveralSuspectsError: several adapters and no `weight_name`. HubError: missing, private or
+        gated, changed during the download. NotTestableError, UnsafeFileError: as `candidates`, or larger than `max_bytes`.
     """
     remote = look_up(repo_id, revision, api)
-    found = candidates(remote, weight_name)
-    loras = [c for c in found if c.kind == "lora"]
-    standard = [c for c in found if c.kind == "folder" or c.path.endswith(STANDARD_ADAPTERS)]
-    if len(found) > 1 and not standard and len(loras) != 1:
-        names = ", ".join(c.path for c in found)
-        raise SuspectError(f"{repo_id} holds several candidates: {names}. Say which one with weight_name=.")
-    chosen = (standard or loras or found)[0]
+    beside: tuple[Bystander, ...] = ()
+    if weight_name is not None:
+        chosen = judge_named(remote, weight_name)
+    else:
+        seen = survey(remote)
+        chosen = _choose(remote, seen)
+        beside = tuple(item for item in seen.beside if item.path != chosen.path)
     check_size(remote, chosen, max_bytes)
     base, by = declared_base(remote, chosen)
     root = fetch(remote, [*chosen.weights, *chosen.others, *record_files(remote)])
-    left = tuple(c.path for c in found if c is not chosen)
-    return Download(remote, chosen, root, root / chosen.path, base, by, left)
+    return Download(remote, chosen, root, root / chosen.path, base, by, beside)
+
+
+def _choose(remote: Remote, seen: Survey) -> Candidate:
+    """The candidate that is meant: the stock loader's choice, else the adapter of a standard name, else the only one."""
+    if seen.refused is not None:
+        seen.refused.also_present = seen.beside
+        raise seen.refused
+    if not seen.found:
+        raise explain_refusal(remote, seen)
+    if not seen.found[0].why:
+        return seen.found[0]
+    top = [c for c in seen.found if "/" not in c.path] or list(seen.found)
+    loras = [c for c in top if c.kind == "lora"]
+    standard = [c for c in loras if c.path.endswith(STANDARD_ADAPTERS)]
+    rivals = [c for c in standard if "/" not in c.path]
+    if len(rivals) > 1 or (len(top) > 1 and not standard and len(loras) != 1):
+        names = ", ".join(c.path for c in rivals or top)
+        error = SeveralSuspectsError(
+            f"{remote.repo_id} holds several candidates: {names}. Say which one with weight_name=."
+        )
+        error.also_present = seen.beside
+        raise error
+    return (standard or loras or top)[0]
 
 
 def check_size(remote: Remote, candidate: Candidate, max_bytes: int) -> int:

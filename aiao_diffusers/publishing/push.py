@@ -29,7 +29,8 @@ from ..files.paths import PICKLE_STARTS, PICKLE_SUFFIXES
 from ..files.safetensors_header import load_tensors, read_header
 from ..files.strict_json import read_json
 from ..formats.checkpoint import load_denoiser
-from ..formats.detect import DENOISER_FOLDERS, EMA_PREFIX, kind_of_keys
+from ..formats.detect import EMA_PREFIX, kind_of_keys
+from ..formats.model_folder import DENOISER_FOLDERS
 from ..mark.key import WatermarkKey
 from ..mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
 from ..verification.suspect import find_record, label_of, local_path

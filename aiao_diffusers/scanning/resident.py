@@ -22,8 +22,9 @@ from ..errors import NotTestableError
 from ..files.strict_json import read_json
 from ..files.text import short
 from ..formats.artifact import Artifact
+from ..formats.bystanders import PEFT_FILE
 from ..formats.checkpoint import load_denoiser, read_weights
-from ..formats.detect import PEFT_FILE, detect, detect_denoiser
+from ..formats.detect import detect, detect_denoiser
 from ..formats.fit import bare_names, fit_original, fit_weights, folder_names, weight_names
 from ..formats.lora import apply_lora, check_adapter_fits
 from ..hub.candidates import Candidate

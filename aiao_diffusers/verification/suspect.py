@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import nn
 from ..denoiser.hashes import weights_sha256
 from ..denoiser.setup import denoiser_of, running_values
 from ..denoiser.sites import unwrap
-from ..errors import NotTestableError, RecordError, SuspectError
+from ..errors import AIAOError, HubError, NotTestableError, RecordError, SeveralSuspectsError, SuspectError
+from ..files.paths import PICKLE_SUFFIXES
 from ..files.text import short
-from ..formats.artifact import Artifact
+from ..formats.artifact import Artifact, Bystander
+from ..formats.bystanders import CHANGES_A_DENOISER
 from ..formats.checkpoint import load_denoiser
 from ..formats.detect import detect
 from ..formats.lora import apply_lora
@@ -32,6 +34,7 @@ class Suspect:
         source (`dict`): `suspect` and `base`, where they came from a Hub: repository, commit, and who named the base.
         hashes (`dict`): of an adapter's file and of the base before the adapter went onto it.
         own_record (`bool`): the record is the suspect's own copy, which its publisher could have altered.
+        also_present: what lies beside the weights that were read, and somebody would load.
     """
 
     denoiser: nn.Module
@@ -45,6 +48,7 @@ class Suspect:
     hashes: Mapping[str, str | None] = field(default_factory=dict)
     kind: str | None = None
     own_record: bool = False
+    also_present: tuple[Bystander, ...] = ()
 
 
 def label_of(source: Any) -> str:
@@ -67,9 +71,11 @@ def local_path(source: str | Path, *, token: str | bool | None = None) -> Path:
 
 
 def _repo_id(source: str | Path) -> str:
+    """A source that is no path here as a repository id. What was typed as a path never asks the network."""
     text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/")) or Path(text).suffix in (".safetensors", ".gguf", ".json"):
-        raise SuspectError(f"no file or folder '{source}', and it is no repository id of the form 'user/name'.")
+    named_as_file = Path(text).suffix.lower() in {".safetensors", ".gguf", ".json", *PICKLE_SUFFIXES}
+    if text.count("/") != 1 or text.startswith((".", "/", "~")) or "\\" in text or named_as_file:
+        raise SuspectError(f"no such folder or file: '{source}', and it is no repository id of the form 'user/name'.")
     return text
 
 
@@ -80,6 +86,12 @@ class _Place:
     path: Path
     root: Path
     pulled: Download | None = None
+    file: str | None = None  # within root, where one file was asked for
+
+    def judge(self) -> Artifact:
+        """What lies here. Of a download what else the repository holds, not what else happens to be in the cache."""
+        found = detect(self.path) if self.file is None else detect(self.root, self.file)
+        return found if self.pulled is None else replace(found, also_present=self.pulled.also_present)
 
     def origin(self, role: str) -> dict[str, Any]:
         """Where it came from, for the report; empty unless that is a Hub."""
@@ -92,14 +104,21 @@ class _Place:
 
 def _locate(source: str | Path, revision: str | None, weight_name: str | None, api: HfApi | None = None) -> _Place:
     path = Path(source)
-    return _Place(path, path) if path.exists() else _download(_repo_id(source), revision, weight_name, api)
+    if path.exists():
+        return _Place(path, path, file=weight_name)
+    try:
+        return _download(_repo_id(source), revision, weight_name, api)
+    except HubError as error:
+        raise type(error)(f"{error} There is no such folder or file '{source}' on this machine either.") from error
 
 
 def _download(
     repo_id: str, revision: str | None = None, weight_name: str | None = None, api: HfApi | None = None
 ) -> _Place:
     pulled = pull(repo_id, revision, weight_name, api=api)
-    return _Place(pulled.path, pulled.root, pulled)
+    chosen = pulled.candidate
+    file = chosen.path if chosen.kind == "folder" and chosen.path in pulled.remote.files else weight_name
+    return _Place(pulled.path, pulled.root, pulled, file)
 
 
 def find_record(*sources: Any) -> WatermarkRecord | None:
@@ -140,21 +159,45 @@ def open_suspect(
         yield Suspect(module, label_of(suspect), None, "descent", read_with, own_record=own)
         return
     place = _locate(suspect, revision, weight_name)
-    found = detect(place.path, None if place.pulled else weight_name)
-    if found.kind in ("pipeline", "denoiser", "single_file"):
-        yield _open_model(label_of(suspect), found, place, base, record)
-        return
-    if found.kind != "lora":
-        raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser.")
-    with _open_adapter(label_of(suspect), found, place, base, record) as opened:
-        yield opened
+    found = place.judge()
+    try:
+        if found.several and found.kind in CHANGES_A_DENOISER:
+            names = ", ".join(file.name for file in found.files)
+            raise SeveralSuspectsError(f"{suspect} holds several candidates: {names}. Say which one with weight_name=")
+        if base is None and (beside := _denoiser_beside(found, place)) is not None:
+            base, notes = beside, ("no base was given: read on the denoiser of the folder that holds the file.",)
+            found = replace(found, warnings=(*found.warnings, *notes))
+        if found.kind in ("pipeline", "denoiser", "single_file"):
+            yield _open_model(label_of(suspect), found, place, base, record)
+            return
+        if found.several and found.kind == "unknown":
+            raise NotTestableError(f"'{suspect}' holds {found.detail}.")
+        if found.kind != "lora":
+            raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser.")
+        with _open_adapter(label_of(suspect), found, place, base, record) as opened:
+            yield opened
+    except AIAOError as error:
+        error.also_present = error.also_present or found.also_present
+        raise
+
+
+def _denoiser_beside(found: Artifact, place: _Place) -> nn.Module | None:
+    """What an adapter or bare file that was named in a folder on this machine is used with: the folder's own denoiser."""
+    bare = found.config is None and found.kind in CHANGES_A_DENOISER
+    if not bare or place.file is None or place.pulled is not None:
+        return None
+    try:
+        around = detect(place.root)
+    except AIAOError:
+        return None  # the folder holds no denoiser that could stand in for base=
+    return None if around.config is None else load_denoiser(around, dtype=torch.float32)
 
 
 def _open_model(label: str, found: Artifact, place: _Place, base: Any, record: WatermarkRecord | None) -> Suspect:
     """A whole denoiser. A folder brings its own config; a bare file borrows the base's."""
     declared, by = _find_declared(place, base)
     said = () if found.config is None else class_of(found.config)[1]
-    warnings = (*found.warnings, *said, *_warn_of_left(place))
+    warnings = (*found.warnings, *said, *_warn_of_bystanders(found, place))
     given = _open_base(base, declared) if base is not None or (declared and found.config is None) else None
     denoiser = load_denoiser(found, base=given.denoiser if given else None, dtype=torch.float32)
     read_with, own = _choose_record(record, given, declared is None, place.root)
@@ -171,6 +214,7 @@ def _open_model(label: str, found: Artifact, place: _Place, base: Any, record: W
         source=place.origin("suspect"),
         kind=found.kind,
         own_record=own,
+        also_present=found.also_present,
     )
 
 
@@ -180,7 +224,7 @@ def _open_adapter(
 ) -> Iterator[Suspect]:
     """An adapter on its base, for the length of the block."""
     declared, by = _find_declared(place, base)
-    warnings = (*found.warnings, *_warn_of_left(place))
+    warnings = (*found.warnings, *_warn_of_bystanders(found, place))
     if base is None and declared is None:
         raise SuspectError(f"'{label}' is a LoRA, which holds deltas alone: pass the model it is used with as base=.")
     under = _open_base(base, declared)
@@ -202,6 +246,7 @@ def _open_adapter(
             {"suspect": loaded.sha256, "base": base_sha256},
             found.kind,
             own,
+            found.also_present,
         )
 
 
@@ -212,14 +257,16 @@ def _find_declared(place: _Place, base: Any) -> tuple[str | None, str | None]:
     return (place.pulled.base if base is None else None), place.pulled.base_by
 
 
-def _warn_of_left(place: _Place) -> tuple[str, ...]:
-    """What else the repository holds that could change a denoiser, and was not read."""
-    pulled = place.pulled
-    if pulled is None or not pulled.left:
+def _warn_of_bystanders(found: Artifact, place: _Place) -> tuple[str, ...]:
+    """What else lies there that could change a denoiser, and was not read."""
+    if not found.also_present:
         return ()
+    read = found.path if place.pulled is None else Path(place.pulled.candidate.path or "the root")
+    names = ", ".join(item.path for item in found.also_present)
+    where = "" if place.pulled is None else f"of {place.pulled.remote.repo_id} "
     return (
-        f"of {pulled.remote.repo_id} {pulled.candidate.path or 'the root'} was read; it also holds "
-        f"{short(', '.join(pulled.left), 300)}: weight_name= says which.",
+        f"{where}{read} was read; it also holds {short(names, 300)}: weight_name= reads one of them, "
+        "all_candidates=True (--all) each.",
     )
 
 

@@ -10,10 +10,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers.denoiser.hashes import tensor_sha256
-from aiao_diffusers.errors import LoraNotLoadedError, NotTestableError, SuspectError, UnsafeFileError
+from aiao_diffusers.errors import (
+    LoraNotLoadedError,
+    NotTestableError,
+    SeveralSuspectsError,
+    SuspectError,
+    UnsafeFileError,
+)
 from aiao_diffusers.files.paths import list_weight_files
 from aiao_diffusers.formats.checkpoint import load_denoiser
-from aiao_diffusers.formats.detect import detect
+from aiao_diffusers.formats.detect import detect, detect_adapter
 from aiao_diffusers.formats.lora import apply_lora
 
 
@@ -50,14 +56,15 @@ class TestWhichFile:
 
     def test_a_named_adapter_inside_a_pipeline(self, pipeline, unet):
         write(pipeline, "kohya", factors(unet, BOTH_LEVELS, 2), 2.0)
-        assert detect(pipeline).kind == "pipeline" and "kohya.safetensors" in detect(pipeline).warnings[0]
+        (beside,) = detect(pipeline).also_present
+        assert detect(pipeline).kind == "pipeline" and (beside.path, beside.kind) == ("kohya.safetensors", "lora")
         assert detect(pipeline, "kohya.safetensors").kind == "lora"
         with apply_lora(unet, pipeline, weight_name="kohya.safetensors") as loaded:
             assert loaded.modules == 2
 
     def test_a_broken_bystander_is_nobodys_problem(self, pipeline):
         (pipeline / "junk.safetensors").write_bytes(b"junk")
-        assert detect(pipeline).kind == "pipeline" and detect(pipeline).warnings == ()
+        assert detect(pipeline).kind == "pipeline" and detect(pipeline).also_present == ()
         with pytest.raises(UnsafeFileError):
             detect(pipeline, "junk.safetensors")
 
@@ -179,4 +186,64 @@ class TestDetect:
         write(tmp_path, "kohya", factors(unet, BOTH_LEVELS, 2), 1.0)
         save_file(unet.state_dict(), tmp_path / "whole.safetensors")
         assert detect(tmp_path).kind == "unknown" and "denoiser, lora" in detect(tmp_path).detail
+        assert {item.path for item in detect(tmp_path).also_present} == {"kohya.safetensors", "whole.safetensors"}
         assert detect(tmp_path, "whole.safetensors").kind == "denoiser"
+
+    def test_an_adapter_beside_a_whole_denoiser_is_named(self, folder, unet):
+        """Also one in peft's own names: `from_pretrained` runs the whole denoiser, and who wants the adapter asks for one."""
+        write(folder, "peft", factors(unet, BOTH_LEVELS, 2), 1.0)
+        found = detect(folder)
+        assert found.kind == "denoiser"
+        assert [(item.path, item.kind) for item in found.also_present] == [("adapter_model.safetensors", "lora")]
+        assert detect_adapter(folder).kind == "lora"
+
+    def test_two_adapters_need_a_name_also_beside_pefts_config(self, tmp_path, unet):
+        made = factors(unet, BOTH_LEVELS, 2)
+        write(tmp_path, "peft", made, 1.0)
+        assert detect_adapter(tmp_path).path.name == "adapter_model.safetensors"
+        write(tmp_path, "kohya", made, 1.0)
+        for look in (detect, detect_adapter):
+            with pytest.raises(
+                SeveralSuspectsError, match=r"adapter_model\.safetensors, kohya\.safetensors.*weight_name="
+            ):
+                look(tmp_path)
+        refused(tmp_path, unet, SuspectError, "weight_name=")
+        assert detect(tmp_path, "kohya.safetensors").kind == "lora"
+        with pytest.raises(SeveralSuspectsError) as caught:
+            detect(tmp_path)
+        assert [item.path for item in caught.value.also_present] == ["adapter_model.safetensors", "kohya.safetensors"]
+
+    def test_a_broken_neighbour_does_not_stop_pefts_adapter(self, tmp_path, unet):
+        write(tmp_path, "peft", factors(unet, BOTH_LEVELS, 2), 1.0)
+        (tmp_path / "junk.safetensors").write_bytes(b"junk")
+        assert detect(tmp_path).kind == "lora"
+
+
+class TestLinks:
+    def test_a_link_that_the_user_passes_may_lead_anywhere(self, tmp_path, unet):
+        snapshot = tmp_path / "hub" / "models--a--b" / "snapshots" / ("0" * 40) / "unet"
+        unet.save_pretrained(snapshot)
+        blobs = tmp_path / "hub" / "models--a--b" / "blobs"
+        blobs.mkdir()
+        weights = snapshot / "diffusion_pytorch_model.safetensors"
+        weights.rename(blobs / "abc")
+        weights.symlink_to(blobs / "abc")
+        (tmp_path / "link").symlink_to(snapshot)
+        (tmp_path / "above").symlink_to(snapshot.parent)
+        for source in (tmp_path / "link", tmp_path / "above" / "unet", tmp_path / "above"):
+            assert detect(source).kind == "denoiser"
+            assert tensor_sha256(load_denoiser(source)) == tensor_sha256(unet)
+
+    @pytest.mark.parametrize("index", [True, False])
+    def test_one_within_a_folder_may_not(self, tmp_path, folder, index):
+        (tmp_path / "suspect").mkdir()
+        (tmp_path / "suspect" / "unet").symlink_to(folder)
+        if index:
+            (tmp_path / "suspect" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        with pytest.raises(UnsafeFileError, match="link out of its folder"):
+            detect(tmp_path / "suspect")
+        unet_within = tmp_path / "within" / "weights"
+        unet_within.parent.mkdir()
+        folder.rename(unet_within)
+        (tmp_path / "within" / "unet").symlink_to(unet_within)
+        assert detect(tmp_path / "within").kind == "denoiser"

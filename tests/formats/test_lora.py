@@ -124,7 +124,7 @@ class TestOracle:
             reference = tiny_unet()
             patch(reference, rounded, scale * alpha / rank)
         before = tensor_sha256(unet)
-        with apply_lora(unet, write(tmp_path, fmt, made, alpha, dtype), scale) as loaded:
+        with apply_lora(unet, write(tmp_path / fmt, fmt, made, alpha, dtype), scale) as loaded:
             for name in BOTH:
                 mine, theirs = unet.get_submodule(name).weight, reference.get_submodule(name).weight
                 torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
@@ -605,7 +605,7 @@ class TestScale:
         for n, (fmt, scale) in enumerate(zip(chosen[:3], scales, strict=True)):
             made = factors(unet, BOTH_LEVELS, n + 1, seed=n)
             patch(reference, made, scale * 2 / (n + 1))
-            context = apply_lora(unet, write(tmp_path / str(n), fmt, made, 2.0), scale)
+            context = apply_lora(unet, write(tmp_path / f"{n}-{fmt}", fmt, made, 2.0), scale)
             context.__enter__()
             stack.append((context, tensor_sha256(unet)))
         for name in BOTH_LEVELS:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from aiao_diffusers.errors import SuspectError
+from aiao_diffusers.errors import SeveralSuspectsError, SuspectError, UnsafeFileError
 from aiao_diffusers.hub.candidates import candidates
 from aiao_diffusers.hub.download import pull
 from aiao_diffusers.hub.remote import look_up
@@ -32,8 +32,9 @@ class TestVerify:
             "unet/diffusion_pytorch_model.safetensors.index.json": json.dumps(index).encode(),
         }
         hub.add_repo("user/both", names)
-        (found,) = candidates(look_up("user/both"))
+        found, variant = candidates(look_up("user/both"))
         assert found.weights == (f"unet/{shard}",) and found.others[1].endswith("index.json")
+        assert variant.path == "unet/diffusion_pytorch_model.fp16.safetensors" and variant.kind == "folder"
         del names[f"unet/{shard}"], names["unet/diffusion_pytorch_model.safetensors.index.json"]
         hub.add_repo("user/variant", names)
         assert candidates(look_up("user/variant"))[0].weights == ("unet/diffusion_pytorch_model.fp16.safetensors",)
@@ -52,3 +53,109 @@ class TestRefusals:
         assert pull("user/many", weight_name="b.safetensors").path.name == "b.safetensors"
         with pytest.raises(SuspectError, match="has no file"):
             pull("user/many", weight_name="../b.safetensors")
+
+
+STEM = "diffusion_pytorch_model"
+WEIGHTS, CONFIG = safetensors("conv_in.weight"), json.dumps({"_class_name": "UNet2DConditionModel"}).encode()
+
+
+def shards(prefix: str = "") -> dict[str, bytes]:
+    shard = f"{STEM}-00001-of-00001.safetensors"
+    index = json.dumps({"weight_map": {"conv_in.weight": shard}}).encode()
+    return {f"{prefix}{shard}": WEIGHTS, f"{prefix}{STEM}.safetensors.index.json": index}
+
+
+def index(**parts: list[str | None]) -> dict[str, bytes]:
+    return {"model_index.json": json.dumps({"_class_name": "StableDiffusionPipeline", **parts}).encode()}
+
+
+UNET_CONFIG = {"unet/config.json": CONFIG}
+NAMED = ["diffusers", "UNet2DConditionModel"]
+
+
+class TestListing:
+    """The same choice as of a folder on this machine: see tests/formats/test_bystanders.py."""
+
+    @pytest.mark.parametrize(
+        ("files", "chosen", "others"),
+        [
+            (
+                {**UNET_CONFIG, f"unet/{STEM}.safetensors": WEIGHTS, **shards("unet/")},
+                f"unet/{STEM}-00001-of-00001.safetensors",
+                [f"unet/{STEM}.safetensors"],
+            ),
+            (
+                {
+                    **{**UNET_CONFIG, f"unet/{STEM}.safetensors": WEIGHTS, f"unet/{STEM}.bin": b"x"},
+                    **{"unet_ema/config.json": CONFIG, f"unet_ema/{STEM}.safetensors": WEIGHTS},
+                    **{"vae/config.json": CONFIG, f"vae/{STEM}.safetensors": WEIGHTS},
+                },
+                f"unet/{STEM}.safetensors",
+                [f"unet_ema/{STEM}.safetensors", f"unet/{STEM}.bin"],
+            ),
+            (
+                {
+                    **index(transformer=["diffusers", "SD3Transformer2DModel"], unet=[None, None]),
+                    **{**UNET_CONFIG, f"unet/{STEM}.safetensors": WEIGHTS},
+                    **{"transformer/config.json": CONFIG, f"transformer/{STEM}.safetensors": WEIGHTS},
+                },
+                f"transformer/{STEM}.safetensors",
+                [f"unet/{STEM}.safetensors"],
+            ),
+            (
+                {
+                    **index(unet=NAMED),
+                    "config.json": CONFIG,
+                    f"{STEM}.safetensors": WEIGHTS,
+                    "x.gguf": b"GGUF" + bytes(99),
+                },
+                f"{STEM}.safetensors",
+                ["x.gguf"],
+            ),
+            (
+                {
+                    **{**index(unet=NAMED), **UNET_CONFIG, f"unet/{STEM}.safetensors": WEIGHTS},
+                    **{f"{STEM}.safetensors": WEIGHTS, "loras/a.safetensors": safetensors("unet.a.lora_A.weight")},
+                },
+                f"unet/{STEM}.safetensors",
+                [f"{STEM}.safetensors", "loras/a.safetensors"],
+            ),
+        ],
+        ids=["shards", "ema and pickle", "transformer", "root", "beside"],
+    )
+    def test_the_stock_loaders_choice_comes_first(self, hub: HubServer, files, chosen, others):
+        hub.add_repo("user/x", files)
+        pulled = pull("user/x")
+        assert pulled.candidate.weights == (chosen,)
+        assert [item.path for item in pulled.also_present] == others
+        found = candidates(look_up("user/x"))
+        assert [item.path for item in found[1:]] == [name for name in others if not name.endswith(".bin")]
+        for item in found[1:]:
+            assert pull("user/x", weight_name=item.path).candidate.weights == item.weights == (item.path,)
+
+    def test_variants_without_plain_weights(self, hub: HubServer) -> None:
+        variants = {f"unet/{STEM}.{name}.safetensors": WEIGHTS for name in ("fp16", "non_ema")}
+        hub.add_repo("user/two", {**UNET_CONFIG, **variants})
+        with pytest.raises(SeveralSuspectsError, match="fp16.*non_ema.*weight_name=") as caught:
+            pull("user/two")
+        assert [item.path for item in caught.value.also_present] == list(variants)
+        assert [found.path for found in candidates(look_up("user/two"))] == list(variants)
+
+    def test_a_pickle_that_would_run(self, hub: HubServer) -> None:
+        hub.add_repo("user/old", {**UNET_CONFIG, f"unet/{STEM}.fp16.safetensors": WEIGHTS, f"unet/{STEM}.bin": b"x"})
+        with pytest.raises(UnsafeFileError, match="runs the pickle"):
+            pull("user/old")
+        assert [found.path for found in candidates(look_up("user/old"))] == [f"unet/{STEM}.fp16.safetensors"]
+
+    def test_a_hostile_index_does_not_hide_what_lies_beside(self, hub: HubServer) -> None:
+        bad = {f"unet/{STEM}.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'}
+        hub.add_repo("user/bad", {**UNET_CONFIG, **bad, "y.safetensors": safetensors("unet.a.lora_A.weight")})
+        assert [found.path for found in candidates(look_up("user/bad"))] == ["y.safetensors"]
+        with pytest.raises(UnsafeFileError, match="not beside it"):
+            pull("user/bad")
+
+    def test_adapters_of_two_stock_names(self, hub: HubServer) -> None:
+        names = ("adapter_model.safetensors", LORA)
+        hub.add_repo("user/names", {name: safetensors("unet.a.lora_A.weight") for name in names})
+        with pytest.raises(SeveralSuspectsError, match="weight_name="):
+            pull("user/names")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from aiao_diffusers import WatermarkKey, verify
 from aiao_diffusers.denoiser.hashes import weights_sha256
 from aiao_diffusers.denoiser.sites import unwrap
-from aiao_diffusers.errors import HubUnreachableError, SuspectError
+from aiao_diffusers.errors import HubError, HubUnreachableError, SuspectError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.hub.candidates import candidates, declared_base
 from aiao_diffusers.hub.remote import look_up
@@ -26,6 +26,34 @@ from tests.suspects import ASSETS, LORA, UNET, folder
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 FEW = {"amplitudes": (1.0,), "whiten": False}  # looks enough to compare two readings
+
+
+class TestMistyped:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "marked",
+            "a/b/c",
+            "./a",
+            "../a",
+            "/a",
+            "~/a",
+            "a\\b/c",
+            "a/b.safetensors",
+            "a/b.gguf",
+            "a/b.ckpt",
+            "a/b.json",
+        ],
+    )
+    def test_a_path_asks_no_network(self, hub: HubServer, name: str) -> None:
+        with pytest.raises(SuspectError, match="no such folder or file"), open_suspect(name):
+            pass
+        assert not hub.log
+
+    def test_what_may_be_either_is_looked_up_and_both_are_said(self, hub: HubServer) -> None:
+        with pytest.raises(HubError, match=r"missing or private.*no such folder or file 'user/v1\.5'"):
+            verify("user/v1.5", KEY)
+        assert hub.log
 
 
 class TestOwnRecord:

@@ -94,7 +94,7 @@ class TestBadInput:
             verify(ASSETS / "marked", KEY, alpha=2)
         with pytest.raises(ConfigError, match="trials"):
             verify(ASSETS / "marked", KEY, trials=0)
-        with pytest.raises(SuspectError, match="no file or folder"):
+        with pytest.raises(SuspectError, match="no such folder or file"):
             verify(tmp_path / "none", KEY)
         with pytest.raises(SuspectError, match="base"):
             verify(ASSETS / "lora", KEY)
