@@ -19,6 +19,9 @@ Controls = Annotated[
     list[str] | None,
     typer.Option("--control", "--clean-base", help="An unmarked model that is asked the same; may be repeated."),
 ]
+All = Annotated[
+    bool, typer.Option("--all", help="Read each other file too that somebody would load, as a suspect of its own.")
+]
 AllTrials = Annotated[bool, typer.Option(help="Run all plain trials, for the verification rate.")]
 Html = Annotated[Path | None, typer.Option(help="Write the report with plots to this new HTML file.")]
 CleanTwin = Annotated[
@@ -41,7 +44,8 @@ def verify(
     base: Annotated[str | None, typer.Option(help="Model that a LoRA is used with.")] = None,
     record: Record = None,
     control: Controls = None,
-    weight_name: Annotated[str | None, typer.Option(help="Which file of a LoRA folder.")] = None,
+    weight_name: Annotated[str | None, typer.Option(help="Which file of a folder or repository.")] = None,
+    all_candidates: All = False,
     revision: Annotated[str | None, typer.Option(help="Revision of the repository.")] = None,
     alpha: Annotated[float, typer.Option(help="Significance.")] = 1e-6,
     trials: Annotated[int, typer.Option(help="Monte Carlo trials a look, at most.")] = 8,
@@ -75,6 +79,7 @@ def verify(
             plan=plan,
             controls=control,
             weight_name=weight_name,
+            all_candidates=all_candidates,
             revision=revision,
             reference=reference,
             healing=healing,

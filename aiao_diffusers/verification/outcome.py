@@ -30,6 +30,8 @@ class VerificationOutcome:
         kind (`str`, *optional*): what a file or folder was recognised as.
         plan (`dict`): the plan that was fixed beforehand: its `name` (`thorough` or `fast`), its fields, the labels of its `looks` in
             order, and how the reading `ended`: `verified`, `futile` (nothing seen, stopped early) or `all looks taken`.
+        also_present: what else lies in the folder or repository and somebody would load: `path` (`weight_name=` takes it), `kind` and
+            `why`; after `verify(..., all_candidates=True)` also its `verdict`, `log10_p`, `log10_p_holm` and `reason`.
     """
 
     verdict: str
@@ -56,6 +58,7 @@ class VerificationOutcome:
     subpaths: tuple[dict[str, Any], ...] = ()
     seed: int | None = None
     plan: dict[str, Any] = field(default_factory=dict)
+    also_present: tuple[dict[str, Any], ...] = ()
 
     def with_control(self, name: str, control: "VerificationOutcome") -> Self:
         """The same with the answer of one more unmarked model."""
@@ -84,6 +87,11 @@ class VerificationOutcome:
         return {name: _describe(fields) for name, fields in self.controls.items()}
 
     @property
+    def also_present_in_words(self) -> list[str]:
+        """What lies beside the judged weights, a line each, with its verdict where it was read."""
+        return [_describe_bystander(fields) for fields in self.also_present]
+
+    @property
     def source_in_words(self) -> dict[str, str]:
         """The origin of suspect and base, as far as they came from a Hub."""
         return {name: _origin(told) for name, told in self.source.items()}
@@ -96,6 +104,15 @@ def _describe(fields: Any) -> str:
         n: f"{v:.2f}" if isinstance(v, float) else v for n, v in fields.items() if not isinstance(v, list | tuple)
     }
     return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _describe_bystander(fields: dict[str, Any]) -> str:
+    line = f"{fields['path']} ({fields['kind']}): {fields['why']}"
+    if "verdict" not in fields:
+        return line
+    if fields.get("log10_p") is None:
+        return f"{line}; {fields['verdict']} ({fields.get('reason')})"
+    return f"{line}; {fields['verdict']} (log10 p {fields['log10_p']:.1f}, Holm {fields['log10_p_holm']:.1f})"
 
 
 def _origin(told: dict[str, Any]) -> str:

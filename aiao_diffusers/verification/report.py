@@ -40,6 +40,7 @@ class VerificationReport(VerificationOutcome):
             ]
         lines += [f"- {name}: {told}" for name, told in self.source_in_words.items()]
         lines += [f"- control `{name}`: {told}" for name, told in self.controls_in_words.items()]
+        lines += [f"- also present: {text}" for text in self.also_present_in_words]
         lines += [f"- warning: {text}" for text in self.warnings]
         return "\n".join(lines) + "\n"
 

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -15,13 +16,14 @@ from ..denoiser.setup import Values, denoiser_of, for_reading, running_values, w
 from ..denoiser.sites import refuse_folded_frames, unwrap
 from ..denoiser.widened import on_known_inputs
 from ..deprecation import warn_renamed
-from ..errors import ConfigError, KeyMismatchError, NotTestableError, RecordError
+from ..errors import AIAOError, ConfigError, KeyMismatchError, NotTestableError, RecordError, SeveralSuspectsError
 from ..files.safetensors_header import check_finite
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
 from .evidence import EvidenceReader, key_sites
+from .other_candidates import read_others
 from .plan import ReadingPlan
 from .plan_run import Callback, Offers, PlanRun
 from .reference import open_clean_twin, reference_for
@@ -44,6 +46,7 @@ class VerifyOptions(TypedDict, total=False):
     early_stop: bool
     amplitudes: Sequence[float]
     whiten: bool
+    all_candidates: bool
     clean_base: Any
     twin: Any
 
@@ -78,6 +81,8 @@ def verify(
             verdicts stand in the report and must be `not_verified`.
         weight_name (`str`, *optional*): which file of a folder or repository is meant.
         revision (`str`, *optional*): of a Hub repository.
+        all_candidates (`bool`, defaults to False): read all of `report.also_present` too, each at the cost of a suspect. The verdict
+            stays that of the file that the stock loader runs; see `read_others` for those of the others.
         reference (*optional*): clean activations for reading through function-preserving disguises (`alignment`): the file that
             embedding wrote, or the clean twin. Costs 32 evaluations and the looks, only where the plain looks did not verify.
         healing (*optional*): a short key-blind fine-tune of a copy of the suspect before a last set of looks. True trains on the
@@ -120,21 +125,21 @@ def verify(
                 report = _read(
                     found, key, chosen, replace(offers, clean_twin=clean), chosen_plan, options.get("callback")
                 )
-    except NotTestableError as error:
-        return VerificationReport(
-            "not_testable", label_of(suspect), chosen_plan.alpha, reason=str(error), plan=chosen_plan.to_dict()
-        )
+    except (NotTestableError, SeveralSuspectsError) as error:
+        if isinstance(error, SeveralSuspectsError) and not options.get("all_candidates"):
+            raise
+        report = _refuse(label_of(suspect), chosen_plan, error)
+    offered: dict[str, Any] = {name: options.get(name) for name in ("reference", "healing")}
+    if options.get("all_candidates"):
+        commit = report.source.get("suspect", {}).get("commit") or options.get("revision")
+        ask = partial(verify, suspect, key, base, record, clean_twin=clean_twin, revision=commit, **offered)
+        report = read_others(report, ask, chosen_plan)
+    if report.verdict == "not_testable":
+        return report
+    quick = replace(chosen_plan, early_stop=True)
     for name, model in _named(controls).items():
         # Through the same twin and reference: one made with the key in mind gives itself away here.
-        control = verify(
-            model,
-            key,
-            record=chosen,
-            clean_twin=clean_twin,
-            plan=replace(chosen_plan, early_stop=True),
-            reference=options.get("reference"),
-            healing=options.get("healing"),
-        )
+        control = verify(model, key, record=chosen, clean_twin=clean_twin, plan=quick, **offered)
         report = report.with_control(name, control)
         if clean_twin is not None and control.hashes.get("suspect") == chosen.teacher_sha256:
             report = report.with_warning(
@@ -155,6 +160,13 @@ def _ready(found: Suspect, record: WatermarkRecord) -> Iterator[Suspect]:
     denoiser, cast = for_reading(denoiser)
     with without_ip_adapter(denoiser) as notes, on_known_inputs(denoiser, record.bank) as more:
         yield replace(found, denoiser=denoiser, warnings=(*found.warnings, *notes, *cast, *more))
+
+
+def _refuse(label: str, plan: ReadingPlan, error: AIAOError) -> VerificationReport:
+    """The report on a suspect that cannot answer."""
+    beside = tuple(map(asdict, error.also_present))
+    fields: dict[str, Any] = {"reason": str(error), "plan": plan.to_dict(), "also_present": beside}
+    return VerificationReport("not_testable", label, plan.alpha, **fields)
 
 
 def _only_one(name: str, value: Any, former: str, old: Any) -> Any:
@@ -262,6 +274,7 @@ def _read(
         adapter=found.adapter,
         kind=found.kind,
         source=source,
+        also_present=tuple(map(asdict, found.also_present)),
         subpaths=tuple(plain.trial_bits),
         seed=plan.seed,
         hashes={

@@ -23,6 +23,18 @@ def test_a_page_is_written_once(aiao, tmp_path):
     assert page.read_text() == text
 
 
+@pytest.mark.slow
+def test_all_reads_what_lies_beside_and_the_exit_code_is_the_judged_files(aiao, tmp_path):
+    name = "diffusion_pytorch_model"
+    shutil.copytree(ASSETS / "base" / "unet", tmp_path / "upload")
+    shutil.copy(ASSETS / "marked" / "unet" / f"{name}.safetensors", tmp_path / "upload" / f"{name}.fp16.safetensors")
+    words = ["verify", tmp_path / "upload", "--key", ASSETS / "demo.key", "--record", ASSETS / "marked", "--fast"]
+    answer = aiao(*words, "--all", "--json")
+    (beside,) = answer.json["also_present"]
+    assert answer.code == 3 and (beside["path"], beside["verdict"]) == (f"{name}.fp16.safetensors", "verified")
+    assert aiao(*words, "--weight-name", f"{name}.fp16.safetensors").code == 0
+
+
 class TestRefusals:
     def test_no_such_suspect(self, aiao, key, tmp_path):
         aiao("verify", tmp_path / "gone", "--key", key).refused("SuspectError", "gone")
