@@ -82,7 +82,7 @@ class Downloader:
         except Exception as error:  # whatever a repository does must not end the scan; the row says what it was
             return replace(ready, rows=(refuse(blank, error),))
         suspects, rows = [], []
-        total = sum(name.endswith(".safetensors") for name in remote.files)
+        total = sum(name.lower().endswith((".safetensors", ".gguf")) for name in remote.files)
         more = (f"only the first {MAX_CANDIDATES} candidates of {total} files were read",)
         for candidate in found:
             row = replace(blank, file=candidate.path, kind=candidate.kind)
@@ -95,7 +95,8 @@ class Downloader:
 
     def _download(self, row: ScanRow, remote: Remote, candidate: Candidate) -> SuspectFiles:
         """Check one candidate by its header, then download it, unless its hashes say that it is a copy."""
-        check_fits(candidate, self.judge.base)
+        size = sum(remote.files[name].size for name in candidate.weights)
+        check_fits(candidate, self.judge.base, size)
         named, by = declared_base(remote, candidate)
         row = replace(row, declared_base=named, declared_by=by, file_key=file_key(remote, candidate))
         if candidate.kind == "lora" and not row.lineage and named not in self.members:
@@ -108,7 +109,6 @@ class Downloader:
         started = time.monotonic()
         if self.judge.knows(row.file_key):
             return SuspectFiles(candidate, Path(), row)
-        size = sum(remote.files[name].size for name in candidate.weights)
         self.budget.take(size)
         root = fetch(remote, [*candidate.weights, *candidate.others])
         return SuspectFiles(

@@ -80,19 +80,21 @@ def _read_as(path: str | Path) -> tuple[str, ...]:
     return (name,) if name == PEFT_FILE else ()
 
 
-def check_fits(candidate: Candidate, base: Resident) -> None:
+def check_fits(candidate: Candidate, base: Resident, size: int | None = None) -> None:
     """Names and shapes of a header against the base's, before a weight is downloaded.
 
+    Args:
+        size: bytes of the files; default: by the headers read. GGUF has none yet: it is downloaded and then judged.
     Raises:
         WrongBaseError: another architecture. LoraNotLoadedError: no tensor finds a module. SuspectError: incomplete
         factors. NotTestableError: packed numbers, or more bytes than any change of this base could need.
     """
     what, found = f"{short(candidate.path or candidate.weights[0])} of another architecture", candidate.artifact
     # Three times float32 leaves room for float64; an original-layout file also holds a VAE and text encoders.
-    if found.file_bytes > 3 * base.bytes + (2**35 if candidate.kind == "single_file" else 2**25):
+    size = found.file_bytes if size is None else size
+    if size > 3 * base.bytes + (2**35 if candidate.kind == "single_file" else 2**25):
         raise NotTestableError(
-            f"{short(candidate.path)} has {found.file_bytes / 1e9:.1f} GB, {found.file_bytes / base.bytes:.0f} times the "
-            "base: not downloaded."
+            f"{short(candidate.path)} has {size / 1e9:.1f} GB, {size / base.bytes:.0f} times the base: not downloaded."
         )
     if candidate.kind == "lora":
         check_adapter_fits(found.shapes, base.blank, what)
@@ -132,7 +134,9 @@ def place_on_base(candidate: Candidate, root: Path, label: str, base: Resident) 
             opened = Suspect(base.denoiser, label, base.label, "carries", None, adapter, loaded.warnings, {}, hashes)
             yield PlacedSuspect(opened, _adapter_digest(found, loaded.sha256), distance)
         return
-    tensors, denoiser = _read_whole(detect_denoiser(path), base, short(candidate.path or label))
+    named = candidate.kind == "folder" and path.is_file()  # a variant, which its folder's config goes with
+    found = detect(root, candidate.path) if named else detect_denoiser(path)
+    tensors, denoiser = _read_whole(found, base, short(candidate.path or label))
     state = base.denoiser.state_dict()
     moved = sum(
         float((tensors[n].double() - v.double()).square().sum()) for n, v in state.items() if v.is_floating_point()

@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from _tiny import tiny_unet
 from safetensors.torch import save
 
 from aiao_diffusers import WatermarkKey, scan
+from aiao_diffusers.bench.audits.format_files import Change, whole_models
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError, ResultsError
+from aiao_diffusers.formats.checkpoint import load_denoiser
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
 from tests.samples import card
-from tests.suspects import ASSETS, BASE, LORA, Suspect, folder, lora, mistakes, population, publish
+from tests.suspects import ASSETS, BASE, LORA, UNET, Suspect, folder, lora, mistakes, population, publish
 
 
 pytestmark = pytest.mark.slow
@@ -67,6 +70,30 @@ def test_every_kind_is_classified_rightly(hub: HubServer, tmp_path: Path) -> Non
     for suffix in ("md", "html", "csv", "json"):
         assert (tmp_path / "out" / f"report.{suffix}").stat().st_size > 1000
     assert "Holm" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_every_candidate_of_a_repository_is_a_row(hub: HubServer, tmp_path: Path) -> None:
+    """The clean weights run; the marked ones lie beside them as a variant, an average, and a GGUF file."""
+    hub.add_repo(BASE, folder("marked"))
+    clean, marked = (folder(name, "unet/", "model_index") for name in ("base", "marked"))
+    gguf = next(fmt for fmt in whole_models() if fmt.name == "GGUF, plain")
+    written = gguf.write(Change(load_denoiser(ASSETS / "marked"), {}), tmp_path / "marked")
+    other = gguf.write(Change(tiny_unet(), {}), tmp_path / "tiny")
+    variant = "unet/diffusion_pytorch_model.fp16.safetensors"
+    files = {
+        **{**clean, "README.md": card(base_model=BASE), variant: marked[UNET]},
+        **{f"unet_ema/{name.partition('/')[2]}": path for name, path in marked.items() if name.startswith("unet/")},
+        **{"q8.gguf": written, "of-others.gguf": other, "page.gguf": b"<!doctype html>" * 9},
+    }
+    hub.add_repo("u/many", files)
+    report = scan(BASE, KEY, output=tmp_path / "out", workers=1)
+    rows = {row.file: (row.verdict, row.copy_of) for row in report.rows}
+    average = "unet_ema/diffusion_pytorch_model.safetensors"
+    assert rows == {
+        **{"unet": ("not_verified", None), variant: ("verified", BASE), average: ("verified", BASE)},
+        **{"q8.gguf": ("verified", None), "of-others.gguf": ("not_testable", None)},
+    }
+    assert hub.bytes_sent("u/many/.*(fp16|ema)") < 2**18  # named as copies by their hashes
 
 
 def test_unmarked_base_and_wrong_key_are_refused(hub: HubServer, tmp_path: Path) -> None:
