@@ -62,7 +62,7 @@ class EmbedReport:
         checks = [(step, row) for step, row in enumerate(self.history, 1) if "bits" in row]
         figure = new_figure(8, 6 if checks else 3.5)
         rows = figure.subplots(2 if checks else 1, squeeze=False, sharex=True)[:, 0]
-        shown = ("bits", "weakest", "wrong_log10_p")
+        shown = ("bits", "weakest", "wrong_log10_p", "agreement")
         names = [name for name in (self.history[0] if self.history else {}) if name not in shown]
         for name in names:
             rows[0].plot(range(1, len(self.history) + 1), [row[name] for row in self.history], label=name, linewidth=1)

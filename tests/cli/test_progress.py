@@ -62,7 +62,5 @@ def test_it_ends_with_the_block_also_when_that_fails(screen):
         pass
 
 
-def test_losses_name_the_bits_where_they_were_counted():
-    row = {"loss": 1.5, "resp": 0.25}
-    assert losses(row) == "loss 1.500  response 0.250"
-    assert losses({**row, "bits": 0.875}) == "loss 1.500  response 0.250  bits 87.5%"
+def test_losses_name_the_bits_so_far():
+    assert losses({"loss": 1.5, "resp": 0.25, "agreement": 0.875}) == "loss 1.500  bits 87.5%"
