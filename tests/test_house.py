@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import aiao_diffusers
 
 
@@ -106,11 +108,13 @@ def circles(source: Path) -> list[list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_import_goes_up():
     assert len(modules(SOURCE)) > 100
     assert going_up(SOURCE) == []
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     assert circles(SOURCE) == []
 

@@ -72,22 +72,22 @@ def agreement(
     patterns: dict[str, torch.Tensor],
     asked: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Share of channels whose mean response over these rows has the pattern's sign: what training has reached so far.
+    """Share of channels whose response has the pattern's sign, the mean over these rows: what training has reached so far.
 
     Args:
         entered, wanted, patterns, asked: as in `losses`.
     Returns:
-        `torch.Tensor`: a number from 0 to 1; 0.5 is chance. Sites that no row asks are left out.
+        `torch.Tensor`: a number from 0 to 1; 0.5 is chance. A row that asks one site counts the channels of that site.
     """
-    agreeing, channels = torch.zeros(()), 0
+    agreeing: Any = 0.0
+    channels: Any = 0.0
     for number, (name, s) in enumerate(patterns.items()):
         moved = entered[name].chunk(3)[1].float() - wanted[name].float()
-        moved = moved if asked is None else moved[asked == number]
-        if len(moved):
-            axes = tuple(axis for axis in range(moved.ndim) if axis != channel_axis(moved))
-            agreeing = agreeing.to(s) + (moved.mean(axes) * s > 0).sum()
-            channels += len(s)
-    return agreeing / max(channels, 1)
+        axes = tuple(axis for axis in range(1, moved.ndim) if axis != channel_axis(moved))
+        counts = 1.0 if asked is None else (asked == number).float()
+        agreeing = agreeing + counts * (moved.mean(axes) * s > 0).float().sum(1)
+        channels = channels + counts * len(s)
+    return (agreeing / channels).mean()
 
 
 def triggers(masks: dict[str, torch.Tensor], config: EmbedConfig) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -33,6 +33,7 @@ class TestProfile:
         with pytest.raises(MissingExtraError, match=r"aiao_diffusers\[plots\]"):
             command("nowhere", ["nor here"], plot=tmp_path / "p.png")
 
+    @pytest.mark.slow
     def test_what_the_command_prints_loads(self, tmp_path, capsys):
         from aiao_diffusers.cli.profile import profile as command
 

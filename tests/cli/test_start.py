@@ -40,6 +40,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(code):
     assert imported(code) & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_a_heavy_import_would_be_seen():
     assert {"torch", "numpy"} <= imported("from aiao_diffusers import LatentData")
 

@@ -34,12 +34,14 @@ def fresh(*words: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_verify_says_nothing_but_its_report(key):
     words = ("--base", ASSETS / "marked", "--record", ASSETS / "marked", "--key", key)
     code, text, remarks = fresh("verify", ASSETS / "lora", *words)
     assert (code, remarks) == (0, "") and text.startswith("# verified")
 
 
+@pytest.mark.slow
 def test_embed_and_what_it_warns_of(key, tmp_path):
     """It loads a whole pipeline, as the demo does: bars, image processors and casts."""
     words = ("--steps", 1, "--data", ASSETS / "latents" / "noto.safetensors", "--json")

@@ -66,6 +66,7 @@ class TestRefusals:
         code = aiao("verify", spoil(tmp_path / "broken"), "--key", key, "--record", ASSETS / "marked").code
         assert code == 4
 
+    @pytest.mark.slow
     def test_key_others_can_read_warns(self, aiao, key):
         key.chmod(0o644)
         with pytest.warns(UserWarning, match="chmod 600"):

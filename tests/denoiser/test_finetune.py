@@ -1,5 +1,6 @@
 """Fine-tuning lowers diffusers' loss, moves what requires a gradient alone, and leaves the random state."""
 
+import pytest
 import torch
 from _tiny import learner
 
@@ -12,6 +13,7 @@ def loss(denoiser, data, scheduler):
     return (found - wanted).square().mean().item()
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_same_seed_repeats():
     (unet, data, scheduler), (again, *_), (other, *_) = learner(), learner(), learner()
     before, state, losses = loss(unet, data, scheduler), torch.random.get_rng_state(), []

@@ -269,6 +269,7 @@ class TestAdapters:
         assert same(read, responses(self.merged(scale)))
         assert not same(read, PLAIN)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("way", ["PeftModel", "PeftMixedModel", "get_base_model", "inject", "tuner"])
     def test_put_in_by_peft_alone(self, way):
         config = LoraConfig(r=2, target_modules=["to_q", "to_v"])

@@ -35,6 +35,7 @@ class TestSites:
         assert attention_modules(AutoencoderKL(norm_num_groups=8, block_out_channels=(8,)))  # has some
 
 
+@pytest.mark.slow
 def test_wrappers_come_off_whatever_their_order():
     unet, config = tiny_unet(), LoraConfig(r=1, target_modules=["to_q"])
     assert unwrap(unet) is unet

@@ -41,6 +41,7 @@ def edited():
     return marked()
 
 
+@pytest.mark.slow
 def test_only_the_layers_before_the_out_sites_change_and_by_rank_one(edited):
     unet, report = edited
     outs = choose(trace_on(unet, data()), KEY, 2, 2)[1]
@@ -99,6 +100,7 @@ def test_a_price_is_kept_to_by_shrinking_the_change(train):
     assert cosine > 0.999 and part.norm() < 0.6 * whole.norm()
 
 
+@pytest.mark.slow
 def test_half_precision_is_kept():
     unet = tiny_unet().to(torch.bfloat16)
     embed(unet, KEY, data(), CONFIG, scheduler=SCHEDULER)
@@ -126,6 +128,7 @@ def test_a_denoiser_of_other_blocks_is_refused_and_keeps_its_weights():
     assert all(torch.equal(a, b) for a, b in zip(before, unet.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_channel_that_the_norm_drops_is_left_alone():
     unet = tiny_unet()
     outs = choose(trace_on(unet, data()), KEY, 2, 2)[1]
@@ -137,6 +140,7 @@ def test_a_channel_that_the_norm_drops_is_left_alone():
     assert 0 < report.price < 1 and (layer.weight - before).abs().max() < before.abs().max()
 
 
+@pytest.mark.slow
 def test_a_price_that_is_not_finite_is_an_error_and_gives_the_weights_back():
     unet, before = tiny_unet(), tiny_unet()
     with pytest.raises(TrainingError, match="not finite"):

@@ -63,6 +63,7 @@ class TestTraining:
             embed(unet, KEY, data, short(train="lazy"), scheduler=scheduler, profile=profile(tiny_unet(), tuned))
         assert same(weights(unet), weights(learner()[0]))
 
+    @pytest.mark.slow
     def test_place_half_precision_flags_mode_and_random_state_come_back(self):
         unet, data, scheduler = learner()
         unet = unet.half()
@@ -110,6 +111,7 @@ class TestBadInput:
             embed(unet, KEY, data, short(train=train), scheduler=scheduler)
         assert same(weights(unet), weights(learner()[0]))
 
+    @pytest.mark.slow
     def test_a_denoiser_that_predicts_variances_too(self):
         torch.manual_seed(0)
         unet, data, scheduler = learner()

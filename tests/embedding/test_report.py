@@ -16,6 +16,7 @@ def short(**changes):
 
 
 class TestReport:
+    @pytest.mark.slow
     def test_report_logs_every_term_and_plots(self, tmp_path):
         unet, data, scheduler = learner()
         config = short(check_every=2, stop_bits=1.0)
@@ -29,6 +30,7 @@ class TestReport:
         figure.savefig(tmp_path / "curves.png")
         assert len(figure.axes) == 2 and len(figure.axes[0].lines) == 7
 
+    @pytest.mark.slow
     def test_a_mark_that_does_not_verify_is_said_to_be_weak(self):
         unet, data, scheduler = learner()
         with pytest.warns(UserWarning, match="too weak to be verified .not_verified, log10 p"):

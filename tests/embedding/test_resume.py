@@ -27,6 +27,7 @@ def short(**changes):
 
 
 class TestCheckpoints:
+    @pytest.mark.slow
     def test_not_finite_loss_keeps_the_last_good_checkpoint(self, tmp_path):
         unet, data, scheduler = learner()
         config = short(steps=40, checkpoint_every=2, checkpoint_dir=tmp_path / "state")

@@ -1,5 +1,6 @@
 """How loud a trigger is at each in-site: factors by what random masks move, and no in-site that reaches nothing."""
 
+import pytest
 import torch
 from _tiny import learner, tiny_unet
 from diffusers import DDPMScheduler
@@ -21,6 +22,7 @@ def measured(unet, data, scheduler, **options):
     return site_gain(unet, trace_on(unet, data), data, dict(scheduler.config), **{"most": 3.0} | options)
 
 
+@pytest.mark.slow
 def test_a_quiet_site_is_made_louder_and_one_that_reaches_nothing_is_none():
     unet, data, scheduler = conditional()
     candidates = span(trace_on(unet, data), IN_SPAN)

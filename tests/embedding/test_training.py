@@ -78,6 +78,7 @@ class TestTraining:
         embed(unet, KEY, data, short(seed=1), scheduler=scheduler)
         assert any(not torch.allclose(a, b, atol=2e-5) for a, b in zip(weights(unet), results[0][0], strict=True))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("failing", [False, True])
     def test_training_is_where_accelerate_says_and_the_denoiser_goes_back(self, monkeypatch, failing):
         unet, data, scheduler = learner()

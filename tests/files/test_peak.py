@@ -17,6 +17,7 @@ def take(mib):
     torch.ones(mib * MIB, dtype=torch.uint8)  # written to, so resident; larger than what the allocator keeps
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_a_peak_that_is_gone_is_seen():
     small, large = Peak(), Peak()

@@ -16,6 +16,7 @@ lycoris = pytest.importorskip("lycoris", reason="lycoris-lora is not installed: 
 PRESET = {"target_module": ["Attention", "ResnetBlock2D", "Downsample2D"], "name_algo_map": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -97,6 +98,7 @@ def test_oft_of_sd_scripts_is_that_of_lycoris_under_another_prefix(tmp_path):
     assert loaded.kind == "oft"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["tlora", "ia3"])
 def test_algorithms_that_are_not_read_are_named(tmp_path, algorithm):
     _, state = make({"algo": algorithm})
@@ -108,6 +110,7 @@ def test_algorithms_that_are_not_read_are_named(tmp_path, algorithm):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"algo": "lora"}, {"algo": "loha"}, {"algo": "lokr", "factor": 2}], ids=str)
 @pytest.mark.parametrize(("names", "role"), [("kohya", "diff_b"), ("diffusion_model.", "b_norm")])
 def test_a_difference_of_biases_beside_factors(tmp_path, options, names, role):

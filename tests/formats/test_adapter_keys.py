@@ -46,6 +46,7 @@ def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
 
 
 class TestHalfAnAdapter:
+    @pytest.mark.slow
     @settings(
         max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )

@@ -34,6 +34,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WIDENED)
 def test_a_widened_file_on_a_plain_base_and_back(tmp_path, name):
     wide, plain = other(**WIDENED[name]), tiny_unet()
@@ -47,6 +48,7 @@ def test_a_widened_file_on_a_plain_base_and_back(tmp_path, name):
     assert tensor_sha256(back) == before and torch.equal(run(back), run(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [5, 7, 8, 9])
 def test_in_original_keys(tmp_path, channels):
     wide = other(in_channels=channels)

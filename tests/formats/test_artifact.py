@@ -48,6 +48,7 @@ def whole(root: Path, kind: str) -> Path:
     return root / "x.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "shards", "pipeline", "bare", "original"])
 def test_a_whole_model_is_loaded_by_its_artifact_and_read_once(tmp_path, unet, reads, kind):
     found = detect(whole(tmp_path, kind))

@@ -155,6 +155,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_judged_weights_are_those_that_diffusers_runs(tmp_path, name):
     case = CASES[name]

@@ -114,6 +114,7 @@ class TestFolder:
 
 
 class TestSingleFile:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "prefix",
         [

@@ -115,6 +115,7 @@ class TestWhole:
 
 
 class TestPackings:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("names", "packing"),
         [

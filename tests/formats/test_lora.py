@@ -221,6 +221,7 @@ class TestAgainstTheTrainers:
         assert loaded.kind == ("dora" if options.get("use_dora") else "peft")
         assert not loaded.unused_keys
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "config",
         [
@@ -592,6 +593,7 @@ class TestScale:
             assert torch.equal(module.bias, bias + 0.5 * (bias + 2))
         assert loaded.modules == 1 and not loaded.warnings
 
+    @pytest.mark.slow
     @settings(
         max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )

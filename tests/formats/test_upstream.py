@@ -7,6 +7,7 @@ from diffusers import UNet2DConditionModel
 from aiao_diffusers.formats.upstream import UPSTREAM_ERRORS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from _kind import FULL
 from _tiny import tiny_unet
 from diffusers import DDPMScheduler
 from safetensors.torch import save_file
@@ -289,7 +290,7 @@ class TestRecordOfAStranger:
             return "refused"
         return verify(unet, KEY, record=record, trials=1, amplitudes=(1.0,), whiten=False).verdict
 
-    @pytest.mark.parametrize("rounds", [60, pytest.param(2000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("rounds", [2000 if FULL else 60])
     def test_mutations(self, unet, whole, tmp_path, rounds):
         outcomes = Counter(self.outcome(seed, tmp_path, whole, unet) for seed in range(rounds))
         assert set(outcomes) == {"refused", "not_testable", "not_verified"} and min(outcomes.values()) > rounds / 20

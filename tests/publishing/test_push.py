@@ -89,12 +89,14 @@ class TestArrival:
             send(folder, server, private=True)
         assert server.files(REPO) == [".gitattributes"]
 
+    @pytest.mark.slow
     def test_branch_and_message(self, server, api, folder):
         server.add_repo(REPO, {})
         send(folder, server, revision="v2", commit_message="Second version")
         assert "README.md" in server.files(REPO, "v2") and server.files(REPO) == [".gitattributes"]
         assert api.list_repo_commits(REPO, revision="v2")[0].title == "Second version"
 
+    @pytest.mark.slow
     def test_pull_request_by_a_stranger(self, server, api, folder):
         server.add_repo(REPO, {"README.md": b"---\nlicense: mit\n---\n# Theirs\n"})
         token = server.add_user("stranger")
@@ -207,6 +209,7 @@ class TestOtherCards:
 
 
 class TestReadme:
+    @pytest.mark.slow
     def test_text_edited_on_the_hub_survives(self, server, folder):
         send(folder, server, card=CardFields(license="mit"))
         edited = (
@@ -220,6 +223,7 @@ class TestReadme:
         assert "language: en" in text and "base_model: acme/emoji" in text
         assert text.count(BEGIN) == text.count(END) == 1
 
+    @pytest.mark.slow
     def test_the_folders_text_is_published_and_republished(self, server, folder):
         for words in ("First words.", "Second words."):
             (folder / "README.md").write_text(f"---\nlicense: mit\n---\n{words}\n")
@@ -228,6 +232,7 @@ class TestReadme:
             assert (folder / "README.md").read_text().endswith(f"{words}\n")
         assert "First words." not in server.read(REPO, "README.md").decode()
 
+    @pytest.mark.slow
     def test_two_texts_are_never_merged_by_guess(self, server, folder):
         (folder / "README.md").write_text("---\nlicense: mit\n---\nLocal.\n")
         sha = server.add_repo(REPO, {"README.md": b"---\nlicense: mit\n---\nOn the Hub.\n"})
@@ -238,6 +243,7 @@ class TestReadme:
         send(folder, server)
         assert "Local." in server.read(REPO, "README.md").decode()
 
+    @pytest.mark.slow
     def test_an_edit_in_the_middle_of_a_push_is_not_overwritten(self, server, folder, monkeypatch):
         server.add_repo(REPO, {"README.md": b"---\nlicense: mit\n---\nOld.\n"})
         plain = HfApi.create_commit
@@ -254,6 +260,7 @@ class TestReadme:
         send(folder, server)
         assert b"New.\n" in server.read(REPO, "README.md")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "readme",
         [b"---\nlicense: [\n---\n", b"---\na: &a [x]\nb: [*a, *a]\n---\n", b"\xff\xfe", b"x" * 2_000_000],
@@ -272,6 +279,7 @@ class TestReadme:
 
 
 class TestFaults:
+    @pytest.mark.slow
     def test_nothing_new_makes_no_commit(self, server, folder):
         first = send(folder, server)
         server.log.clear()
@@ -302,6 +310,7 @@ class TestFaults:
         assert len(api.list_repo_commits(REPO)) == 2
         assert server.read(REPO, DENOISER) == (folder / DENOISER).read_bytes()
 
+    @pytest.mark.slow
     def test_an_upload_that_was_cut_sends_only_what_is_missing(self, server, folder, monkeypatch):
         weights = {(folder / n).read_bytes() for n in paths(folder) if n.endswith(".safetensors")}
         cut = server.faults.add(Cut(path="/uploads/", method="PUT", side="request", skip=2))
@@ -316,6 +325,7 @@ class TestFaults:
         send(folder, server)
         assert len(server.requests("PUT")) == len(weights) - arrived
 
+    @pytest.mark.slow
     def test_the_storage_failing_for_a_moment_is_not_noticed(self, server, folder):
         server.faults.add(ServerError(path="/uploads/", method="PUT", times=1))
         send(folder, server)
@@ -345,6 +355,7 @@ class TestFaults:
         send(folder, server)
         assert b"Mine." in server.read(REPO, "README.md")
 
+    @pytest.mark.slow
     def test_wrong_token(self, server, folder):
         with pytest.raises(HubError, match="hf auth login"):
             push(folder, REPO, token="hf_nobody")
@@ -400,6 +411,7 @@ class TestWeights:
             send(folder, server, DEMO)
         assert DENOISER in server.files(REPO)
 
+    @pytest.mark.slow
     def test_the_marked_model_as_its_own_twin(self, server, folder):
         refused(server, folder, "clean twin", clean_twin=ASSETS / "marked")
 
@@ -423,6 +435,7 @@ class TestWeights:
         shutil.copy(ASSETS / "base" / DENOISER, folder / name)
         assert name in refused(server, folder, "other weights|second denoiser")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors.bak", "old.zip", "notes.txt"])
     def test_a_forgotten_twin_under_another_name(self, server, folder, name):
         if name.endswith("zip"):

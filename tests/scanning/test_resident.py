@@ -52,6 +52,7 @@ def digest(candidate: Candidate, root: Path, base: Resident) -> str:
         return put.digest
 
 
+@pytest.mark.slow
 def test_equal_weights_under_another_config_are_another_suspect(tmp_path, base):
     plain = digest(folder(tmp_path / "a"), tmp_path / "a", base)
     assert digest(folder(tmp_path / "b", _name_or_path="elsewhere"), tmp_path / "b", base) == plain
@@ -140,6 +141,7 @@ def test_float8_with_scales_is_read_as_verify_reads_it(tmp_path, base):
     assert same(base.denoiser.state_dict(), tiny_unet(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_whole_model_is_read_as_verify_reads_it(tmp_path, base, name):
     fmt = WHOLE[name]

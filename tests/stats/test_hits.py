@@ -198,6 +198,7 @@ class TestNull:
     def test_randomised_p_is_uniform(self):
         assert self.uniformity(seed=4, patterns=3000) > 0.01
 
+    @pytest.mark.slow
     def test_uniformity_notices_a_weak_mark(self):
         assert self.uniformity(seed=4, patterns=1000, mark=0.1) < 1e-6  # planted fault: one rounding step of d
 

@@ -78,6 +78,7 @@ class TestFewerSites:
         assert report.verdict == "not_verified" and len(report.sites) == 3
         assert not any("in-sites" in text for text in report.warnings)
 
+    @pytest.mark.slow
     def test_reads_on_those_that_match_and_says_how_many(self, record):
         ins, outs = chosen(record)
         suspect = without(tiny_unet(), [ins[0].name, outs[1].name])

@@ -76,6 +76,7 @@ class TestAdjustment:
 
 
 class TestVerify:
+    @pytest.mark.slow
     def test_what_lies_beside_is_in_every_form_of_the_report(self, record, tmp_path):
         tiny_unet().save_pretrained(tmp_path, variant="fp16")
         tiny_unet(1).save_pretrained(tmp_path)
@@ -104,6 +105,7 @@ class TestVerify:
             "kohya.safetensors": "not_verified",
         }
 
+    @pytest.mark.slow
     def test_a_bare_file_and_an_adapter_are_read_on_the_folders_own_denoiser(self, record, tmp_path):
         tiny_unet().save_pretrained(tmp_path / "unet")
         write(tmp_path, "kohya", factors(tiny_unet(), BOTH_LEVELS, 2), 2.0)
@@ -118,6 +120,7 @@ class TestVerify:
         given = verify(tmp_path / "kohya.safetensors", KEY, tiny_unet(), record=record, trials=1)
         assert given.log10_p == named.log10_p
 
+    @pytest.mark.slow
     def test_a_whole_model_beside_an_adapter_is_not_testable_and_each_is_read(self, record, tmp_path):
         base = tiny_unet()
         write(tmp_path, "kohya", factors(base, BOTH_LEVELS, 2), 2.0)

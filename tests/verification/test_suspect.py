@@ -57,6 +57,7 @@ class TestMistyped:
 
 
 class TestOwnRecord:
+    @pytest.mark.slow
     def test_a_suspect_read_by_its_own_copy_is_told_of(self, record, tmp_path):
         tiny_unet().save_pretrained(tmp_path / "suspect")
         record.save(tmp_path / "suspect")
@@ -85,6 +86,7 @@ IN_MEMORY = {
 
 
 class TestInMemory:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", IN_MEMORY)
     def test_as_suspect_and_as_base(self, record, tmp_path, name):
         plain = verify(tiny_unet(), KEY, record=record, trials=1, **FEW)

@@ -16,6 +16,7 @@ ALL = [*KINDS, "permute+flip+rotate+shear"]
 
 
 class TestDisguise:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ALL)
     @pytest.mark.parametrize("linear", [False, True], ids=["conv", "linear"])
     def test_output_stays_and_sites_change(self, kind, linear):

@@ -15,6 +15,7 @@ def distance(one, other, context):
     return (a - b).square().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["base", "fresh"])
 def test_a_student_comes_nearer_to_the_marked_model(context, student):
     marked = tiny_unet(1)

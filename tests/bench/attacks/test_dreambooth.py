@@ -10,6 +10,7 @@ from aiao_diffusers.bench.context import AttackContext, open_data, open_pipe
 from aiao_diffusers.denoiser.price import measure_price
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, hyper", [("dreambooth", {"lr": 1e-4}), ("dreambooth_lora", {"lr": 1e-3, "rank": 4})])
 def test_dreambooth_binds_a_rare_word_to_its_subject(name, hyper, tmp_path):
     """The example's own model: a subject needs prompts, and pictures of the model itself."""

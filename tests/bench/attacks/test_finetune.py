@@ -6,6 +6,7 @@ from _attacks import attacked, same
 from _tiny import tiny_unet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, hyper",
     [

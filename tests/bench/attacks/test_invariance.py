@@ -7,6 +7,7 @@ from _tiny import tiny_unet
 from aiao_diffusers.bench.registry import ATTACKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["invariance", "inversion"])
 def test_random_masks_move_less_afterwards(context, name):
     attacked = ATTACKS[name].run(tiny_unet(1), context, steps=30, lr=3e-3, weight=10.0)

@@ -1,5 +1,6 @@
 """Trigger inversion climbs, with the key unknown."""
 
+import pytest
 import torch
 from _attacks import ANSWERS, answer
 from _tiny import tiny_unet
@@ -8,6 +9,7 @@ from aiao_diffusers.bench.attacks.exposed_mark import expose
 from aiao_diffusers.bench.attacks.inversion import invert
 
 
+@pytest.mark.slow
 def test_inversion_climbs_and_leaves_the_weights(context):
     denoiser = tiny_unet(1)
     with expose(denoiser, context) as target:

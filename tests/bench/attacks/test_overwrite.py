@@ -10,6 +10,7 @@ from aiao_diffusers.embedding.config import EmbedConfig
 from aiao_diffusers.embedding.embed import embed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [False, True])
 def test_overwriting_leaves_a_mark_of_the_attackers_own(context, pairs):
     options = {"steps": 2, "batch_size": 2, "in_sites": 2, "out_sites": 2, "pairs": pairs}

@@ -1,5 +1,6 @@
 """Probing finds where answers lie, with the key unknown."""
 
+import pytest
 import torch
 from _attacks import ANSWERS, answer
 from _tiny import tiny_unet
@@ -9,6 +10,7 @@ from aiao_diffusers.bench.attacks.probing import principal
 from aiao_diffusers.bench.registry import ATTACKS
 
 
+@pytest.mark.slow
 def test_probing_finds_where_answers_lie_and_lowers_them_there(context):
     with expose(tiny_unet(1), context) as target:
         bases = principal(target, 32, 2, ANSWERS)

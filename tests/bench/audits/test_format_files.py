@@ -62,6 +62,7 @@ def test_what_is_no_fine_tune_never_loads(change, tmp_path, fmt):
 SAME = [fmt for fmt in format_files.ADAPTERS if fmt.merge is None]
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(rank=st.integers(1, 6), seed=st.integers(0, 2**16), fmt=st.sampled_from(SAME))
 def test_any_change_in_any_format(tmp_path_factory, rank, seed, fmt):

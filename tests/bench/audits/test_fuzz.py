@@ -19,6 +19,7 @@ def test_the_fuzz_reaches_every_outcome_and_breaks_no_promise():
     assert result.slowest_s < fuzz.SECONDS and result.most_mib < fuzz.MARGIN_MIB
 
 
+@pytest.mark.slow
 def test_the_fuzz_sees_a_loader_that_lies(monkeypatch, tmp_path):
     """Its own controls: a promise broken on purpose must end the run."""
     real = fuzz.apply_lora

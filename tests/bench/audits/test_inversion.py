@@ -15,6 +15,7 @@ from aiao_diffusers.verification.evidence import key_sites
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 
 
+@pytest.mark.slow
 def test_inversion_looks_for_every_mask(begun):
     unet, record = begun
     ins, outs = key_sites(unet, KEY, record)

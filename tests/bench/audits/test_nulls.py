@@ -54,6 +54,7 @@ def test_readings_of_many_keys_at_once_are_those_of_one(begun, monkeypatch, pair
         assert all(a[:2] == b[:2] and abs(a[2] - b[2]) <= 2 for a, b in zip(triples, wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_p_values_of_unmarked_models_are_uniform(begun):
     record = begun[1]
     keys = nulls.keys_of("pairs", 300, 0)

@@ -16,6 +16,7 @@ def test_what_a_killed_run_left_half_made_goes(own, tmp_path):
     assert not left.exists() and any(left.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_marks_are_found_again_with_their_keys_and_weights(own, tmp_path):
     config = own(marks={"kin": {"method": "likeness", "keys": 2}}, seeds=[2, 3])
     with pytest.raises(DataError, match="no marks of suite own"):

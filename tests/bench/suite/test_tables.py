@@ -123,6 +123,7 @@ def test_what_must_not_verify_is_no_loss(tmp_path):
     assert "No cell was lost" in table(tmp_path, sections=["wins"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["embedding", "lazy", "robustness", "verification"])
 def test_the_documents_are_what_their_results_say(name, tmp_path):
     document = ROOT / "docs" / f"{name}.md"

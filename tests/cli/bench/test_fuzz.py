@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from aiao_diffusers.bench.audits import fuzz
@@ -12,6 +13,7 @@ def call(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_a_fuzz_in_files_and_as_json(tmp_path):
     done = call("fuzz", "--rounds", 3, "--seed", 3, "-o", tmp_path, "--json")
     found = json.loads(done.stdout)
