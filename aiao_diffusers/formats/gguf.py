@@ -29,6 +29,9 @@ def read_gguf_header(path: Path) -> Header:
     Raises:
         NotTestableError: the package gguf is missing. UnsafeFileError: no sound GGUF file.
     """
+    other = mistaken_for(read_start(path))  # first: what is no GGUF file asks for no package
+    if other is not None:
+        raise UnsafeFileError(f"{path.name!r} {other}")
     if importlib.util.find_spec("gguf") is None:
         raise NotTestableError(f"{path.name!r} is a GGUF file: install the package gguf to read it")
     import gguf
@@ -43,9 +46,6 @@ def read_gguf_header(path: Path) -> Header:
             tensors[t.name] = TensorInfo(t.tensor_type.name, shape, start, start + int(t.n_bytes))
         return Header(path, tensors, {}, path.stat().st_size)
     except UPSTREAM_ERRORS as error:
-        other = mistaken_for(read_start(path))
-        if other is not None:
-            raise UnsafeFileError(f"{path.name!r} {other}") from None
         raise UnsafeFileError(f"{path.name!r} is no sound GGUF file: {short(str(error))}") from error
 
 
