@@ -216,7 +216,7 @@ def _judge_file(remote: Remote, name: str) -> Candidate:
     kind = artifact.kind
     if kind not in CHANGES_A_DENOISER:
         raise NotTestableError(
-            f"{short(name)} in {remote.repo_id} is {kind} ({artifact.detail}): it does not change the denoiser."
+            f"{short(name)} in {remote.repo_id} is {kind} ({artifact.detail}): it does not change the denoiser's own weights."
         )
     config = f"{name.rpartition('/')[0]}/adapter_config.json".lstrip("/")
     return Candidate(kind, name, artifact, (config,) if kind == "lora" and config in remote.files else ())

@@ -173,7 +173,9 @@ def open_suspect(
         if found.several and found.kind == "unknown":
             raise NotTestableError(f"'{suspect}' holds {found.detail}.")
         if found.kind != "lora":
-            raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser.")
+            raise NotTestableError(
+                f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser's own weights."
+            )
         with _open_adapter(label_of(suspect), found, place, base, record) as opened:
             yield opened
     except AIAOError as error:
