@@ -5,10 +5,13 @@
 run a skipped test fails.
 """
 
+import importlib
 import os
 import random
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
 
 
 Case = TypeVar("Case")
@@ -22,3 +25,8 @@ def sample(cases: Iterable[Case], count: int, seed: int = 0) -> list[Case]:
     if FULL or count >= len(cases):
         return cases
     return [cases[i] for i in sorted(random.Random(seed).sample(range(len(cases)), count))]
+
+
+def extra(module: str) -> Any:
+    """An optional package for a whole test file: skipped where extras are left out on purpose, an error elsewhere."""
+    return pytest.importorskip(module) if WITHOUT_EXTRAS else importlib.import_module(module)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _kind import extra
 from _tiny import run, tiny_unet
 from safetensors.torch import save_file
 from torch import nn
@@ -12,7 +13,7 @@ from aiao_diffusers.errors import NotTestableError
 from aiao_diffusers.formats.lora import apply_lora, check_adapter_fits
 
 
-lycoris = pytest.importorskip("lycoris", reason="lycoris-lora is not installed: pip install 'aiao_diffusers[lycoris]'")
+lycoris = extra("lycoris")
 PRESET = {"target_module": ["Attention", "ResnetBlock2D", "Downsample2D"], "name_algo_map": {}}
 
 

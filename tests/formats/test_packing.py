@@ -81,7 +81,8 @@ class TestPackedModels:
 
     @pytest.mark.parametrize("width", ["int8", "float8"])
     def test_quanto_in_8_bit_is_what_the_library_runs(self, tmp_path, unet, width):
-        pytest.importorskip("optimum.quanto")
+        import optimum.quanto  # noqa: F401
+
         unet.save_pretrained(tmp_path / "plain")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # diffusers means to drop it
@@ -95,7 +96,8 @@ class TestPackedModels:
     @pytest.mark.parametrize("width", ["qint8", "qfloat8", "qint4"])
     def test_a_folder_as_quanto_writes_it_by_itself(self, tmp_path, width):
         """Its map of packings lies beside, and config.json says nothing."""
-        quanto = pytest.importorskip("optimum.quanto")
+        from optimum import quanto
+
         unet = tiny_unet()
         theirs = copy.deepcopy(unet)
         quanto.quantize(theirs, weights=getattr(quanto, width))
