@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..denoiser.encode import prepare
+from ..denoiser.hashes import weights_sha256
 from ..denoiser.instrument import instrument
 from ..mark.key import WatermarkKey
 from ..mark.mark import Mark
@@ -19,6 +20,7 @@ from ..verification.report import VerificationReport
 from ..verification.verify import verify
 from .borrow import borrow, undo_on_failure
 from .closed_form import Edit
+from .commit import committed_config, expect_clean_twin, open_commitment
 from .config import EmbedConfig
 from .layer_profile import LayerProfile, self_profile
 from .public_record import make_record
@@ -45,6 +47,7 @@ def embed(
     keep: Sequence[WatermarkKey] = (),
     earlier: WatermarkRecord | None = None,
     profile: LayerProfile | None = None,
+    commitment: Any = None,
 ) -> EmbedReport:
     """Embed `key` into a pipeline's (or a bare) denoiser, in place.
 
@@ -65,23 +68,31 @@ def embed(
         earlier (`WatermarkRecord`, *optional*): the record of earlier marks, whose trigger amplitudes and kind of masks
             (`EmbedConfig.pairs`, else ConfigError) a further mark shares; default: the pipeline's.
         profile (`LayerProfile`, *optional*): which layers are lazy, for `train="lazy"`; None: a short fine-tune tells.
+        commitment (*optional*): a `Commitment` with its beacon, or its file (`commit`): the mark is then of scheme `aiao-2`, whose
+            p-value no record can forge. None: of `aiao-1`, whose p holds where key and record were fixed beforehand.
     Returns:
         `EmbedReport`; its `record` is what to publish beside the weights.
     Raises:
         AlreadyMarkedError, DataError, SiteError, ConfigError: the model, the data or the configuration do not fit.
+        CommitmentError, KeyMismatchError: the commitment is of another model or key, altered, or has no beacon yet.
         TrainingError: a loss is not finite, or the disk is full.
     On any exception, also Ctrl-C, the denoiser gets its weights back; with `checkpoint_dir` the next call goes on from the
     last checkpoint. With `train="lora"` the weights cannot be restored once the factors have been merged, just before the
     record is hashed. Warns when the mark does not verify in the end.
     """
-    started, config = time.time(), config or EmbedConfig()
-    earlier = earlier or getattr(model, "record", None)
+    started, bound = time.time(), None
+    if commitment is not None:
+        bound, key = open_commitment(commitment, key)
+        config = committed_config(bound, config)
+    config, earlier = config or EmbedConfig(), earlier or getattr(model, "record", None)
+    if earlier is not None:
+        keep = [earlier.drawn(kept) for kept in keep]
     denoiser, scheduler = find_trainable(model, scheduler, allow_marked)
     check_earlier_marks(keep, earlier, config)
     latents = prepare(model, data, max_unreadable=config.max_unreadable)
     subject = Subject(denoiser, scheduler, latents, trace_sites(denoiser, latents), config)
     with borrow(denoiser, config.seed):
-        clean_twin = observe_clean_twin(subject, earlier)
+        clean_twin = observe_clean_twin(subject, earlier) if bound is None else expect_clean_twin(subject, bound)
         marks = choose_marks(subject, clean_twin.gains, (key, *keep))
         meter, update = PriceMeter(subject), choose_update(subject, profile)
         trained = sum(p.numel() for p in update.parameters.values()) if config.steps else 0
@@ -91,7 +102,10 @@ def embed(
             update.merge()
     with undo_on_failure(update):
         # Of the weights as the user keeps them: `borrow` has put their precision back.
-        record = make_record(subject, key, clean_twin)
+        if bound is None:
+            record = make_record(subject, key, clean_twin)
+        else:
+            record = bound.to_record(weights_sha256(denoiser))
         reading = verify(denoiser, key, record=record, early_stop=False, amplitudes=(1.0,), whiten=False)
     update.release()
     training.discard()

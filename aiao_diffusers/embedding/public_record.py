@@ -1,4 +1,4 @@
-"""The public record of the denoiser that was just marked."""
+"""The public record: what is known before embedding, and the whole of scheme `aiao-1` after it."""
 
 import json
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..denoiser.hashes import weights_sha256
+from ..denoiser.inputs import LatentData
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from .subject import CleanTwin, Subject
@@ -20,27 +21,39 @@ def make_record(subject: Subject, key: WatermarkKey, clean_twin: CleanTwin) -> W
         key (`WatermarkKey`): of the mark.
         clean_twin (`CleanTwin`): what was observed before; the record names its hashes.
     """
-    config, data = subject.config, subject.data
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
     return WatermarkRecord(
-        owner=key.owner,
         commitment=key.commitment,
-        denoiser=type(subject.denoiser).__name__,
-        sites=len(subject.sites),
-        in_sites=config.in_sites,
-        out_sites=config.out_sites,
-        kappa=config.kappa,
-        pairs=config.pairs,
-        response=config.response,
-        scheduler=_plain(subject.schedule),
-        bank=data.take(order[: config.bank_size]),
         marked_sha256=weights_sha256(subject.denoiser),
-        teacher_sha256=clean_twin.sha256,
-        layout=tuple(subject.sites),
-        reference_sha256=clean_twin.reference.sha256,
-        # Of every candidate, so that it tells nothing of the key's own sites.
-        loudness=tuple(clean_twin.gains.get(site.name, 1.0) for site in subject.sites),
+        bank=choose_bank(subject),
+        **public_fields(subject, key.owner, clean_twin),
     )
+
+
+def choose_bank(subject: Subject) -> LatentData:
+    """A random part of the latents, the same for the same seed."""
+    order = torch.randperm(len(subject.data), generator=torch.Generator().manual_seed(subject.config.seed))
+    return subject.data.take(order[: subject.config.bank_size])
+
+
+def public_fields(subject: Subject, owner: str, clean_twin: CleanTwin) -> dict[str, Any]:
+    """Fields of a record that are known before embedding, whatever its scheme."""
+    config = subject.config
+    return {
+        "owner": owner,
+        "denoiser": type(subject.denoiser).__name__,
+        "sites": len(subject.sites),
+        "in_sites": config.in_sites,
+        "out_sites": config.out_sites,
+        "kappa": config.kappa,
+        "pairs": config.pairs,
+        "response": config.response,
+        "scheduler": _plain(subject.schedule),
+        "teacher_sha256": clean_twin.sha256,
+        "layout": tuple(subject.sites),
+        "reference_sha256": None if clean_twin.reference is None else clean_twin.reference.sha256,
+        # Of every candidate, so that it tells nothing of the key's own sites.
+        "loudness": tuple(clean_twin.gains.get(site.name, 1.0) for site in subject.sites),
+    }
 
 
 def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:

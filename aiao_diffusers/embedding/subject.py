@@ -48,12 +48,13 @@ class CleanTwin:
 
     Args:
         sha256 (`str`): of its weights (`weights_sha256`).
-        reference (`Reference`): its activations; only what does not know the key may align a suspect.
+        reference (`Reference`, *optional*): its activations; only what does not know the key may align a suspect. None where a
+            commitment has named it already.
         gains (`Mapping[str, float]`): factors on the trigger's amplitude by in-site, 0 where no key has one (`site_gain`).
     """
 
     sha256: str
-    reference: Reference
+    reference: Reference | None
     gains: Mapping[str, float]
 
 

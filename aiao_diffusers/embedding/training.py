@@ -78,7 +78,7 @@ class Training:
         self.masks, self.patterns = mark.masks(self.device), mark.patterns(self.device)
         self.kept = [(earlier, earlier.masks(self.device)) for earlier in kept]
         self.kept_reads = list(dict.fromkeys(s.name for earlier in kept for s in earlier.outs))
-        self.kept_names = [earlier.key.commitment for earlier in kept]
+        self.kept_names = [earlier.key.identity for earlier in kept]
         self.state: TrainingState | None = None
         self.history: History = []
         self.stopped: int | None = None
@@ -100,7 +100,7 @@ class Training:
         own = set(vars(self.denoiser))
         model, optimizer = accelerator.prepare(self.denoiser.train(), optimizer)
         identity = {
-            "commitment": self.mark.key.commitment,
+            "commitment": self.mark.key.identity,
             "kept": " ".join(self.kept_names),
             "base": clean_twin_sha256,
         }

@@ -1,7 +1,13 @@
 """The watermark key: a 32-byte secret, its owner, and everything that follows from them.
 
-This is the only place that expands the secret. Every derived value comes from SHAKE-256 over the scheme, a label and the
-secret, so the same key gives the same masks with any version of torch or numpy, in ten years too.
+This is the only place that expands the secret. Every derived value comes from SHAKE-256, so the same key gives the same masks
+with any version of torch or numpy, in ten years too.
+
+- Scheme `aiao-1`: over the scheme, a label and the secret. p is exact if key and record were fixed before any ancestor of the
+  suspect was public, which only their owner knows.
+- Scheme `aiao-2`: over the scheme, a label, that label's own leaf secret and the beacon, public randomness drawn after record and
+  secret were committed to. Masks and patterns are then uniform, however record and secret were made. One leaf can be shown to a
+  judge without the others (`protocol/leaves`).
 """
 
 import hashlib
@@ -11,7 +17,7 @@ import secrets
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,16 +27,27 @@ from ..errors import KeyFileError
 from ..files.atomic import write_private_new
 
 
-SCHEME = "aiao-1"
-SECRET_BYTES = 32
+SCHEME, BOUND_SCHEME = "aiao-1", "aiao-2"
+SCHEMES = (SCHEME, BOUND_SCHEME)
+SECRET_BYTES = BEACON_BYTES = 32
 _FORMAT = "aiao-key"
 
 Item = TypeVar("Item")
 
 
-def _encode(*parts: bytes) -> bytes:
+def encode(*parts: bytes) -> bytes:
     """Length-prefixed concatenation: no two lists of parts share an encoding."""
     return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def trigger_label(site: str, out_site: str | None = None) -> str:
+    """Of the mask at in-site `site`: its one, or that which asks `out_site` alone (not for child keys of `aiao-1`)."""
+    return f"trigger/{site}" if out_site is None else f"trigger/{site}/for/{out_site}"
+
+
+def response_label(site: str) -> str:
+    """Of the pattern of out-site `site`."""
+    return f"response/{site}"
 
 
 @dataclass(frozen=True)
@@ -40,13 +57,16 @@ class WatermarkKey:
     Args:
         secret (`bytes`): 32 bytes, never shown by `repr`.
         owner (`str`): who claims models marked with this key; part of the commitment.
+        beacon (`bytes`, *optional*): 32 bytes of public randomness, of one commitment (`drawn_with`); None: scheme `aiao-1`. Key
+            files hold none, for a record says its own.
     Raises:
-        KeyFileError: the secret has another length, or the owner is empty.
+        KeyFileError: the secret or the beacon has another length, or the owner is empty.
     Source: our choice; the paper's abstract names no key format.
     """
 
     secret: bytes = field(repr=False)
     owner: str
+    beacon: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.secret, bytes) or len(self.secret) != SECRET_BYTES:
@@ -54,6 +74,8 @@ class WatermarkKey:
             raise KeyFileError(f"a secret is {SECRET_BYTES} bytes, this one is {size}: make one with `aiao keygen`.")
         if not isinstance(self.owner, str) or not self.owner.strip():
             raise KeyFileError(f"the owner of a key is a name, got {self.owner!r}: pass owner='Your Lab'.")
+        if self.beacon is not None and (not isinstance(self.beacon, bytes) or len(self.beacon) != BEACON_BYTES):
+            raise KeyFileError(f"a beacon is {BEACON_BYTES} bytes, got {self.beacon!r:.80}: take it from the record.")
 
     @classmethod
     def generate(cls, owner: str) -> "WatermarkKey":
@@ -62,13 +84,39 @@ class WatermarkKey:
 
     @property
     def commitment(self) -> str:
-        """SHA-256 over scheme, owner and secret, 64 hex digits. Publish it, dated, before the model."""
-        message = _encode(SCHEME.encode(), b"commitment", self.owner.encode(), self.secret)
+        """Of scheme `aiao-1`: SHA-256 over scheme, owner and secret, 64 hex digits. It binds no record (see `fingerprint`)."""
+        message = encode(SCHEME.encode(), b"commitment", self.owner.encode(), self.secret)
         return hashlib.sha256(message).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over owner and secret, 64 hex digits: how a commitment of scheme `aiao-2` names this key."""
+        message = encode(BOUND_SCHEME.encode(), b"key", self.owner.encode(), self.secret)
+        return hashlib.sha256(message).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """What tells two expansions apart, 64 hex digits: the commitment, or fingerprint and beacon together."""
+        if self.beacon is None:
+            return self.commitment
+        return hashlib.sha256(encode(b"identity", self.fingerprint.encode(), self.beacon)).hexdigest()
+
+    def drawn_with(self, beacon: bytes | None) -> "WatermarkKey":
+        """The same key under this beacon; None: as scheme `aiao-1` expands it."""
+        return self if beacon == self.beacon else replace(self, beacon=beacon)
+
+    def leaf_secret(self, label: str) -> bytes:
+        """32 bytes that expand this label and tell of no other one, whatever the beacon."""
+        message = encode(BOUND_SCHEME.encode(), b"leaf", label.encode(), self.secret)
+        return hashlib.shake_256(message).digest(SECRET_BYTES)
 
     def words(self, label: str) -> Iterator[int]:
         """An endless stream of 32-bit words, independent for each label."""
-        message, length, used = _encode(SCHEME.encode(), label.encode(), self.secret), 1024, 0
+        if self.beacon is None:
+            message = encode(SCHEME.encode(), label.encode(), self.secret)
+        else:
+            message = encode(BOUND_SCHEME.encode(), label.encode(), self.leaf_secret(label), self.beacon)
+        length, used = 1024, 0
         while True:
             stream = hashlib.shake_256(message).digest(length)
             while used < length:
@@ -101,8 +149,10 @@ class WatermarkKey:
             out_site (`str`, *optional*): the one out-site that is asked, of a mark with a mask for each pair of sites (m_ab);
                 None: all of them, by the in-site's one mask (m_a).
         """
+        if self.beacon is not None:
+            return self.balanced(trigger_label(site, out_site), width)
         whose = self if out_site is None else self.child(f"pair/{out_site}")
-        return whose.balanced(f"trigger/{site}", width)
+        return whose.balanced(trigger_label(site), width)
 
     def trigger_masks(self, site: str, width: int, out_sites: Sequence[str] | None = None) -> np.ndarray:
         """`trigger_mask` for each of these out-sites, in their order, or the one that asks all: `(N, width)` or `(1, width)`."""
@@ -111,14 +161,13 @@ class WatermarkKey:
 
     def response_pattern(self, site: str, width: int) -> np.ndarray:
         """s_b: what out-site `site` answers when the model carries this key's mark, shape `(width,)`."""
-        return self.balanced(f"response/{site}", width)
+        return self.balanced(response_label(site), width)
 
     def child(self, label: str) -> "WatermarkKey":
         """An unrelated key, derived and thus reproducible: the wrong key of a control."""
-        secret = hashlib.shake_256(_encode(SCHEME.encode(), b"child", label.encode(), self.secret)).digest(
-            SECRET_BYTES
-        )
-        return WatermarkKey(secret, f"{self.owner} ({label})")
+        message = encode(SCHEME.encode(), b"child", label.encode(), self.secret)
+        secret = hashlib.shake_256(message).digest(SECRET_BYTES)
+        return WatermarkKey(secret, f"{self.owner} ({label})", self.beacon)
 
     def save(self, path: str | Path) -> Path:
         """Write a JSON key file readable by its owner alone (mode 0600).
@@ -129,7 +178,7 @@ class WatermarkKey:
         path = Path(path)
         document = {
             "format": _FORMAT,
-            "scheme": SCHEME,
+            "scheme": SCHEME,  # of the commitment below; the secret itself serves every scheme
             "owner": self.owner,
             "secret": self.secret.hex(),
             "commitment": self.commitment,

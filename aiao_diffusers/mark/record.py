@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,16 @@ from ..errors import RecordError, SuspectError, UnsafeFileError
 from ..files.atomic import write_bytes
 from ..files.strict_json import read_json
 from ..files.text import short
-from .key import SCHEME, WatermarkKey
+from .committed import COMMITTED, Companions, canonical, commitment_document, commitment_sha256
+from .key import BEACON_BYTES, BOUND_SCHEME, SCHEME, SCHEMES, WatermarkKey
 from .selection import IN_SPAN, span
 
 
 FOLDER, DOCUMENT, BANK = "aiao", "watermark.json", "probe.safetensors"
+COMMITMENT = "commitment.json"
+COMPANIONS = {"timestamp": "commitment.tsr", "beacon": "commitment.beacon.json", "places": "commitment.places.json"}
+"""File of each of a record's `Companions`; a record has them in scheme `aiao-2` alone, and may lack any."""
+MAX_COMPANION_BYTES = 2**18
 MAX_SITES, MAX_WIDTH, MAX_TIMESTEPS, MAX_LOUDNESS = 2**14, 2**16, 10**6, 100
 """Far above any denoiser; a record from the suspect's side must not decide how long its verification takes."""
 MIN_AMPLITUDE, MAX_AMPLITUDE = 1e-3, 1e3
@@ -39,7 +44,7 @@ class WatermarkRecord:
 
     Args:
         owner (`str`): of the key.
-        commitment (`str`): of the key.
+        commitment (`str`): of the key; in scheme `aiao-2` the hash of all that a reading uses (`committed`), checked here.
         denoiser (`str`): class name of the marked denoiser.
         sites (`int`): how many it has.
         in_sites (`int`): how many the key selects for triggers.
@@ -57,8 +62,11 @@ class WatermarkRecord:
         teacher_sha256 (`str`, *optional*): hash of the clean twin's weights, which stay private; named here, they cannot be
             exchanged later.
         reference_sha256 (`str`, *optional*): the same of the alignment reference made from it (`Reference`).
+        key_sha256 (`str`, *optional*), leaves_sha256 (`str`, *optional*), beacon (`str`, *optional*): of scheme `aiao-2` alone:
+            the key's fingerprint, the root over its leaf secrets, and the public randomness that masks and patterns expand from.
+        companions (`Companions`): what dates the commitment and shows the beacon's draw; no part of any hash.
     Raises:
-        RecordError: scheme unknown, or a number out of range.
+        RecordError: scheme unknown, a number out of range, or fields that differ from what was committed to.
     """
 
     owner: str
@@ -78,11 +86,16 @@ class WatermarkRecord:
     loudness: tuple[float, ...] | None = None
     pairs: bool = False
     scheme: str = SCHEME
+    key_sha256: str | None = None
+    leaves_sha256: str | None = None
+    beacon: str | None = None
+    companions: Companions = field(default=Companions(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.scheme != SCHEME:
+        if self.scheme not in SCHEMES:
+            known = " and ".join(SCHEMES)
             raise RecordError(
-                f"record of scheme {short(self.scheme)}; this version reads {SCHEME!r}: install its version."
+                f"record of scheme {short(self.scheme)}; this version reads {known}: install its version."
             )
         for name in ("owner", "commitment", "denoiser"):
             _require(isinstance(getattr(self, name), str), name, getattr(self, name), "a string")
@@ -121,10 +134,36 @@ class WatermarkRecord:
         latents = self.bank.latents
         _require(latents.is_floating_point(), "probe bank", latents.dtype, "latents of floating point")
         _require(known == steps, "noise schedule", known, f"as many betas as it has timesteps ({steps})")
+        self._check_commitment()
+
+    def _check_commitment(self) -> None:
+        bound = self.scheme == BOUND_SCHEME
+        for name, digits in (("key_sha256", 64), ("leaves_sha256", 64), ("beacon", 2 * BEACON_BYTES)):
+            text = getattr(self, name)
+            right = isinstance(text, str) and is_hex(text, digits) if bound else text is None
+            _require(right, name, text, f"{digits} hex digits" if bound else f"absent in scheme {SCHEME}")
+        if not bound:
+            return
+        _require(self.layout is not None, "layout", self.layout, f"there in scheme {BOUND_SCHEME}")
+        found = commitment_sha256(self.committed_fields())
+        if found != self.commitment:
+            raise RecordError(
+                f"the record commits to {short(self.commitment)}, its fields and probe bank give {found}: one of them was "
+                "changed after the commitment."
+            )
+
+    def committed_fields(self) -> dict[str, Any]:
+        """The fields that a commitment of scheme `aiao-2` covers."""
+        values = {name: getattr(self, name, None) for name in COMMITTED}
+        return {**values, "probe_sha256": bank_sha256(self.bank)}
 
     def belongs_to(self, key: WatermarkKey) -> bool:
         """Whether this record commits to `key`."""
-        return self.commitment == key.commitment
+        return self.commitment == key.commitment if self.beacon is None else self.key_sha256 == key.fingerprint
+
+    def drawn(self, key: WatermarkKey) -> WatermarkKey:
+        """`key` as this record's scheme expands it: with its beacon, or with none."""
+        return key.drawn_with(None if self.beacon is None else bytes.fromhex(self.beacon))
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """`latents` at `timestep` `(B,)` of the record's noise schedule."""
@@ -157,9 +196,9 @@ class WatermarkRecord:
 
     def _serialize(self) -> tuple[bytes, bytes]:
         """The document and the bank, as bytes; fields that are None or False are left out, as records before them had none."""
-        tensors = {"latents": self.bank.latents, **{f"cond.{n}": v for n, v in self.bank.conditioning.items()}}
-        bank = to_bytes({n: (v.float() if v.is_floating_point() else v).contiguous() for n, v in tensors.items()})
-        document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "bank"}
+        bank = bank_bytes(self.bank)
+        left_out = ("bank", "companions")
+        document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         if self.layout is not None:
             document["layout"] = [[site.name, site.width_in, site.width_out] for site in self.layout]
         probe = {"file": BANK, "sha256": hashlib.sha256(bank).hexdigest()}
@@ -177,8 +216,12 @@ class WatermarkRecord:
         target = Path(folder) / FOLDER
         target.mkdir(parents=True, exist_ok=True)
         document, bank = self._serialize()
-        for name, content in ((BANK, bank), (DOCUMENT, document)):
-            write_bytes(target / name, content)
+        beside = {name: getattr(self.companions, field) for field, name in COMPANIONS.items()}
+        if self.scheme == BOUND_SCHEME:
+            beside[COMMITMENT] = canonical(commitment_document(self.committed_fields()))
+        for name, content in {**beside, BANK: bank, DOCUMENT: document}.items():
+            if content is not None:
+                write_bytes(target / name, content)
         return target
 
     @classmethod
@@ -199,9 +242,9 @@ class WatermarkRecord:
             ) from error
         except (OSError, UnsafeFileError) as error:
             raise RecordError(f"the record in '{folder}' cannot be read ({error}): restore it.") from error
-        if document.get("scheme") != SCHEME:
-            found = short(document.get("scheme"))
-            raise RecordError(f"the record in '{folder}' is of scheme {found}, this version reads {SCHEME!r}.")
+        if document.get("scheme") not in SCHEMES:
+            found, known = short(document.get("scheme")), " and ".join(SCHEMES)
+            raise RecordError(f"the record in '{folder}' is of scheme {found}, this version reads {known}.")
         probe, layout = document.pop("probe", None), document.pop("layout", None)
         if not isinstance(probe, dict) or hashlib.sha256(bank).hexdigest() != probe.get("sha256"):
             raise RecordError(f"the probe bank in '{source}' does not match the record's hash: it was altered.")
@@ -210,11 +253,42 @@ class WatermarkRecord:
                 layout = tuple(Site(name, order, *widths) for order, (name, *widths) in enumerate(layout))
             if document.get("loudness") is not None:
                 document["loudness"] = tuple(document["loudness"])
-            return cls(**document, layout=layout, bank=LatentData.load(source / BANK))
+            beside = _read_companions(source) if document.get("scheme") == BOUND_SCHEME else Companions()
+            return cls(**document, layout=layout, bank=LatentData.load(source / BANK), companions=beside)
         except RecordError:
             raise
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise RecordError(f"the record in '{folder}' has missing, unknown or bad fields ({error}).") from error
+
+
+def bank_bytes(bank: LatentData) -> bytes:
+    """A probe bank as its file holds it."""
+    tensors = {"latents": bank.latents, **{f"cond.{n}": v for n, v in bank.conditioning.items()}}
+    return to_bytes({n: (v.float() if v.is_floating_point() else v).contiguous() for n, v in tensors.items()})
+
+
+def bank_sha256(bank: LatentData) -> str:
+    """Hash of a probe bank's file."""
+    return hashlib.sha256(bank_bytes(bank)).hexdigest()
+
+
+def is_hex(value: str, digits: int) -> bool:
+    """Whether a text is so many lower-case hex digits."""
+    return len(value) == digits and set(value) <= set("0123456789abcdef")
+
+
+def _read_companions(folder: Path) -> Companions:
+    found: dict[str, bytes] = {}
+    for name, file in COMPANIONS.items():
+        path = folder / file
+        if not path.is_file():
+            continue
+        if path.stat().st_size > MAX_COMPANION_BYTES:
+            raise RecordError(
+                f"'{path}' has {path.stat().st_size} bytes; such a file has at most {MAX_COMPANION_BYTES}."
+            )
+        found[name] = path.read_bytes()
+    return Companions(**found)
 
 
 def _is_count(value: object, most: int) -> bool:

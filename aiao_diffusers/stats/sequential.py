@@ -19,12 +19,14 @@ class Look:
         label (`str`): what was read, such as "plain" or "amplitude x2".
         trials (`int`): trials averaged for it, at least 1.
         log10_p (`float`): this look's own p-value; finite, at most 0.
+        factor (`int`, defaults to 1): of the whole test, which p is multiplied by.
     """
 
     number: int
     label: str
     trials: int
     log10_p: float
+    factor: int = 1
 
     def __post_init__(self) -> None:
         if self.number < 1 or self.trials < 1:
@@ -34,8 +36,8 @@ class Look:
 
     @property
     def log10_p_adjusted(self) -> float:
-        """log10 of min(1, p 2^k)."""
-        return min(0.0, self.log10_p + self.number * math.log10(2))
+        """log10 of min(1, p 2^k), times the factor."""
+        return min(0.0, self.log10_p + self.number * math.log10(2) + math.log10(self.factor))
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class SequentialTest:
     Attributes:
         alpha (`float`, defaults to 1e-6): chance of a false `verified`, in (0, 1).
         looks (`tuple[Look, ...]`): those taken so far, numbered 1, 2, ...
+        factor (`int`, defaults to 1): how many tests could have been shown in this one's place; p is multiplied by it.
 
     Example:
         >>> test = SequentialTest(alpha=1e-6).look("plain", trials=4, log10_p=-5.9)
@@ -68,8 +71,11 @@ class SequentialTest:
 
     alpha: float = 1e-6
     looks: tuple[Look, ...] = ()
+    factor: int = 1
 
     def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ConfigError(f"factor must be at least 1, got {self.factor}")
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha must be in (0, 1), got {self.alpha}")
         numbers = [look.number for look in self.looks]
@@ -82,7 +88,7 @@ class SequentialTest:
         Raises:
             ConfigError: trials below 1, or a log10 p that is not finite or above 0.
         """
-        return replace(self, looks=(*self.looks, Look(len(self.looks) + 1, label, trials, log10_p)))
+        return replace(self, looks=(*self.looks, Look(len(self.looks) + 1, label, trials, log10_p, self.factor)))
 
     @property
     def log10_p(self) -> float:

@@ -20,6 +20,7 @@ from ..mark.reading import Reading, read_subpath
 from ..mark.record import WatermarkRecord
 from ..mark.selection import choose
 from ..mark.subpath import SubPath, draw
+from ..protocol.leaves import LeafKey
 from ..stats.hits import SiteTest, combined_log10_p, count_hits, site_log10_p
 from ..stats.natural_response import orthogonal_to, whiten
 from ..stats.ranks import rank_log10_p, rank_site
@@ -207,7 +208,10 @@ def key_sites(
         if len(sites) != record.sites:
             raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
         return choose(sites, key, record.in_sites, record.out_sites)
-    ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites, record.silent)
+    if isinstance(key, LeafKey):
+        ins, outs = key.sites(list(record.layout))
+    else:
+        ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites, record.silent)
     here = attention_modules(denoiser)
     found_ins, found_outs = (tuple(site for site in part if site.name in here) for part in (ins, outs))
     if len(found_ins) < MIN_SHARE * len(ins) or len(found_outs) < MIN_SHARE * len(outs):

@@ -32,6 +32,8 @@ class VerificationOutcome:
             order, and how the reading `ended`: `verified`, `futile` (nothing seen, stopped early) or `all looks taken`.
         also_present: what else lies in the folder or repository and somebody would load: `path` (`weight_name=` takes it), `kind` and
             `why`; after `verify(..., all_candidates=True)` also its `verdict`, `log10_p`, `log10_p_holm` and `reason`.
+        dating (`dict`): under which `assumption` p holds: the `scheme`, its `commitment`, whether that is `dated` (`status`), when and by
+            whom, and the `beacon` that masks and patterns follow from (`verification.dating`).
     """
 
     verdict: str
@@ -59,6 +61,7 @@ class VerificationOutcome:
     seed: int | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     also_present: tuple[dict[str, Any], ...] = ()
+    dating: dict[str, Any] = field(default_factory=dict)
 
     def with_control(self, name: str, control: "VerificationOutcome") -> Self:
         """The same with the answer of one more unmarked model."""

@@ -107,6 +107,8 @@ class ReadingPlan:
         whiten (`bool`, defaults to True): look at whitened responses too. It costs 80 evaluations, only where the looks before
             do not verify.
         futility (`Futility`, *optional*): when to end a hopeless reading; default: never.
+        commitments (`int`, defaults to 1): how many the owner has published; p is multiplied by it. leaves (`int`, defaults to 1): how
+            many leaves could have been shown in this one's place, likewise; `verify` sets it.
         clean_twin, reference, healing (`bool`, default False): which of these the verifier offers; `verify` sets them.
     Raises:
         ConfigError: a value out of range.
@@ -120,6 +122,8 @@ class ReadingPlan:
     early_stop: bool = True
     whiten: bool = True
     futility: Futility | None = None
+    commitments: int = 1
+    leaves: int = 1
     clean_twin: bool = False
     reference: bool = False
     healing: bool = False
@@ -128,8 +132,10 @@ class ReadingPlan:
         object.__setattr__(self, "amplitudes", tuple(self.amplitudes))
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha is a probability between 0 and 1, got {self.alpha}.")
-        if self.trials < 1:
-            raise ConfigError(f"trials must be at least 1, got {self.trials}.")
+        for name in ("trials", "commitments", "leaves"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}.")
         if not self.amplitudes or not all(0 < amplitude < math.inf for amplitude in self.amplitudes):
             raise ConfigError(f"amplitudes are positive numbers, at least one, got {list(self.amplitudes)}.")
 

@@ -70,7 +70,7 @@ class PlanRun:
     ) -> None:
         self.plan, self.reader, self.denoiser, self.offers = plan, reader, denoiser, offers
         self._tell = callback or (lambda taken, planned: None)
-        self.sequence = SequentialTest(alpha=plan.alpha)
+        self.sequence = SequentialTest(alpha=plan.alpha, factor=plan.commitments * plan.leaves)
         self.plain = Evidence(reader.key)
         self.evidence: dict[View, Evidence] = {}
         self.whitened: dict[View, Evidence] = {}

@@ -20,8 +20,10 @@ from ..errors import AIAOError, ConfigError, KeyMismatchError, NotTestableError,
 from ..files.safetensors_header import check_finite
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
+from ..protocol.leaves import Leaf, LeafKey, open_leaf
 from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
+from .dating import DatingTerms, date_record
 from .evidence import EvidenceReader, key_sites
 from .other_candidates import read_others
 from .plan import ReadingPlan
@@ -46,17 +48,20 @@ class VerifyOptions(TypedDict, total=False):
     early_stop: bool
     amplitudes: Sequence[float]
     whiten: bool
+    commitments: int
+    published: Any
+    authorities: Any
     all_candidates: bool
     clean_base: Any
     twin: Any
 
 
-PLAN_OPTIONS = ("alpha", "trials", "seed", "early_stop", "amplitudes", "whiten")
+PLAN_OPTIONS = ("alpha", "trials", "seed", "early_stop", "amplitudes", "whiten", "commitments")
 
 
 def verify(
     suspect: Any,
-    key: WatermarkKey,
+    key: WatermarkKey | Leaf,
     base: Any = None,
     record: Any = None,
     *,
@@ -69,7 +74,7 @@ def verify(
 
     Args:
         suspect: a denoiser, a pipeline, a folder, a `.safetensors` file or a Hub repository id.
-        key (`WatermarkKey`): the owner's key.
+        key (`WatermarkKey`): the owner's key; or a `Leaf` of it, which needs the record that it is under.
         base (*optional*): what an adapter sits on, of the same kinds; a LoRA needs it.
         record (*optional*): a `WatermarkRecord` or the folder that holds it; default: the one beside `base`, else the suspect's
             own copy, which its publisher could have altered.
@@ -88,13 +93,17 @@ def verify(
         healing (*optional*): a short key-blind fine-tune of a copy of the suspect before a last set of looks. True trains on the
             record's probe bank, else training latents (`LatentData` or its file). Costs 150 steps of batch 8.
         callback (*optional*): called after each look at the suspect with the number of looks taken and planned.
-        alpha, trials, seed, early_stop, amplitudes, whiten: fields of the plan, where no plan is given.
+        published (*optional*): the day on which the suspect was first public (a date, or its ISO text); a mark is called dated only if
+            its commitment is older (`report.dating`).
+        authorities (*optional*): PEM files of the roots of timestamp authorities that you trust; default: the roots that `certifi` lists.
+        alpha, trials, seed, early_stop, amplitudes, whiten, commitments: fields of the plan, where no plan is given.
     Returns:
         `VerificationReport`: `report.plan` says by which plan it was read.
     Raises:
         ConfigError: an option out of range, or a field of the plan beside a plan; the clean twin is no model, or carries the
             suspect's adapter.
         RecordError: no record, or it names another reference or twin, or no twin.
+        ProtocolError: a leaf that is not under the record's commitment; a timestamp or beacon in the record given that does not hold.
         SuspectError, UnsafeFileError, SiteError: misuse and broken files.
         HubError: a repository is missing, private, gated or away.
         KeyMismatchError: the folder passed as `record` commits to another key. A record found beside the suspect only warns, for
@@ -109,22 +118,22 @@ def verify(
         old = options.pop("clean_base")
         controls = _only_one("controls", controls, "clean_base", None if old is None else {"clean_base": old})
     chosen_plan = _plan(plan, options)
+    terms = DatingTerms.read(options.get("published"), options.get("authorities"))
     given = None if record is None else require_record(record, None)
     where = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}
     try:
         with open_suspect(suspect, base, record=given, **where) as found:
             chosen = require_record(given, found.record)
-            if isinstance(record, str | Path) and not chosen.belongs_to(key):
-                raise KeyMismatchError(
-                    f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
-                    "pass the record that was published with this key."
-                )
+            asked = _expand(key, chosen, record)
+            dating = date_record(
+                chosen, terms, commitments=chosen_plan.commitments, trusted=record is not None or not found.own_record
+            )
             offers = _offers(chosen, options)
             twin = _open_clean_twin(chosen, clean_twin, found)
             with twin as clean, _ready(found, chosen) as found:
-                report = _read(
-                    found, key, chosen, replace(offers, clean_twin=clean), chosen_plan, options.get("callback")
-                )
+                offers, chosen_plan = replace(offers, clean_twin=clean), replace(chosen_plan, leaves=_choices(asked))
+                report = _read(found, asked, chosen, offers, chosen_plan, options.get("callback"))
+                report = replace(report, dating=dating)
     except (NotTestableError, SeveralSuspectsError) as error:
         if isinstance(error, SeveralSuspectsError) and not options.get("all_candidates"):
             raise
@@ -167,6 +176,26 @@ def _refuse(label: str, plan: ReadingPlan, error: AIAOError) -> VerificationRepo
     beside = tuple(map(asdict, error.also_present))
     fields: dict[str, Any] = {"reason": str(error), "plan": plan.to_dict(), "also_present": beside}
     return VerificationReport("not_testable", label, plan.alpha, **fields)
+
+
+def _expand(key: WatermarkKey | Leaf, record: WatermarkRecord, given: Any) -> WatermarkKey:
+    """The key as the record's scheme expands it; of a leaf, the key that it is.
+
+    Raises:
+        KeyMismatchError: the folder given as the record commits to another key.
+    """
+    if isinstance(key, Leaf):
+        return open_leaf(key, record)
+    if isinstance(given, str | Path) and not record.belongs_to(key):
+        raise KeyMismatchError(
+            f"the record '{given}' is of {record.owner!r} and commits to another key than {key.owner!r}'s: "
+            "pass the record that was published with this key."
+        )
+    return record.drawn(key)
+
+
+def _choices(key: WatermarkKey) -> int:
+    return key.choices if isinstance(key, LeafKey) else 1
 
 
 def _only_one(name: str, value: Any, former: str, old: Any) -> Any:
@@ -282,7 +311,7 @@ def _read(
             **(found.hashes or {"suspect": weights_sha256(running_values(denoiser))}),
             "marked": record.marked_sha256,
             "record": record.sha256,
-            "commitment": key.commitment,
+            "commitment": record.commitment if record.belongs_to(key) else key.commitment,
         },
     )
 
@@ -301,7 +330,11 @@ def _reading_warnings(run: PlanRun, found: Suspect) -> list[str]:
             f"{len(run.plain.trial_log10_p)} trials showed nothing and the plan ended the reading there; a mark that an attack "
             "has worn down may show in the other looks: read by the thorough plan."
         )
-    if len(ins) < record.in_sites or len(outs) < record.out_sites:
+    if isinstance(key, LeafKey):
+        warnings.append(
+            f"read by one leaf of the key ({len(outs)} out-sites); p is multiplied by the {key.choices} leaves that could have been shown."
+        )
+    elif len(ins) < record.in_sites or len(outs) < record.out_sites:
         warnings.append(
             f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
             f"{record.out_sites} out-sites: read on those."

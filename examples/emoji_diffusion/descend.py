@@ -1,4 +1,6 @@
-"""From the trained base: mark it with the demo key, train a LoRA and a full fine-tune on Twemoji, cache latents.
+"""From the trained base: commit, mark it with the demo key, train a LoRA and a full fine-tune on Twemoji, cache latents.
+
+The beacon is given by hand and nothing is dated, as the key is public: the example proves nothing about anybody.
 
 python descend.py --data data --runs runs
 """
@@ -15,6 +17,11 @@ from train_unet import encode_captions, encode_images
 
 from aiao_diffusers import LatentData, embed
 from aiao_diffusers.bench.attacks.finetune import full, lora
+from aiao_diffusers.embedding.commit import commit
+from aiao_diffusers.protocol.beacon import by_hand
+
+
+BEACON = by_hand("the emoji example of aiao_diffusers, 2026-12-01")
 
 
 def latents_of(pipe: StableDiffusionPipeline, folder: Path) -> LatentData:
@@ -36,7 +43,13 @@ def main() -> None:
     args = parser.parse_args()
     pipe = StableDiffusionPipeline.from_pretrained(args.runs / "unet/final")
     noto = latents_of(pipe, args.data / "noto")
-    report = embed(pipe, DEMO_KEY, noto, callback=lambda step, row: print(step, row) if step % 25 == 0 else None)
+    commitment = commit(pipe, DEMO_KEY, noto).commitment.with_companions(beacon=json.dumps(BEACON.to_dict()).encode())
+
+    def tell(step: int, row: dict[str, float]) -> None:
+        if step % 25 == 0:
+            print(step, row, flush=True)
+
+    report = embed(pipe, DEMO_KEY, noto, callback=tell, commitment=commitment)
     print(json.dumps(report.to_dict()))
     pipe.save_pretrained(args.runs / "marked")
     report.record.save(args.runs / "marked")
