@@ -17,7 +17,9 @@ from ._options import epilog
 from ._output import out
 from ._terminal import own_terminal
 from .bench import app as bench_app
+from .commit import commit
 from .demo import demo
+from .disclose import disclose
 from .embed import embed
 from .keygen import keygen
 from .profile import profile
@@ -30,12 +32,14 @@ INTERRUPTED = 130  # the shell's number for Ctrl-C, into which Typer turns a Key
 # Verb, an example, and the exit codes that say more than done, error or misuse.
 VERBS: tuple[tuple[Any, str, dict[int, str]], ...] = (
     (keygen, "aiao keygen --owner Acme -o acme.key", {}),
+    (commit, "aiao commit --key acme.key --record-of base/ -o commitment.json", {}),
     (embed, "aiao embed base/ --key acme.key -o marked/", {}),
     (
         verify,
         "aiao verify suspect/ --key acme.key --record marked/",
         {0: "verified", 3: "ran and did not verify", 4: "not testable"},
     ),
+    (disclose, "aiao disclose marked/ --key acme.key --leaf 1 -o leaf.json", {}),
     (push, "aiao push marked/ acme/model --key acme.key --license mit", {}),
     (scan, "aiao scan acme/model --key acme.key -o scan/", {}),
     (profile, "aiao profile base/ tuned/ --json > layers.json", {}),

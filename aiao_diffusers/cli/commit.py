@@ -20,9 +20,12 @@ RecordOf = Annotated[str | None, typer.Option(help="Pipeline folder or repositor
 Tsa = Annotated[str | None, typer.Option(help="Address of an RFC 3161 timestamp authority to date it with.")]
 Token = Annotated[Path | None, typer.Option(help="An answer that a timestamp authority gave for it.")]
 Authority = Annotated[list[Path] | None, typer.Option(help="PEM file of a root that you trust; default: certifi's.")]
-Place = Annotated[list[str] | None, typer.Option(help="A further dated place of it, such as the address of a Hub commit.")]
+Place = Annotated[
+    list[str] | None, typer.Option(help="A further dated place of it, such as the address of a Hub commit.")
+]
 Drand = Annotated[
-    str | None, typer.Option("--beacon", help="Draw the beacon: `drand`, a relay's address, or a file with its answer.")
+    str | None,
+    typer.Option("--beacon", help="Draw the beacon: `drand`, a relay's address, or a file with its answer."),
 ]
 ByHand = Annotated[str | None, typer.Option(help="Draw the beacon from a text instead; reports say so.")]
 OWN_RECIPE = ("in_sites", "out_sites", "pairs", "seed", "data")
@@ -52,12 +55,16 @@ def commit(
     if (commitment is None) == (record_of is None):
         raise ConfigError("give either a commitment file, or --record-of MODEL with --key and -o to make one.")
     if sum(one is not None for one in (tsa, token)) > 1 or sum(one is not None for one in (beacon, by_hand)) > 1:
-        raise ConfigError("one of --tsa and --token dates a commitment, one of --beacon and --by-hand draws its beacon.")
+        raise ConfigError(
+            "one of --tsa and --token dates a commitment, one of --beacon and --by-hand draws its beacon."
+        )
     if record_of is not None:
         if key is None or output is None:
             raise ConfigError("a new commitment needs --key and -o/--output.")
         if beacon is not None or by_hand is not None:
-            raise ConfigError("the beacon is drawn after the date: run `aiao commit COMMITMENT --beacon drand` an hour later.")
+            raise ConfigError(
+                "the beacon is drawn after the date: run `aiao commit COMMITMENT --beacon drand` an hour later."
+            )
         recipe = {"in_sites": in_sites, "out_sites": out_sites, "pairs": pairs, "seed": seed}
         with progress(f"committing to {record_of}", quiet=quiet or as_json):
             made = _make(record_of, key, output, data, recipe)
@@ -68,8 +75,8 @@ def commit(
         from ..protocol.commitment import Commitment
 
         path, made = commitment, Commitment.load(commitment)
-    made = _date(made, tsa, token, authority, place or ())
-    made = _draw(made, beacon, by_hand, authority)
+    made = _date(made, tsa, token, authority or None, place or ())
+    made = _draw(made, beacon, by_hand, authority or None)
     made.save_companions(path)
     _tell(path, made, as_json)
 
@@ -84,8 +91,8 @@ def _make(record_of: str, key: Path, output: Path, data: str | None, recipe: dic
     config, secret = EmbedConfig(**recipe), WatermarkKey.load(key)
     check_free(output)
     made, reference = run(open_pipeline(record_of), secret, data, config)
-    reference.save(output.with_suffix(REFERENCE))
     made.save_new(output)
+    reference.save(output.with_suffix(REFERENCE))
     return made
 
 
@@ -115,15 +122,17 @@ def _date(made: "Commitment", tsa: str | None, token: Path | None, roots: Any, p
 def _draw(made: "Commitment", beacon: str | None, by_hand: str | None, roots: Any) -> "Commitment":
     if beacon is None and by_hand is None:
         return made
-    from ..verification.dating import DatingTerms, check_date, draw_beacon
+    from ..protocol.beacon import by_hand as take_text
+    from ..protocol.draw import draw_beacon
+    from ..verification.dating import DatingTerms, check_date
 
     if by_hand is not None:
-        drawn = draw_beacon(None, by_hand=by_hand)
+        drawn = take_text(by_hand)
     else:
         if made.companions.timestamp is None:
             raise ConfigError("drand's round follows from the commitment's date: date it first (--tsa or --token).")
         stamp = check_date(made.companions.timestamp, bytes.fromhex(made.sha256), DatingTerms.read(None, roots))
-        drawn = draw_beacon(stamp, source=str(beacon))
+        drawn = draw_beacon(stamp.time, str(beacon))
     return made.with_companions(beacon=(json.dumps(drawn.to_dict(), indent=2) + "\n").encode())
 
 

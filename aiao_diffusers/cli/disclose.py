@@ -24,7 +24,7 @@ def disclose(
     if (leaf is None) == (beacon is None):
         raise ConfigError("say which leaf: --leaf N, or --beacon FILE, which nobody chose.")
     from ..mark.key import WatermarkKey
-    from ..protocol.beacon import read_beacon
+    from ..protocol.draw import read_beacon
     from ..protocol.leaves import disclose as run
     from ..protocol.leaves import leaf_by_beacon, split_key
     from ..verification.suspect import require_record
@@ -35,6 +35,10 @@ def disclose(
     shown = run(secret, found, number)
     shown.save_new(output)
     if as_json:
-        out.json({"path": str(output), "leaf": number, "of": count, "in_site": shown.in_site, "out_sites": shown.out_sites})
+        out.json(
+            {"path": str(output), "leaf": number, "of": count, "in_site": shown.in_site, "out_sites": shown.out_sites}
+        )
     else:
-        out.text(f"wrote {output}: leaf {number} of {count} ({len(shown.out_sites)} out-sites); whoever has it can train it away")
+        out.text(
+            f"wrote {output}: leaf {number} of {count} ({len(shown.out_sites)} out-sites); whoever has it can train it away"
+        )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ..errors import OutputExistsError
+from ..errors import ConfigError, OutputExistsError
 from ._options import AsJson, Quiet
 from ._output import out
 from ._progress import progress
@@ -28,6 +28,9 @@ Pairs = Annotated[
 Keep = Annotated[list[Path] | None, typer.Option(help="Key of an earlier mark that must go on reading.")]
 Profile = Annotated[Path | None, typer.Option(help="Layer profile (from `aiao profile --json`), for --train lazy.")]
 Accumulate = Annotated[int, typer.Option(help="Forwards a step's batch is split into: less memory.")]
+Commitment = Annotated[
+    Path | None, typer.Option(help="Commitment with its beacon (from `aiao commit`): a mark of scheme aiao-2.")
+]
 Reference = Annotated[
     Path | None,
     typer.Option(help="Write the private file for `verify --reference` here; the clean twin serves as well."),
@@ -52,6 +55,7 @@ def embed(
     profile: Profile = None,
     accumulate: Accumulate = 1,
     reference: Reference = None,
+    commitment: Commitment = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -59,6 +63,8 @@ def embed(
     for path in (output, reference):
         if path is not None and path.exists():
             raise OutputExistsError(f"output '{path}' exists: choose another name or remove it.")
+    if commitment is not None and reference is not None:
+        raise ConfigError("--reference is written by `aiao commit` already: use the file beside the commitment.")
     from accelerate import Accelerator
 
     from ..embedding.config import EmbedConfig
@@ -77,7 +83,7 @@ def embed(
     )
     # Every process of `accelerate launch` ends with the same weights; one writes them, and one speaks.
     first = Accelerator().is_main_process
-    inputs = _Inputs(base, key, data, keep or (), profile)
+    inputs = _Inputs(base, key, data, keep or (), profile, commitment)
     pipe, report = _mark(inputs, config, allow_marked, quiet=quiet or as_json or not first)
     if first:
         _write(pipe, report, output, reference, as_json)
@@ -91,6 +97,7 @@ class _Inputs(NamedTuple):
     data: str | None
     keep: Sequence[Path]
     profile: Path | None
+    commitment: Path | None
 
 
 def _mark(inputs: _Inputs, config: "EmbedConfig", allow_marked: bool, *, quiet: bool) -> "tuple[Any, EmbedReport]":
@@ -109,7 +116,17 @@ def _mark(inputs: _Inputs, config: "EmbedConfig", allow_marked: bool, *, quiet: 
         def tell(number: int, row: dict[str, float]) -> None:
             step(number, losses(row))
 
-        report = run(pipe, key, inputs.data, config, tell, allow_marked=allow_marked, keep=keep, profile=layers)
+        report = run(
+            pipe,
+            key,
+            inputs.data,
+            config,
+            tell,
+            allow_marked=allow_marked,
+            keep=keep,
+            profile=layers,
+            commitment=inputs.commitment,
+        )
     return pipe, report
 
 

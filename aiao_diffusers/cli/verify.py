@@ -1,16 +1,20 @@
 """`aiao verify`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import OutputExistsError
+from ..errors import ConfigError, OutputExistsError
 from ..files.atomic import write_text
 from ._options import AsJson, Quiet
 from ._output import out
 from ._progress import progress
 
+
+if TYPE_CHECKING:
+    from ..mark.key import WatermarkKey
+    from ..protocol.leaves import Leaf as LeafOfKey
 
 EXIT_CODE = {"verified": 0, "not_verified": 3, "not_testable": 4}
 
@@ -35,12 +39,19 @@ CleanTwin = Annotated[
 Reference = Annotated[
     str | None, typer.Option(help="For disguised suspects: the private file from embedding, or the clean twin.")
 ]
+Leaf = Annotated[Path | None, typer.Option(help="One leaf of a key (from `aiao disclose`), in place of --key.")]
+Published = Annotated[str | None, typer.Option(help="Day on which the suspect was first public, such as 2026-11-30.")]
+Commitments = Annotated[int, typer.Option(help="How many commitments the owner has published; p is multiplied by it.")]
+Authority = Annotated[
+    list[Path] | None,
+    typer.Option(help="PEM file of a timestamp authority's root that you trust; default: certifi's."),
+]
 Fast = Annotated[bool, typer.Option(help="End a hopeless reading after four trials, as `aiao scan` does.")]
 
 
 def verify(
     suspect: Annotated[str, typer.Argument(help="Folder, .safetensors file or repository id.")],
-    key: Annotated[Path, typer.Option(help="Key file.")],
+    key: Annotated[Path | None, typer.Option(help="Key file.")] = None,
     base: Annotated[str | None, typer.Option(help="Model that a LoRA is used with.")] = None,
     record: Record = None,
     control: Controls = None,
@@ -55,6 +66,10 @@ def verify(
     clean_twin: CleanTwin = None,
     reference: Reference = None,
     fast: Fast = False,
+    leaf: Leaf = None,
+    published: Published = None,
+    commitments: Commitments = 1,
+    authority: Authority = None,
     healing: Annotated[bool, typer.Option(help="At last, fine-tune a copy for a moment and look again.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -62,17 +77,18 @@ def verify(
     """Read a mark."""
     if html is not None:
         _check_page(html)
+    if (key is None) == (leaf is None):
+        raise ConfigError("a mark is read with --key FILE, or with --leaf FILE of it.")
     from ..verification.plan import ReadingPlan
 
-    fields = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": not all_trials}
+    fields = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": not all_trials, "commitments": commitments}
     plan = ReadingPlan.fast(**fields) if fast else ReadingPlan.thorough(**fields)
     with progress(f"reading {suspect}", len(plan.looks), quiet=quiet or as_json) as step:
-        from ..mark.key import WatermarkKey
         from ..verification.verify import verify as run
 
         report = run(
             suspect,
-            WatermarkKey.load(key),
+            _load(key, leaf),
             base,
             record,
             clean_twin=clean_twin,
@@ -83,6 +99,8 @@ def verify(
             revision=revision,
             reference=reference,
             healing=healing,
+            published=published,
+            authorities=authority or None,
             callback=lambda taken, planned: step(taken),
         )
     if html is not None:
@@ -92,6 +110,13 @@ def verify(
     else:
         out.text(report.to_markdown())
     raise typer.Exit(EXIT_CODE[report.verdict])
+
+
+def _load(key: Path | None, leaf: Path | None) -> "WatermarkKey | LeafOfKey":
+    from ..mark.key import WatermarkKey
+    from ..protocol.leaves import Leaf as LeafOfKey
+
+    return WatermarkKey.load(key) if key is not None else LeafOfKey.load(str(leaf))
 
 
 def _check_page(html: Path) -> None:

@@ -93,9 +93,9 @@ class WatermarkRecord:
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
-            known = " and ".join(SCHEMES)
+            readable = " and ".join(SCHEMES)
             raise RecordError(
-                f"record of scheme {short(self.scheme)}; this version reads {known}: install its version."
+                f"record of scheme {short(self.scheme)}; this version reads {readable}: install its version."
             )
         for name in ("owner", "commitment", "denoiser"):
             _require(isinstance(getattr(self, name), str), name, getattr(self, name), "a string")

@@ -129,7 +129,7 @@ def _check(record: WatermarkRecord, terms: DatingTerms) -> tuple[Timestamp | Non
         reasons.append("no timestamp lies beside the commitment")
     else:
         try:
-            stamp = check_timestamp(token, bytes.fromhex(record.commitment), _roots(terms))
+            stamp = check_date(token, bytes.fromhex(record.commitment), terms)
         except MissingExtraError as error:
             reasons.append(f"the timestamp was not checked ({error})")
     if beacon is not None and beacon.source != "drand":
@@ -163,12 +163,13 @@ def _read_beacon(record: WatermarkRecord) -> Beacon | None:
     return beacon
 
 
-def _roots(terms: DatingTerms) -> Sequence[bytes]:
+def check_date(token: bytes, digest: bytes, terms: DatingTerms) -> Timestamp:
+    """`check_timestamp` by the authorities that the verifier trusts."""
     if terms.authorities is not None:
-        return terms.authorities
+        return check_timestamp(token, digest, terms.authorities)
     import certifi
 
-    return [Path(certifi.where()).read_bytes()]
+    return check_timestamp(token, digest, [Path(certifi.where()).read_bytes()])
 
 
 def _read_root(path: Path) -> bytes:
