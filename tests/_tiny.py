@@ -261,3 +261,28 @@ def mark_pairs(steps: int = 1, **changes: Any) -> tuple[UNet2DModel, Any]:
     unet, data, scheduler = learner()
     config = EmbedConfig(**(LEARN | {"steps": steps, "pairs": True} | changes))
     return unet, embed(unet, WatermarkKey(bytes(range(32)), "Demo"), data, config, scheduler=scheduler).record
+
+
+def commit_tiny(beacon: str | None = "tiny", **changes: Any) -> tuple[UNet2DModel, Any]:
+    """`learner` before a mark, and the demo key's commitment to it; with a beacon from this text, or none yet."""
+    from aiao_diffusers import EmbedConfig, WatermarkKey
+    from aiao_diffusers.embedding.commit import commit
+    from aiao_diffusers.protocol.beacon import by_hand
+
+    unet, data, scheduler = learner()
+    config = EmbedConfig(**(LEARN | {"steps": 1} | changes))
+    made = commit(unet, WatermarkKey(bytes(range(32)), "Demo"), data, config, scheduler=scheduler).commitment
+    if beacon is not None:
+        made = made.with_companions(beacon=json.dumps(by_hand(beacon).to_dict()).encode())
+    return unet, made
+
+
+def mark_bound(steps: int = 1, **changes: Any) -> tuple[UNet2DModel, Any]:
+    """`learner` after so many steps of a mark of scheme aiao-2, and its record."""
+    from aiao_diffusers import EmbedConfig, WatermarkKey, embed
+
+    unet, made = commit_tiny(**changes)
+    data, scheduler = learner()[1:]
+    config = EmbedConfig(**(LEARN | {"steps": steps} | changes))
+    key = WatermarkKey(bytes(range(32)), "Demo")
+    return unet, embed(unet, key, data, config, scheduler=scheduler, commitment=made).record

@@ -28,6 +28,7 @@ Drand = Annotated[
     typer.Option("--beacon", help="Draw the beacon: `drand`, a relay's address, or a file with its answer."),
 ]
 ByHand = Annotated[str | None, typer.Option(help="Draw the beacon from a text instead; reports say so.")]
+Push = Annotated[str | None, typer.Option(help="Publish it in this repository, whose history dates it too.")]
 OWN_RECIPE = ("in_sites", "out_sites", "pairs", "seed", "data")
 
 
@@ -48,6 +49,7 @@ def commit(
     place: Place = None,
     beacon: Drand = None,
     by_hand: ByHand = None,
+    push: Push = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +80,12 @@ def commit(
     made = _date(made, tsa, token, authority or None, place or ())
     made = _draw(made, beacon, by_hand, authority or None)
     made.save_companions(path)
-    _tell(path, made, as_json)
+    if push is not None:
+        from ..publishing.commitment_repository import publish_commitment
+
+        with progress(f"publishing {path} to {push}", quiet=quiet or as_json):
+            place = [str(publish_commitment(path, push).commit_url)]
+    _tell(path, made, place, as_json)
 
 
 def _make(record_of: str, key: Path, output: Path, data: str | None, recipe: dict[str, Any]) -> "Commitment":
@@ -143,13 +150,17 @@ def _read(path: Path | None) -> bytes:
         raise ConfigError(f"--token '{path}' cannot be read: pass the authority's answer (.tsr).") from error
 
 
-def _tell(path: Path, made: "Commitment", as_json: bool) -> None:
+def _tell(path: Path, made: "Commitment", places: list[str] | None, as_json: bool) -> None:
     beacon = made.beacon
     if as_json:
         dated, drawn = made.companions.timestamp is not None, None if beacon is None else beacon.to_dict()
-        out.json({"path": str(path), "commitment": made.sha256, "dated": dated, "beacon": drawn})
+        out.json(
+            {"path": str(path), "commitment": made.sha256, "dated": dated, "beacon": drawn, "places": places or []}
+        )
         return
     out.text(f"{path}: commitment {made.sha256}")
+    for place in places or ():
+        out.text(f"published at {place}")
     if made.companions.timestamp is None:
         out.text(f"not dated yet: aiao commit {path} --tsa ADDRESS; and publish {path}, where others date it too")
     elif beacon is None:

@@ -14,7 +14,7 @@ def keygen(
     output: Annotated[Path, typer.Option("-o", "--output", help="Key file to write; never overwritten.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. Publish its commitment, dated, before the model."""
+    """Make a key. `aiao commit` then binds a mark to it, before the model is marked and published."""
     from ..mark.key import WatermarkKey
 
     key = WatermarkKey.generate(owner)

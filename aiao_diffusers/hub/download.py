@@ -10,7 +10,7 @@ from ..files.safetensors_header import MAX_TENSOR_BYTES
 from ..files.text import short
 from ..formats.artifact import Bystander
 from ..formats.bystanders import STANDARD_ADAPTERS
-from ..mark.record import BANK, DOCUMENT, FOLDER
+from ..mark.record import BANK, COMPANIONS, DOCUMENT, FOLDER, MAX_COMPANION_BYTES
 from .candidates import Candidate, Survey, declared_base, explain_refusal, judge_named, survey
 from .remote import Remote, fetch, look_up
 
@@ -35,10 +35,12 @@ class Download:
 
 
 def record_files(remote: Remote) -> list[str]:
-    """Paths of the watermark record in a repository; none where it is absent or larger than any record."""
+    """Paths of the watermark record in a repository, with what dates it; none where it is absent or larger than any record."""
     names = [f"{FOLDER}/{DOCUMENT}", f"{FOLDER}/{BANK}"]
     whole = all(n in remote.files and remote.files[n].size <= MAX_RECORD_BYTES for n in names)
-    return names if whole else []
+    beside = [f"{FOLDER}/{name}" for name in COMPANIONS.values()]
+    dating = [n for n in beside if n in remote.files and remote.files[n].size <= MAX_COMPANION_BYTES]
+    return [*names, *dating] if whole else []
 
 
 def pull(

@@ -24,7 +24,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from ..errors import CardError, ConfigError
-from ..mark.key import SCHEME
+from ..mark.key import BOUND_SCHEME, SCHEME, SCHEMES
 from ..mark.record import WatermarkRecord
 from ..verification.claims import PROVES
 from ..verification.report import VerificationReport
@@ -184,7 +184,7 @@ def marked_model(record: WatermarkRecord, record_sha256: str, repo_id: str, fiel
         "marked_model",
         repo_id=repo_id,
         record_sha256=record_sha256,
-        **_describe_claim(record.owner, record.commitment),
+        **_describe_claim(record.owner, record.commitment, record.scheme),
     )
     return Card(_escape(name), fields.head(name), body, defaults, tags=(*fields.tags, TAG))
 
@@ -237,25 +237,31 @@ def finetune_report(
         warnings=[_escape(text) for text in report.warnings],
         weights_sha256=report.hashes.get("suspect") or "not stated",
         record_sha256=record_sha256,
-        **_describe_claim(record.owner, record.commitment),
+        **_describe_claim(record.owner, record.commitment, record.scheme),
     )
     defaults = {"license": "unknown", "library_name": "diffusers", "pipeline_tag": task}
     return Card(_escape(name), head, body, defaults, tags=(*fields.tags, TAG))
 
 
 def commitment(
-    owner: str, commitment: str, *, record_sha256: str | None = None, fields: CardFields | None = None
+    owner: str,
+    commitment: str,
+    *,
+    record_sha256: str | None = None,
+    fields: CardFields | None = None,
+    scheme: str = SCHEME,
 ) -> Card:
     """Card of a repository that holds a commitment alone, made before the model is published.
 
     Args:
         owner (`str`): the key's.
-        commitment (`str`): `WatermarkKey.commitment`.
+        commitment (`str`): `Commitment.sha256`; of scheme `aiao-1`, `WatermarkKey.commitment`.
         record_sha256 (`str`, *optional*): when the record exists already.
         fields (`CardFields`, *optional*): licence and tags.
+        scheme (`str`): of the commitment, default `aiao-1`.
     """
     fields = fields or CardFields()
-    body = _render("commitment", record_sha256=record_sha256, **_describe_claim(owner, commitment))
+    body = _render("commitment", record_sha256=record_sha256, **_describe_claim(owner, commitment, scheme))
     title = f"Watermark commitment of {_escape(owner)}"
     return Card(title, fields.head(title), body, {"license": "unknown"}, tags=(*fields.tags, TAG, "aiao-commitment"))
 
@@ -282,10 +288,13 @@ def eval_results_yaml(results: Sequence[EvalResult]) -> str:
     return str(yaml_dump(entries, sort_keys=False)) if entries else ""
 
 
-def _describe_claim(owner: str, commitment: str) -> dict[str, str]:
+def _describe_claim(owner: str, commitment: str, scheme: str) -> dict[str, Any]:
     if not re.fullmatch(r"[0-9a-f]{64}", commitment):
         raise ConfigError(f"a commitment is 64 hex digits, got {_short(commitment)}.")
-    return {"owner": _escape(owner), "scheme": SCHEME, "commitment": commitment}
+    if scheme not in SCHEMES:
+        raise ConfigError(f"a scheme is {' or '.join(SCHEMES)}, got {_short(scheme)}.")
+    bound = scheme == BOUND_SCHEME
+    return {"owner": _escape(owner), "scheme": scheme, "bound": bound, "commitment": commitment}
 
 
 def _describe_control(value: Any) -> str:

@@ -31,8 +31,8 @@ from ..files.strict_json import read_json
 from ..formats.checkpoint import load_denoiser
 from ..formats.detect import EMA_PREFIX, kind_of_keys
 from ..formats.model_folder import DENOISER_FOLDERS
-from ..mark.key import WatermarkKey
-from ..mark.record import DOCUMENT, FOLDER, WatermarkRecord, has_record
+from ..mark.key import BOUND_SCHEME, WatermarkKey
+from ..mark.record import COMMITMENT, DOCUMENT, FOLDER, WatermarkRecord, has_record
 from ..verification.suspect import find_record, label_of, local_path
 from ..verification.verify import verify
 from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, is_untouched, marked_model, own_text
@@ -42,7 +42,7 @@ from .secrets import check_secrets, list_files
 README, RESULTS = "README.md", ".eval_results/aiao.yaml"
 _UNCHECKED = PICKLE_SUFFIXES | {".gguf", ".onnx", ".msgpack", ".h5", ".tflite"}
 _CONTAINERS = (b"GGUF", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")
-_HTTP_ERRORS: tuple[Any, ...] = HfHubHTTPError.__bases__  # whichever HTTP library the installed client uses
+HTTP_ERRORS: tuple[Any, ...] = HfHubHTTPError.__bases__  # whichever HTTP library the installed client uses
 _RERUN = "run the same push again: what the Hub holds is not sent twice"
 _ADVICE = {
     401: "log in with `hf auth login` or pass token=",
@@ -134,6 +134,7 @@ def check_weights(
         PushRefusedError: naming what is wrong and the fix.
     """
     record = WatermarkRecord.load(folder)
+    _check_commitment(folder, record)
     if key is not None and not record.belongs_to(key):
         raise PushRefusedError(f"the record is of {record.owner!r} and commits to another key: pass that key.")
     if (folder / "model_index.json").is_file():
@@ -160,6 +161,19 @@ def check_weights(
             "trained further): whoever compares hashes will find them different.",
             stacklevel=3,
         )
+
+
+def _check_commitment(folder: Path, record: WatermarkRecord) -> None:
+    """Refuse a record of scheme aiao-2 beside a document that is not its commitment; the record itself was checked as it was loaded."""
+    path = folder / FOLDER / COMMITMENT
+    if record.scheme != BOUND_SCHEME:
+        if path.exists():
+            raise PushRefusedError(
+                f"'{FOLDER}/{COMMITMENT}' lies beside a record that no commitment covers: remove it."
+            )
+        return
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != record.commitment:
+        raise PushRefusedError(f"'{FOLDER}/{COMMITMENT}' is not the record's commitment: save the record anew.")
 
 
 def _load_clean_twin(source: Any, token: str | bool | None) -> nn.Module:
@@ -228,7 +242,7 @@ def _publish(
         info = api.model_info(repo, revision=revision)
         if private and not info.private:
             raise PushRefusedError(f"'{repo}' exists and is public: make it private in its settings first.")
-        sent = _collect_files(folder, repo, fields, _read_remote_readme(api, repo, str(info.sha)))
+        sent = _collect_files(folder, repo, fields, read_remote_readme(api, repo, str(info.sha)))
         made = api.create_commit(
             repo,
             [CommitOperationAdd(name, content) for name, content in sent.items()],
@@ -241,8 +255,8 @@ def _publish(
         missing = sorted(sent.keys() - set(api.list_repo_files(repo, revision=made.pr_revision or made.oid)))
     except AIAOError:
         raise
-    except (*_HTTP_ERRORS, RuntimeError, ValueError) as error:
-        raise _explain_error(error, repo) from error
+    except (*HTTP_ERRORS, RuntimeError, ValueError) as error:
+        raise explain_error(error, repo) from error
     if missing:
         raise HubError(f"'{repo}' left out {', '.join(missing[:3])}: correct its .gitignore and push again.")
     return made
@@ -272,7 +286,7 @@ def _collect_files(folder: Path, repo: str, fields: CardFields, remote: str | No
     return sent
 
 
-def _read_remote_readme(api: HfApi, repo: str, sha: str) -> str | None:
+def read_remote_readme(api: HfApi, repo: str, sha: str) -> str | None:
     found = api.get_paths_info(repo, [README], revision=sha)
     if not found:
         return None
@@ -288,7 +302,7 @@ def _decode_utf8(content: bytes) -> str:
         raise CardError(f"README.md is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from error
 
 
-def _explain_error(error: Exception, repo: str) -> AIAOError:
+def explain_error(error: Exception, repo: str) -> AIAOError:
     """The client's error as ours, with what to do."""
     response = getattr(error, "response", None)
     if isinstance(error, ValueError) and "metadata in README" in str(error):

@@ -9,7 +9,13 @@ from ..mark.key import WatermarkKey
 
 
 CHUNK, OVERLAP = 2**20, 64
-_KEY_MARKS = (b'"aiao-key"', b'"secret"')
+_PRIVATE = {
+    "a watermark key": (b'"aiao-key"', b'"secret"'),
+    "a leaf of a key": (b'"in_site"', b'"secrets"'),
+    "a private key": (b"PRIVATE KEY-----",),
+    "an alignment reference": (b'"leaving.', b'"entering.'),
+}
+"""What a file is that holds all of these bytes."""
 _WORDS = bytes(ord("a") if chr(i).isascii() and (chr(i).isalnum() or chr(i) in "+/-_") else 0 for i in range(256))
 _RUN = b"a" * 20  # the shortest needle of text
 
@@ -35,7 +41,9 @@ def needles(secret: bytes) -> tuple[list[bytes], list[bytes]]:
 
 
 def check_secrets(folder: Path, key: WatermarkKey | None) -> None:
-    """Refuse a folder in which any file, or any file's name, holds a key file or `key`'s secret.
+    """Refuse a folder in which any file, or any file's name, holds `key`'s secret, or that holds one of the owner's private files.
+
+    Private are keys, leaves of keys, signers' keys and alignment references.
 
     Not seen: a secret that was compressed, encrypted or spelt in another way than raw, hex or base64.
 
@@ -44,15 +52,16 @@ def check_secrets(folder: Path, key: WatermarkKey | None) -> None:
     """
     raw, text = needles(key.secret) if key else ([], [])
     for path in list_files(folder):
-        name, whole_key = path.relative_to(folder).as_posix(), set()
+        name, seen = path.relative_to(folder).as_posix(), set()
         for block in _blocks(path, name):
             # Weights are big and hardly ever hold a run of 20 letters and digits: one look saves all those for text.
             worded = text and _RUN in block.translate(_WORDS)
             if any(needle in block for needle in (*raw, *(text if worded else ()))):
                 raise PushRefusedError(f"'{name}' holds the key's secret: remove it from '{folder}'.")
-            whole_key |= {mark for mark in _KEY_MARKS if mark in block}
-        if len(whole_key) == len(_KEY_MARKS):
-            raise PushRefusedError(f"'{name}' holds a watermark key: move it out of '{folder}'.")
+            seen |= {mark for marks in _PRIVATE.values() for mark in marks if mark in block}
+        for what, marks in _PRIVATE.items():
+            if seen.issuperset(marks):
+                raise PushRefusedError(f"'{name}' holds {what}: move it out of '{folder}'.")
 
 
 def _blocks(path: Path, name: str) -> Iterator[bytes]:

@@ -57,3 +57,26 @@ class TestSecrets:
 
     def test_the_shipped_model_holds_nothing(self):
         check_secrets(ASSETS / "marked", DEMO)
+
+
+class TestPrivateFiles:
+    @pytest.mark.parametrize(
+        ("content", "what"),
+        [
+            (b'{"in_site": "a", "secrets": {}}', "a leaf of a key"),
+            (b"-----BEGIN PRIVATE KEY-----\nx", "a private key"),
+            (b'{"format": "aiao-key", "secret": "00"}', "a watermark key"),
+        ],
+    )
+    def test_are_refused_without_the_key_at_hand(self, tmp_path, content, what):
+        (tmp_path / "notes.txt").write_bytes(content)
+        with pytest.raises(PushRefusedError, match=what):
+            check_secrets(tmp_path, None)
+
+    def test_the_alignment_reference(self, tmp_path):
+        tensors = {name: torch.zeros(2) for name in ("latents", "timesteps", "leaving.a", "entering.b")}
+        save_file(tensors, tmp_path / "x.safetensors")
+        with pytest.raises(PushRefusedError, match="alignment reference"):
+            check_secrets(tmp_path, None)
+        save_file({"latents": torch.zeros(2)}, tmp_path / "x.safetensors")
+        check_secrets(tmp_path, None)
