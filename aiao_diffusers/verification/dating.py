@@ -185,4 +185,4 @@ def _places(record: WatermarkRecord) -> list[str]:
         listed = json.loads(record.companions.places or b"[]")
     except (ValueError, RecursionError):
         return []
-    return [short(place) for place in listed if isinstance(place, str)][:16] if isinstance(listed, list) else []
+    return [place[:200] for place in listed if isinstance(place, str)][:16] if isinstance(listed, list) else []
