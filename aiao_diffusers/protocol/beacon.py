@@ -143,7 +143,10 @@ def _check_by_hand(beacon: Beacon) -> bytes:
     for name in ("round", "signature", "chain", "previous_signature"):
         if getattr(beacon, name) is not None:
             raise BeaconError(f"randomness by hand has no {name}, but {short(getattr(beacon, name))} was given.")
-    text = beacon.text
+    return _hash_text(beacon.text)
+
+
+def _hash_text(text: Any) -> bytes:
     if not isinstance(text, str) or not text.strip() or len(text) > MAX_TEXT:
         raise BeaconError(f"randomness by hand {short(text)} is not a text of 1 to {MAX_TEXT} characters.")
     try:
@@ -163,11 +166,7 @@ def by_hand(text: str) -> Beacon:
         BeaconError: nothing was given, or too much.
     Source: our choice.
     """
-    draft = object.__new__(Beacon)  # only to let the one check of a text run before its randomness is known
-    for name in ("round", "signature", "chain", "previous_signature"):
-        object.__setattr__(draft, name, None)
-    object.__setattr__(draft, "text", text)
-    return Beacon(_check_by_hand(draft), BY_HAND, text=text)
+    return Beacon(_hash_text(text), BY_HAND, text=text)
 
 
 def from_drand(document: Mapping[str, Any] | bytes, *, chain: Chain = QUICKNET) -> Beacon:

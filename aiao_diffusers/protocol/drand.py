@@ -130,6 +130,7 @@ def _curve() -> tuple[Any, Any, Any]:
     return optimized_bls12_381, hash_to_curve, point_compression
 
 
+@lru_cache(maxsize=64)
 def _point(encoded: bytes) -> Any:
     """The point of a compressed encoding, 48 bytes in G1 and 96 in G2.
 

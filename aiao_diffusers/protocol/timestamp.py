@@ -262,13 +262,14 @@ def _signer(response: Any) -> "Certificate":
 def _check_signer(signer: "Certificate", time: datetime) -> None:
     """The signer's certificate serves time-stamping and nothing else, and was valid at `time`."""
     from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     with _malformed("its signer's certificate"):
         name = short(signer.subject.rfc4514_string())
         first, last = signer.not_valid_before_utc, signer.not_valid_after_utc
         try:
             usage = signer.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-            fits = usage.critical and list(usage.value) == [x509.ExtendedKeyUsageOID.TIME_STAMPING]
+            fits = usage.critical and list(usage.value) == [ExtendedKeyUsageOID.TIME_STAMPING]
         except (x509.ExtensionNotFound, x509.DuplicateExtension):
             fits = False
     if not fits:
@@ -286,7 +287,7 @@ def _check_signer(signer: "Certificate", time: datetime) -> None:
 def _roots(authorities: Sequence[bytes]) -> "list[Certificate]":
     from cryptography import x509
 
-    if isinstance(authorities, bytes | bytearray | str) or not authorities:
+    if not isinstance(authorities, list | tuple) or not authorities:  # one PEM by itself is a sequence too, of numbers
         raise ConfigError(
             "authorities is empty or no list: pass the PEM root certificates that you trust, as [root_pem]."
         )
