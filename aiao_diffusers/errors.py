@@ -26,6 +26,18 @@ class RecordError(AIAOError, ValueError):
     """A record is missing, altered, of another scheme version or of another architecture."""
 
 
+class ProtocolError(AIAOError, ValueError):
+    """A commitment, its date, its beacon or a signed report is missing, altered or does not fit the others."""
+
+
+class TimestampError(ProtocolError):
+    """A timestamp token does not date this document, or comes from no authority that is trusted here."""
+
+
+class BeaconError(ProtocolError):
+    """Public randomness is malformed, unsigned, of an unknown chain, or not the round that a date calls for."""
+
+
 class OutputExistsError(AIAOError, FileExistsError):
     """An output path exists already and is not overwritten."""
 

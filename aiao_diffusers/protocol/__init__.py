@@ -1,0 +1,1 @@
+"""What makes a verdict evidence: commitment, date, beacon, leaves that can be shown, signed reports."""
