@@ -46,7 +46,7 @@ from tests.hub_server import HubServer  # noqa: E402
 
 torch.set_num_threads(1)
 DURATIONS = Path(__file__).with_name("durations.json")
-EXTRAS = {"gguf", "lycoris", "matplotlib", "optimum"}
+EXTRAS = {"asn1crypto", "cryptography", "gguf", "lycoris", "matplotlib", "optimum", "py_ecc", "rfc3161_client"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
