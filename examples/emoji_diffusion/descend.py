@@ -21,7 +21,7 @@ from aiao_diffusers.embedding.commit import commit
 from aiao_diffusers.protocol.beacon import by_hand
 
 
-BEACON = by_hand("the emoji example of aiao_diffusers, 2026-12-01")
+BEACON = by_hand("the emoji example of aiao_diffusers")
 
 
 def latents_of(pipe: StableDiffusionPipeline, folder: Path) -> LatentData:
@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     args = parser.parse_args()
     pipe = StableDiffusionPipeline.from_pretrained(args.runs / "unet/final")
-    noto = latents_of(pipe, args.data / "noto")
+    cache(latents_of(pipe, args.data / "noto"), 512, 0, args.runs / "noto.safetensors")
+    noto = LatentData.load(args.runs / "noto.safetensors")  # shipped, so that the mark can be made again from the repository alone
     commitment = commit(pipe, DEMO_KEY, noto).commitment.with_companions(beacon=json.dumps(BEACON.to_dict()).encode())
 
     def tell(step: int, row: dict[str, float]) -> None:
@@ -57,7 +58,6 @@ def main() -> None:
     lora(pipe.unet, twemoji, pipe.scheduler, args.runs / "lora", rank=8, steps=200, lr=1e-3)
     full(pipe.unet, twemoji, pipe.scheduler, steps=400, lr=1e-4)
     pipe.save_pretrained(args.runs / "finetuned")
-    cache(noto, 512, 0, args.runs / "noto.safetensors")
     cache(twemoji, 256, 1, args.runs / "twemoji.safetensors")
 
 
