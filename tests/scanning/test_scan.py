@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from _tiny import tiny_unet
+from _tiny import tiny_unet, widened
 from safetensors.torch import save
 
 from aiao_diffusers import WatermarkKey, scan
@@ -94,6 +94,30 @@ def test_every_candidate_of_a_repository_is_a_row(hub: HubServer, tmp_path: Path
         **{"q8.gguf": ("verified", None), "of-others.gguf": ("not_testable", None)},
     }
     assert hub.bytes_sent("u/many/.*(fp16|ema)") < 2**18  # named as copies by their hashes
+
+
+def test_more_channels_are_read_on_those_that_the_record_knows(hub: HubServer, tmp_path: Path) -> None:
+    """Inpainting of the marked and of the clean weights; a folder and a bare file each."""
+    hub.add_repo(BASE, folder("marked"))
+    for name in ("marked", "base"):
+        wide = widened(load_denoiser(ASSETS / name), in_channels=9)
+        wide.save_pretrained(tmp_path / name)
+        written = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        files = {f"unet/{file}": data for file, data in written.items()}
+        files["bare.safetensors"] = save({f"module.{k}": v for k, v in wide.state_dict().items()})
+        hub.add_repo(f"u/{name}", {**files, "README.md": card(base_model=BASE)})
+    report = scan(BASE, KEY, output=tmp_path / "out", workers=1)
+    found = {(row.repo, row.file): row for row in report.rows}
+    assert {where: row.verdict for where, row in found.items()} == {
+        (f"u/{name}", file): verdict
+        for name, verdict in (("marked", "verified"), ("base", "not_verified"))
+        for file in ("unet", "bare.safetensors")
+    }
+    twins = {row.copy_of for row in report.rows} - {None}  # the same tensors under the same config
+    assert twins == {found["u/marked", "unet"].label, found["u/base", "unet"].label}
+    for name in ("marked", "base"):
+        row = found[f"u/{name}", "unet"]
+        assert any("it takes 9 channels, the record's probe bank has 4" in text for text in row.warnings)
 
 
 def test_unmarked_base_and_wrong_key_are_refused(hub: HubServer, tmp_path: Path) -> None:
