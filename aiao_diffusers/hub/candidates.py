@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import AIAOError, NotTestableError, SuspectError, UnsafeFileError
+from ..files.mistaken import START_BYTES, mistaken_for
 from ..files.paths import PICKLE_SUFFIXES
 from ..files.text import short
 from ..formats.artifact import Artifact, Bystander
@@ -206,8 +207,10 @@ def _artifact_of(remote: Remote, name: str) -> Artifact:
     """What one file of the repository is by its header. GGUF is told by its first bytes, and its header read after download."""
     if not name.lower().endswith(".gguf"):
         return judge_header(read_remote_header(remote, name))
-    if remote.files[name].size < 24 or not (remote.offline or read_remote(remote, name, 0, 4) == b"GGUF"):
-        raise UnsafeFileError(f"{short(name)} in {remote.repo_id} is named as GGUF and is none.")
+    start = b"GGUF" if remote.offline else read_remote(remote, name, 0, START_BYTES)
+    if remote.files[name].size < 24 or not start.startswith(b"GGUF"):
+        what = mistaken_for(start) or "is named as GGUF and is none."
+        raise UnsafeFileError(f"{short(name)} in {remote.repo_id} {what}")
     return Artifact("single_file", Path(name), (Path(name),), (), "GGUF")
 
 

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import HubError, HubUnreachableError, SuspectError, UnsafeFileError
+from ..files.mistaken import START_BYTES
 from ..files.safetensors_header import Header, header_length, parse_header
 from ..files.strict_json import MAX_JSON_BYTES, parse_json
 from ..files.text import short
@@ -238,10 +239,11 @@ def read_remote_header(remote: Remote, name: str) -> Header:
     if remote.offline:
         file = folder_of(remote.repo_id, remote.cache) / "snapshots" / remote.commit / name
         with file.open("rb") as handle:
-            start = handle.read(8)
-            return parse_header(path, handle.read(header_length(path, start, size)), size)
+            length = header_length(path, handle.read(START_BYTES), size)
+            handle.seek(8)
+            return parse_header(path, handle.read(length), size)
     start = read_remote(remote, name, 0, min(_GUESS, size)) if size else b""
-    length = header_length(path, start[:8], size)
+    length = header_length(path, start, size)
     raw = start[8 : 8 + length]
     if len(raw) < length:
         raw += read_remote(remote, name, 8 + len(raw), length - len(raw))
