@@ -24,8 +24,9 @@ from ..formats.model_folder import (
     is_denoiser_name,
     pipeline_parts,
 )
+from ..formats.packing import QUANTO_MAP
 from ..mark.record import FOLDER
-from .remote import REPO_ID, Remote, read_remote, read_remote_header, read_remote_json
+from .remote import REPO_ID, Remote, read_remote, read_remote_header, read_remote_json, refuse_large_json
 
 
 MAX_CANDIDATES = 8
@@ -229,7 +230,10 @@ def _judge_folder(remote: Remote, folder: str, name: str, path: str) -> Candidat
     """A diffusers denoiser in `folder` by its weights `name`, a whole file or an index."""
     prefix = f"{folder}/" if folder else ""
     weights: tuple[str, ...] = (f"{prefix}{name}",)
-    others: tuple[str, ...] = (f"{prefix}config.json",)
+    # Where config.json says nothing of packed numbers, the map that optimum-quanto writes beside it does.
+    others = tuple(f"{prefix}{n}" for n in ("config.json", QUANTO_MAP) if f"{prefix}{n}" in remote.files)
+    for other in others:
+        refuse_large_json(remote, other)
     if name.endswith(".json"):
         others = (*others, *weights)
         table = read_remote_json(remote, weights[0]).get("weight_map")

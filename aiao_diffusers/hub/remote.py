@@ -250,16 +250,21 @@ def read_remote_header(remote: Remote, name: str) -> Header:
     return parse_header(path, raw, size)
 
 
+def refuse_large_json(remote: Remote, name: str) -> None:
+    """Raise UnsafeFileError, before any download, for JSON larger than `MAX_JSON_BYTES`."""
+    if remote.files[name].size > MAX_JSON_BYTES:
+        raise UnsafeFileError(
+            f"{name} in {remote.repo_id} has {remote.files[name].size} bytes: no config is that large."
+        )
+
+
 def read_remote_json(remote: Remote, name: str) -> dict[str, Any]:
     """A small JSON object of the repository, downloaded and checked.
 
     Raises:
         UnsafeFileError: larger than `MAX_JSON_BYTES`, or hostile.
     """
-    if remote.files[name].size > MAX_JSON_BYTES:
-        raise UnsafeFileError(
-            f"{name} in {remote.repo_id} has {remote.files[name].size} bytes: no config is that large."
-        )
+    refuse_large_json(remote, name)
     return parse_json((fetch(remote, [name]) / name).read_bytes(), name)
 
 

@@ -12,10 +12,12 @@ import pytest
 from _tiny import tiny_unet, widened
 from safetensors.torch import save
 
-from aiao_diffusers import WatermarkKey, scan
+from aiao_diffusers import WatermarkKey, WatermarkRecord, scan, verify
 from aiao_diffusers.bench.audits.format_files import Change, whole_models
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError, ResultsError
 from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.formats.packing import QUANTO_MAP
+from aiao_diffusers.verification.plan import ReadingPlan
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
 from tests.samples import card
 from tests.suspects import ASSETS, BASE, LORA, UNET, Suspect, folder, lora, mistakes, population, publish
@@ -118,6 +120,34 @@ def test_more_channels_are_read_on_those_that_the_record_knows(hub: HubServer, t
     for name in ("marked", "base"):
         row = found[f"u/{name}", "unet"]
         assert any("it takes 9 channels, the record's probe bank has 4" in text for text in row.warnings)
+
+
+def test_numbers_packed_by_quanto_are_read_where_its_map_lies_beside(hub: HubServer, tmp_path: Path) -> None:
+    """As for a folder on this machine, by `scan` and by `verify`; the map in another folder is none."""
+    hub.add_repo(BASE, folder("marked"))
+    packed = next(fmt for fmt in whole_models() if fmt.name == "optimum-quanto int8 folder")
+    expected = {}
+    for name, verdict in (("marked", "verified"), ("base", "not_verified")):
+        written = packed.write(Change(load_denoiser(ASSETS / name), {}), tmp_path / name)
+        config = json.loads((written / "config.json").read_text())
+        del config["quantization_config"]
+        files = {f"unet/{path.name}": path for path in written.iterdir() if path.is_file()}
+        files |= {"unet/config.json": json.dumps(config).encode(), "README.md": card(base_model=BASE)}
+        for where, said in ((f"unet/{QUANTO_MAP}", verdict), (QUANTO_MAP, "not_testable")):
+            repo = f"u/{name}-{said}"
+            hub.add_repo(repo, {**files, where: b"{}"})
+            expected[repo] = said
+            report = verify(repo, KEY, record=ASSETS / "marked", plan=ReadingPlan.fast())
+            assert report.verdict == said and ("nor does a quanto_qmap.json" in str(report.reason)) == (
+                where == QUANTO_MAP
+            )
+            if said == "verified":
+                wrong = verify(
+                    repo, KEY.child("wrong"), record=WatermarkRecord.load(ASSETS / "marked"), plan=ReadingPlan.fast()
+                )
+                assert wrong.verdict == "not_verified"
+    report = scan(BASE, KEY, output=tmp_path / "out", workers=1)
+    assert {row.repo: row.verdict for row in report.rows} == expected
 
 
 def test_unmarked_base_and_wrong_key_are_refused(hub: HubServer, tmp_path: Path) -> None:
