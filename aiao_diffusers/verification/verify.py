@@ -23,7 +23,7 @@ from ..mark.record import WatermarkRecord
 from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
 from .evidence import EvidenceReader, key_sites
-from .other_candidates import read_others
+from .other_candidates import read_others, warn_of_unread
 from .plan import ReadingPlan
 from .plan_run import Callback, Offers, PlanRun
 from .reference import open_clean_twin, reference_for
@@ -110,10 +110,10 @@ def verify(
         controls = _only_one("controls", controls, "clean_base", None if old is None else {"clean_base": old})
     chosen_plan = _plan(plan, options)
     given = None if record is None else require_record(record, None)
-    where = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}
+    where, read = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}, ""
     try:
         with open_suspect(suspect, base, record=given, **where) as found:
-            chosen = require_record(given, found.record)
+            chosen, read = require_record(given, found.record), found.read
             if isinstance(record, str | Path) and not chosen.belongs_to(key):
                 raise KeyMismatchError(
                     f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
@@ -134,6 +134,7 @@ def verify(
         commit = report.source.get("suspect", {}).get("commit") or options.get("revision")
         ask = partial(verify, suspect, key, base, record, clean_twin=clean_twin, revision=commit, **offered)
         report = read_others(report, ask, chosen_plan)
+    report = warn_of_unread(report, read)
     if report.verdict == "not_testable":
         return report
     quick = replace(chosen_plan, early_stop=True)
