@@ -210,6 +210,7 @@ def ldm_state(unet: nn.Module) -> dict[str, torch.Tensor]:
         "conv_out": "out.2",
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "time_embedding.cond_proj": "time_embed.cond_proj",
     }
     state = {}
     for key, value in unet.state_dict().items():

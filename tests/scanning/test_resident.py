@@ -177,6 +177,13 @@ def test_a_denoiser_of_more_channels_is_read_as_verify_reads_it(tmp_path, base, 
 
 
 @pytest.mark.slow
+def test_an_embedding_of_guidance_is_read_as_verify_reads_it(tmp_path, base):
+    wide = widened(tiny_unet(1), time_cond_proj_dim=6)
+    for source in widened_files(wide, tmp_path):
+        assert same(scanned(source, base), wide)
+
+
+@pytest.mark.slow
 def test_a_plain_denoiser_on_a_base_of_more_channels(tmp_path):
     wide = Resident(widened(tiny_unet(0), in_channels=9), "base")
     for source in widened_files(tiny_unet(0), tmp_path):
