@@ -1,7 +1,7 @@
 """A miniature conditional U-Net and writers of one low-rank change in every adapter spelling."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,28 @@ def run(unet: nn.Module) -> torch.Tensor:
     text = torch.randn(2, 5, 12, generator=generator).to(parameter.dtype)
     with torch.no_grad():
         return unet(sample, torch.tensor([10, 500]), text).sample
+
+
+def scaled(layer: str, factor: float, seed: int = 0) -> UNet2DConditionModel:
+    """A copy of the miniature with one layer's parameters multiplied: its relative change is `factor - 1`."""
+    unet = tiny_unet(seed)
+    for parameter in unet.get_submodule(layer).parameters():
+        parameter.data *= factor
+    return unet
+
+
+def of_both_kinds(kind: str) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
+    """A miniature (`text` or `unconditional`), a sample for it, and the keywords of its call."""
+    if kind == "text":
+        return tiny_unet(cross=8), torch.randn(2, 4, 8, 8), {"encoder_hidden_states": torch.randn(2, 3, 8)}
+    unet = tiny_unconditional(block_out_channels=(16, 32), norm_num_groups=8, attention_head_dim=8).eval()
+    return unet, torch.randn(2, 3, 8, 8), {}
+
+
+def predict(unet: nn.Module, sample: torch.Tensor, keywords: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One forward of `of_both_kinds`, at two times."""
+    with torch.no_grad():
+        return unet(sample, torch.tensor([5, 500]), **keywords).sample
 
 
 def factors(unet: nn.Module, modules: tuple[str, ...], rank: int, seed: int = 1) -> dict[str, tuple]:
@@ -210,6 +232,7 @@ def ldm_state(unet: nn.Module) -> dict[str, torch.Tensor]:
         "conv_out": "out.2",
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "time_embedding.cond_proj": "time_embed.cond_proj",
     }
     state = {}
     for key, value in unet.state_dict().items():
@@ -286,3 +309,20 @@ def mark_bound(steps: int = 1, **changes: Any) -> tuple[UNet2DModel, Any]:
     config = EmbedConfig(**(LEARN | {"steps": steps} | changes))
     key = WatermarkKey(bytes(range(32)), "Demo")
     return unet, embed(unet, key, data, config, scheduler=scheduler, commitment=made).record
+
+
+def few_steps(**changes: Any) -> Any:
+    """An `EmbedConfig` of three steps that suits `learner`."""
+    from aiao_diffusers import EmbedConfig
+
+    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
+
+
+def weights(unet: nn.Module) -> list[torch.Tensor]:
+    """A copy of its parameters."""
+    return [parameter.detach().clone() for parameter in unet.parameters()]
+
+
+def same(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> bool:
+    """Whether two models' `weights` are equal, bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

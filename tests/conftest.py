@@ -123,6 +123,14 @@ def begun(once: Callable[[str, Callable[[], Any]], Any]) -> Any:
     return once("begun", make)
 
 
+@pytest.fixture(params=["text", "unconditional"])
+def model(request: pytest.FixtureRequest) -> Any:
+    """A miniature of either kind, a sample, and the keywords of its call, for `predict`."""
+    from _tiny import of_both_kinds
+
+    return of_both_kinds(request.param)
+
+
 @pytest.fixture(scope="session")
 def disguisable(once: Callable[[str, Callable[[], Any]], Any]) -> Any:
     """A miniature teacher, the same marked, and what embedding returned."""

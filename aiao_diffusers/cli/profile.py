@@ -27,10 +27,10 @@ def profile(
         if plot.exists():
             raise OutputExistsError(f"output '{plot}' exists: choose another file or remove it.")
         new_figure(1, 1)
-    with progress("comparing the models", quiet=quiet or as_json):
+    with progress("comparing the models", len(tuned), quiet=quiet or as_json) as step:
         from ..embedding.layer_profile import profile as run
 
-        found = run(base, tuned, weight_name=weight_name)
+        found = run(base, tuned, weight_name=weight_name, callback=lambda compared, _: step(compared))
     if plot is not None:
         found.plot().savefig(plot)
     if as_json:

@@ -6,7 +6,7 @@ The paper's claim: most of what fine-tuning changes is in few layers, and lazy o
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -196,13 +196,20 @@ class LayerProfile:
         return figure
 
 
-def profile(base: Any, tuned: Any, *more: Any, weight_name: str | None = None) -> LayerProfile:
+def profile(
+    base: Any,
+    tuned: Any,
+    *more: Any,
+    weight_name: str | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> LayerProfile:
     """Relative change of every layer from `base` to each fine-tune, averaged over them.
 
     Args:
         base: a denoiser, a pipeline, a folder or a Hub repository id.
         tuned, more: the like, or LoRA files and folders, whose own scaled delta counts. A list is taken apart.
         weight_name: which file of a LoRA folder with several.
+        callback (*optional*): called after each fine-tune with the number compared and the number of all.
     Raises:
         SuspectError, UnsafeFileError, NotTestableError: a fine-tune cannot be read. WrongBaseError: it does not fit `base`.
     """
@@ -220,6 +227,8 @@ def profile(base: Any, tuned: Any, *more: Any, weight_name: str | None = None) -
                     f"'{label_of(source)}' and the base differ in {len(odd)} weights, first {odd[0]}."
                 )
             rows.append(_measure_changes((name, old, after[name]) for name, old in before.items()))
+        if callback is not None:
+            callback(len(rows), len(sources))
     return _build_profile(label_of(base), [label_of(source) for source in sources], denoiser, rows)
 
 

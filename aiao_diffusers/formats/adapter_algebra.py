@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from ..errors import SuspectError
+from ..errors import NotTestableError, SuspectError
 from ..files.text import short
 from .adapter_keys import MODIFIERS, Group, fit
 from .patterns import matcher
 from .rotations import Cayley, turn
+from .unread_kinds import NOT_READ
 
 
 SCALED = ("lora", "loha", "lokr", "glora")
@@ -125,10 +126,28 @@ def _glora(group: Group, weight: torch.Tensor) -> torch.Tensor:
     """LyCORIS's: the weight itself through a low rank of its inputs, and a low rank beside it."""
     shape = tuple(weight.shape)
     a1, a2 = group.factors["a1"], group.factors["a2"]
+    _refuse_old_glora(group, shape)
     fit(a1.dim() >= 2 and a1.shape[0] == shape[1] and a1.numel() == a1.shape[0] * a1.shape[1], group, "a1", shape)
     fit(a2.dim() >= 2 and a2.shape[0] == a1.shape[1] and a2.numel() == a2.shape[0] * shape[1], group, "a2", shape)
     through = torch.einsum("oi...,ir,rj->oj...", weight, a1.flatten(1), a2.flatten(1))
     return through + _matmul(group, "b1", "b2", shape).reshape(shape)
+
+
+def _refuse_old_glora(group: Group, shape: tuple[int, ...]) -> None:
+    """Raise NotTestableError for factors in the order of LyCORIS before 3, also where those of today have the same shapes.
+
+    Its training scaled the product by (alpha / rank)^2, its own merge not at all, ComfyUI by alpha / rank: no number is right.
+    """
+    rank, old = group.factors["a1"].shape[:1], {"a1": shape[1:2], "b1": shape[1:2], "a2": shape[1:2], "b2": shape[:1]}
+    if all(
+        tuple(group.factors[role].shape[:2]) == ((*rank, *side) if role.endswith("1") else (*side, *rank))
+        and group.factors[role].shape[2:].numel() == 1
+        for role, side in old.items()
+    ):
+        raise NotTestableError(
+            f"the file {NOT_READ}: GLoRA as LyCORIS wrote it before version 3 (first key {short(group.keys['a1'])}), which tools "
+            "scale differently. Ask for the merged model"
+        )
 
 
 def _path(group: Group, letter: str, shape: tuple[int, ...]) -> torch.Tensor | float:

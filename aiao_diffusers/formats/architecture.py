@@ -12,7 +12,9 @@ from .upstream import UPSTREAM_ERRORS
 
 _FIRST = ("conv_in.weight", "input_blocks.0.0.weight")
 _CLASSES = ("class_embedding.weight", "label_emb.weight")
-_GUIDANCE = "time_embedding.cond_proj.weight"
+GUIDANCE = "time_embedding.cond_proj.weight"
+ORIGINAL_GUIDANCE = "time_embed.cond_proj.weight"
+"""The same in original keys, where diffusers' converter does not know it."""
 _TEXT = "encoder_hid_proj.weight"
 
 
@@ -27,9 +29,11 @@ def config_changes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     for name in _FIRST:
         if len(shapes.get(name, ())) == 4:
             said["in_channels"] = shapes[name][1]
+    if "in_channels" in said:
+        widths = [shapes[name][1] for name in (GUIDANCE, ORIGINAL_GUIDANCE) if len(shapes.get(name, ())) == 2]
+        said["time_cond_proj_dim"] = widths[0] if widths else None
     # What only diffusers' names tell is left alone for a file in other names.
     if _FIRST[0] in shapes:
-        said["time_cond_proj_dim"] = shapes[_GUIDANCE][1] if len(shapes.get(_GUIDANCE, ())) == 2 else None
         if config.get("encoder_hid_dim_type") in (None, "text_proj"):
             wide = shapes[_TEXT][1] if len(shapes.get(_TEXT, ())) == 2 else None
             said |= {"encoder_hid_dim": wide, "encoder_hid_dim_type": None if wide is None else "text_proj"}
@@ -39,7 +43,7 @@ def config_changes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     return {name: value for name, value in said.items() if name in config and config[name] != value}
 
 
-def blank_like(base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
+def blank_like(base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> ModelMixin | None:
     """An empty model of the architecture that the file has, or None where the base has it itself.
 
     Every weight is on the meta device: the file must hold them all. Adapters that sit in the base's layers stay behind.
@@ -50,14 +54,20 @@ def blank_like(base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Mod
     if not isinstance(base, ModelMixin):
         return None
     model: Any = base  # ModelMixin's config methods are untyped
-    # Private fields say among others which values are the class's defaults, and those would come back.
-    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    changes = config_changes(config, shapes) if "in_channels" in config else {}
+    changes = config_changes(model.config, shapes) if "in_channels" in model.config else {}
     if not changes and not any(hasattr(module, "base_layer") for module in base.modules()):
         return None
     try:
-        with init_empty_weights(include_buffers=False):
-            blank: nn.Module = type(model).from_config({**config, **changes})
+        return rebuild(base, changes)
     except UPSTREAM_ERRORS:
         return None  # the base's own names and shapes then say what does not fit
+
+
+def rebuild(model: ModelMixin, changes: Mapping[str, Any]) -> ModelMixin:
+    """A model of the same config but for `changes`, its weights on the meta device and its buffers real."""
+    shaped: Any = model  # ModelMixin's config methods are untyped
+    # Private fields say among others which values are the class's defaults, and those would come back.
+    config = {name: value for name, value in shaped.config.items() if not name.startswith("_")}
+    with init_empty_weights(include_buffers=False):
+        blank: ModelMixin = type(shaped).from_config({**config, **changes})
     return blank

@@ -28,7 +28,7 @@ from ..denoiser.sites import refuse_folded_frames, unwrap
 from ..errors import NotTestableError, SuspectError, WrongBaseError
 from ..files.safetensors_header import Header, check_finite
 from ..files.text import short
-from .architecture import blank_like
+from .architecture import GUIDANCE, ORIGINAL_GUIDANCE, blank_like, rebuild
 from .artifact import Artifact
 from .detect import LDM_PREFIX, detect_denoiser
 from .fit import bare_names, compare_shapes, fit_original, fit_weights, folder_names, original_part
@@ -168,13 +168,15 @@ def _load_original(header: Header, base: nn.Module, model: nn.Module) -> nn.Modu
     path = header.path
     if not isinstance(model, ModelMixin) or not hasattr(type(model), "from_single_file"):
         raise SuspectError(f"{path.name!r} is an original-layout checkpoint, which {type(base).__name__} cannot read")
-    shaped: Any = model  # ModelMixin's config methods are untyped
     dtype, packed = _dtype_of(base), path.suffix.lower() == ".gguf"
     expected = _shapes(model.state_dict())
     names = fit_original(header, expected, repr(path.name), type(base).__name__)
     # The converter of U-Nets looks for this prefix alone; the others take it off.
     names = {key: LDM_PREFIX + name for key, name in names.items()}
     source = dict(unpack(header, names) if packed else plain_tensors(header, names, dtype))
+    # The converter does not know the embedding of guidance, and would leave it out.
+    guidance = source.pop(LDM_PREFIX + ORIGINAL_GUIDANCE, None)
+    shaped: Any = model if guidance is None else rebuild(model, {"time_cond_proj_dim": None})
     with tempfile.TemporaryDirectory() as folder:
         shaped.save_config(folder)
         try:
@@ -183,7 +185,11 @@ def _load_original(header: Header, base: nn.Module, model: nn.Module) -> nn.Modu
             raise WrongBaseError(
                 f"{path.name!r} does not fit {type(base).__name__} of the base: {short(str(error), 300)}"
             ) from error
-    compare_shapes(expected, _shapes(loaded.state_dict()), path.name)
+    state = loaded.state_dict() | ({} if guidance is None else {GUIDANCE: guidance.to(dtype)})
+    compare_shapes(expected, _shapes(state), path.name)
+    if guidance is not None:
+        loaded = rebuild(model, {})
+        _fill(loaded, state.items())
     return _finish(loaded, path.name)
 
 

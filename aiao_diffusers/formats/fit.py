@@ -141,6 +141,11 @@ def original_part(header: Header) -> dict[str, TensorInfo]:
     return {key: header.tensors[key] for key in ours or keys}
 
 
+def original_shapes(header: Header) -> dict[str, tuple[int, ...]]:
+    """Shapes of the denoiser's tensors of a file in original keys, by their names without what wraps them there."""
+    return {strip_wrappers(key): info.shape for key, info in original_part(header).items()}
+
+
 def fit_original(header: Header, expected: Shapes, what: str, model: str) -> dict[str, str]:
     """Key in the file -> name without prefix, for the denoiser of a file in original keys (GGUF too), counted.
 

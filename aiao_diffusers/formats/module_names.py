@@ -76,6 +76,7 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
         "conv_out": "out.2",
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "time_embedding.cond_proj": "time_embed.cond_proj",
         "add_embedding.linear_1": "label_emb.0.0",
         "add_embedding.linear_2": "label_emb.0.2",
     }

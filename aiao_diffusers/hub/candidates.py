@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import AIAOError, NotTestableError, SuspectError, UnsafeFileError
+from ..files.mistaken import START_BYTES, mistaken_for
 from ..files.paths import PICKLE_SUFFIXES
 from ..files.text import short
 from ..formats.artifact import Artifact, Bystander
@@ -23,8 +24,9 @@ from ..formats.model_folder import (
     is_denoiser_name,
     pipeline_parts,
 )
+from ..formats.packing import QUANTO_MAP
 from ..mark.record import FOLDER
-from .remote import REPO_ID, Remote, read_remote, read_remote_header, read_remote_json
+from .remote import REPO_ID, Remote, read_remote, read_remote_header, read_remote_json, refuse_large_json
 
 
 MAX_CANDIDATES = 8
@@ -206,8 +208,10 @@ def _artifact_of(remote: Remote, name: str) -> Artifact:
     """What one file of the repository is by its header. GGUF is told by its first bytes, and its header read after download."""
     if not name.lower().endswith(".gguf"):
         return judge_header(read_remote_header(remote, name))
-    if remote.files[name].size < 24 or not (remote.offline or read_remote(remote, name, 0, 4) == b"GGUF"):
-        raise UnsafeFileError(f"{short(name)} in {remote.repo_id} is named as GGUF and is none.")
+    start = b"GGUF" if remote.offline else read_remote(remote, name, 0, START_BYTES)
+    if remote.files[name].size < 24 or not start.startswith(b"GGUF"):
+        what = mistaken_for(start) or "is named as GGUF and is none."
+        raise UnsafeFileError(f"{short(name)} in {remote.repo_id} {what}")
     return Artifact("single_file", Path(name), (Path(name),), (), "GGUF")
 
 
@@ -226,7 +230,10 @@ def _judge_folder(remote: Remote, folder: str, name: str, path: str) -> Candidat
     """A diffusers denoiser in `folder` by its weights `name`, a whole file or an index."""
     prefix = f"{folder}/" if folder else ""
     weights: tuple[str, ...] = (f"{prefix}{name}",)
-    others: tuple[str, ...] = (f"{prefix}config.json",)
+    # Where config.json says nothing of packed numbers, the map that optimum-quanto writes beside it does.
+    others = tuple(f"{prefix}{n}" for n in ("config.json", QUANTO_MAP) if f"{prefix}{n}" in remote.files)
+    for other in others:
+        refuse_large_json(remote, other)
     if name.endswith(".json"):
         others = (*others, *weights)
         table = read_remote_json(remote, weights[0]).get("weight_map")

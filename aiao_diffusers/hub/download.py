@@ -96,6 +96,20 @@ def _choose(remote: Remote, seen: Survey) -> Candidate:
     return (standard or loras or top)[0]
 
 
+def pull_own_denoiser(remote: Remote) -> Path | None:
+    """The denoiser that the stock loader runs of a repository, on disk; None where it runs none with a config.
+
+    Raises:
+        HubError: as `fetch`. NotTestableError, UnsafeFileError: as `pull`.
+    """
+    seen = survey(remote)
+    if not seen.found or seen.found[0].kind != "folder" or seen.found[0].why:
+        return None
+    own = seen.found[0]
+    check_size(remote, own, MAX_TENSOR_BYTES)
+    return fetch(remote, [*own.weights, *own.others]) / own.path
+
+
 def check_size(remote: Remote, candidate: Candidate, max_bytes: int) -> int:
     """Bytes of a candidate's weights; NotTestableError above `max_bytes`."""
     size = sum(remote.files[name].size for name in candidate.weights)

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import HubError, HubUnreachableError, SuspectError, UnsafeFileError
+from ..files.mistaken import START_BYTES
 from ..files.safetensors_header import Header, header_length, parse_header
 from ..files.strict_json import MAX_JSON_BYTES, parse_json
 from ..files.text import short
@@ -238,14 +239,23 @@ def read_remote_header(remote: Remote, name: str) -> Header:
     if remote.offline:
         file = folder_of(remote.repo_id, remote.cache) / "snapshots" / remote.commit / name
         with file.open("rb") as handle:
-            start = handle.read(8)
-            return parse_header(path, handle.read(header_length(path, start, size)), size)
+            length = header_length(path, handle.read(START_BYTES), size)
+            handle.seek(8)
+            return parse_header(path, handle.read(length), size)
     start = read_remote(remote, name, 0, min(_GUESS, size)) if size else b""
-    length = header_length(path, start[:8], size)
+    length = header_length(path, start, size)
     raw = start[8 : 8 + length]
     if len(raw) < length:
         raw += read_remote(remote, name, 8 + len(raw), length - len(raw))
     return parse_header(path, raw, size)
+
+
+def refuse_large_json(remote: Remote, name: str) -> None:
+    """Raise UnsafeFileError, before any download, for JSON larger than `MAX_JSON_BYTES`."""
+    if remote.files[name].size > MAX_JSON_BYTES:
+        raise UnsafeFileError(
+            f"{name} in {remote.repo_id} has {remote.files[name].size} bytes: no config is that large."
+        )
 
 
 def read_remote_json(remote: Remote, name: str) -> dict[str, Any]:
@@ -254,10 +264,7 @@ def read_remote_json(remote: Remote, name: str) -> dict[str, Any]:
     Raises:
         UnsafeFileError: larger than `MAX_JSON_BYTES`, or hostile.
     """
-    if remote.files[name].size > MAX_JSON_BYTES:
-        raise UnsafeFileError(
-            f"{name} in {remote.repo_id} has {remote.files[name].size} bytes: no config is that large."
-        )
+    refuse_large_json(remote, name)
     return parse_json((fetch(remote, [name]) / name).read_bytes(), name)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +21,14 @@ from ..denoiser.hashes import weights_sha256
 from ..errors import NotTestableError
 from ..files.strict_json import read_json
 from ..files.text import short
+from ..formats.architecture import blank_like
 from ..formats.artifact import Artifact
 from ..formats.bystanders import PEFT_FILE
 from ..formats.checkpoint import load_denoiser, read_weights
 from ..formats.detect import detect, detect_denoiser
-from ..formats.fit import bare_names, fit_original, fit_weights, folder_names, weight_names
+from ..formats.fit import Shapes, bare_names, fit_original, fit_weights, folder_names, original_shapes, weight_names
 from ..formats.lora import apply_lora, check_adapter_fits
+from ..formats.model_folder import class_of
 from ..hub.candidates import Candidate
 from ..hub.remote import Remote
 from ..verification.suspect import Suspect
@@ -100,20 +102,29 @@ def check_fits(candidate: Candidate, base: Resident, size: int | None = None) ->
         check_adapter_fits(found.shapes, base.blank, what)
     elif candidate.kind == "single_file":
         for header in found.headers:
-            fit_original(header, base.shapes, what, type(base.denoiser).__name__)
+            expected = _widen(base, original_shapes(header)) or base.shapes
+            fit_original(header, expected, what, type(base.denoiser).__name__)
     else:
         _fit_names(found, base, what)
 
 
-def _fit_names(found: Artifact, base: Resident, what: str) -> dict[str, str]:
-    """Key in the files -> name in the base, of a file or folder in diffusers keys."""
+def _fit_names(found: Artifact, base: Resident, what: str) -> tuple[dict[str, str], bool]:
+    """Key in the files -> name in the model, of a file or folder in diffusers keys, and whether that widens the base."""
     if found.config is not None:
         names = folder_names(found)
     elif found.path in found.files:
         names = bare_names(found.headers[0], base.shapes)
     else:  # a folder whose config is still on the Hub
         names = weight_names(found.headers)
-    return fit_weights(found.headers, names, base.shapes, what)
+    shapes = found.shapes
+    wide = _widen(base, {name: shapes[key] for key, name in names.items()})
+    return fit_weights(found.headers, names, wide or base.shapes, what), wide is not None
+
+
+def _widen(base: Resident, shapes: Shapes) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the architecture that a file's tensors (`shapes`) widen the base to, as `verify` reads it; else None."""
+    blank = blank_like(base.blank, shapes)
+    return None if blank is None else {name: tuple(value.shape) for name, value in blank.state_dict().items()}
 
 
 @contextmanager
@@ -137,12 +148,9 @@ def place_on_base(candidate: Candidate, root: Path, label: str, base: Resident) 
     named = candidate.kind == "folder" and path.is_file()  # a variant, which its folder's config goes with
     found = detect(root, candidate.path) if named else detect_denoiser(path)
     tensors, denoiser = _read_whole(found, base, short(candidate.path or label))
-    state = base.denoiser.state_dict()
-    moved = sum(
-        float((tensors[n].double() - v.double()).square().sum()) for n, v in state.items() if v.is_floating_point()
-    )
-    opened = Suspect(denoiser or base.denoiser, label, None, "descent", None)
-    digest, distance = weights_sha256(tensors), math.sqrt(moved) / base.norm
+    said = () if found.config is None else class_of(found.config)[1]
+    opened = Suspect(denoiser or base.denoiser, label, None, "descent", None, warnings=(*found.warnings, *said))
+    digest, distance = weights_sha256(tensors), _change(tensors, base.denoiser.state_dict()) / base.norm
     if denoiser is not None:
         # Another function than the same tensors on the base: no verdict may be taken over from one to the other.
         config = {"_class_name": type(denoiser).__name__, **_plain_config(denoiser)}
@@ -172,13 +180,35 @@ def _adapter_digest(found: Artifact, tensors: str) -> str:
 def _read_whole(found: Artifact, base: Resident, what: str) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
     """A whole denoiser's tensors in float32 by the base's names, and a model of its own where it is not the base's."""
     state = base.denoiser.state_dict()
-    if found.kind != "denoiser" or not _has_config_of(found, base):
-        # The same tensors under another config are another function, so diffusers builds what the config says.
+    names: dict[str, str] = {}
+    own = found.kind != "denoiser" or not _has_config_of(found, base)
+    if not own:
+        names, own = _fit_names(found, base, what)
+    if own:
+        # The same tensors under another config are another function, so diffusers builds what config and shapes say.
         model = load_denoiser(found, base=base.denoiser, dtype=torch.float32)
         return {n: v.float() if v.is_floating_point() else v for n, v in model.state_dict().items()}, model
-    names = _fit_names(found, base, what)
     weights = read_weights(found.headers, names, state, torch.float32)
     return {name: tensor.to(state[name].dtype) for name, tensor in weights}, None
+
+
+def _change(tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> float:
+    """Euclidean norm of the change from `state` to `tensors`; channels and weights that one of them lacks are zero there."""
+    squares = 0.0
+    for name in {**state, **tensors}:
+        found = [side[name].double() for side in (tensors, state) if name in side and side[name].is_floating_point()]
+        if len(found) == 2 and found[0].shape != found[1].shape:
+            sizes = [max(pair) for pair in zip(found[0].shape, found[1].shape, strict=True)]
+            found = [_pad(tensor, sizes) for tensor in found]
+        if found:
+            squares += float((found[0] - found[1] if len(found) == 2 else found[0]).square().sum())
+    return math.sqrt(squares)
+
+
+def _pad(tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    padded = tensor.new_zeros(sizes)
+    padded[tuple(map(slice, tensor.shape))] = tensor
+    return padded
 
 
 def _has_config_of(found: Artifact, base: Resident) -> bool:

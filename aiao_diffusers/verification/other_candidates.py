@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import AIAOError
+from ..files.text import short
 from ..stats.multiple import holm
 from .plan import ReadingPlan
 from .report import VerificationReport
@@ -42,6 +43,24 @@ def read_others(
                 "other weights."
             )
     return replace(report, also_present=tuple(told))
+
+
+def warn_of_unread(report: VerificationReport, read: str) -> VerificationReport:
+    """`report` with a warning that names what lies beside the judged weights, could be loaded, and was not read.
+
+    Args:
+        report: after `read_others`, where that was asked for. read: where the judged weights lie, in words.
+    """
+    unread = [item for item in report.also_present if item.get("log10_p") is None]
+    if not unread or not read:
+        return report
+    tried = any("verdict" in item for item in report.also_present)
+    names = short(", ".join(item["path"] for item in unread), 300)
+    if tried or all(item["kind"] == "pickle" for item in unread):
+        return report.with_warning(f"{read} was read; it also holds {names}, which could not be read.")
+    return report.with_warning(
+        f"{read} was read; it also holds {names}: weight_name= reads one of them, all_candidates=True (--all) each."
+    )
 
 
 def _read(item: dict[str, Any], ask: Callable[..., VerificationReport], plan: ReadingPlan) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..formats.checkpoint import load_denoiser
 from ..formats.detect import detect
 from ..formats.lora import apply_lora
 from ..formats.model_folder import class_of
-from ..hub.download import Download, pull, pull_record
+from ..hub.download import Download, pull, pull_own_denoiser, pull_record
 from ..mark.record import WatermarkRecord, has_record
 
 
@@ -35,6 +35,7 @@ class Suspect:
         hashes (`dict`): of an adapter's file and of the base before the adapter went onto it.
         own_record (`bool`): the record is the suspect's own copy, which its publisher could have altered.
         also_present: what lies beside the weights that were read, and somebody would load.
+        read (`str`): of an upload that holds more, where the weights lie that were read, for a warning.
     """
 
     denoiser: nn.Module
@@ -49,6 +50,7 @@ class Suspect:
     kind: str | None = None
     own_record: bool = False
     also_present: tuple[Bystander, ...] = ()
+    read: str = ""
 
 
 def label_of(source: Any) -> str:
@@ -165,8 +167,9 @@ def open_suspect(
             names = ", ".join(file.name for file in found.files)
             raise SeveralSuspectsError(f"{suspect} holds several candidates: {names}. Say which one with weight_name=")
         if base is None and (beside := _denoiser_beside(found, place)) is not None:
-            base, notes = beside, ("no base was given: read on the denoiser of the folder that holds the file.",)
-            found = replace(found, warnings=(*found.warnings, *notes))
+            around = "folder" if place.pulled is None else "repository"
+            base, note = beside, f"no base was given: read on the denoiser of the {around} that holds the file."
+            found = replace(found, warnings=(*found.warnings, note))
         if found.kind in ("pipeline", "denoiser", "single_file"):
             yield _open_model(label_of(suspect), found, place, base, record)
             return
@@ -184,23 +187,35 @@ def open_suspect(
 
 
 def _denoiser_beside(found: Artifact, place: _Place) -> nn.Module | None:
-    """What an adapter or bare file that was named in a folder on this machine is used with: the folder's own denoiser."""
+    """What a named adapter or bare file is used with, where no base is given: the denoiser of its own folder or repository.
+
+    Of a repository that names another base for the file, that one is meant.
+    """
     bare = found.config is None and found.kind in CHANGES_A_DENOISER
-    if not bare or place.file is None or place.pulled is not None:
+    if not bare or place.file is None or (place.pulled is not None and place.pulled.base is not None):
         return None
     try:
-        around = detect(place.root)
+        own = detect(place.root) if place.pulled is None else pull_own_denoiser(place.pulled.remote)
+    except HubError:
+        raise
     except AIAOError:
-        return None  # the folder holds no denoiser that could stand in for base=
-    return None if around.config is None else load_denoiser(around, dtype=torch.float32)
+        return None  # what holds the file has no denoiser that could stand in for base=
+    if own is None or (isinstance(own, Artifact) and own.config is None):
+        return None
+    return load_denoiser(own, dtype=torch.float32)
 
 
 def _open_model(label: str, found: Artifact, place: _Place, base: Any, record: WatermarkRecord | None) -> Suspect:
     """A whole denoiser. A folder brings its own config; a bare file borrows the base's."""
     declared, by = _find_declared(place, base)
     said = () if found.config is None else class_of(found.config)[1]
-    warnings = (*found.warnings, *said, *_warn_of_bystanders(found, place))
+    warnings = (*found.warnings, *said)
     given = _open_base(base, declared) if base is not None or (declared and found.config is None) else None
+    if given is None and found.config is None and found.kind != "pipeline":
+        raise SuspectError(
+            f"{_name_file(label, place)} holds weights without a config, and names no base: pass the model whose architecture "
+            "they have as base= (or --base)."
+        )
     denoiser = load_denoiser(found, base=given.denoiser if given else None, dtype=torch.float32)
     read_with, own = _choose_record(record, given, declared is None, place.root)
     if read_with is None and declared is not None:
@@ -217,6 +232,7 @@ def _open_model(label: str, found: Artifact, place: _Place, base: Any, record: W
         kind=found.kind,
         own_record=own,
         also_present=found.also_present,
+        read=_where_read(found, place),
     )
 
 
@@ -226,9 +242,12 @@ def _open_adapter(
 ) -> Iterator[Suspect]:
     """An adapter on its base, for the length of the block."""
     declared, by = _find_declared(place, base)
-    warnings = (*found.warnings, *_warn_of_bystanders(found, place))
+    warnings = found.warnings
     if base is None and declared is None:
-        raise SuspectError(f"'{label}' is a LoRA, which holds deltas alone: pass the model it is used with as base=.")
+        raise SuspectError(
+            f"{_name_file(label, place)} is a LoRA, which holds deltas alone, and names no base: pass the model it is used with "
+            "as base= (or --base)."
+        )
     under = _open_base(base, declared)
     if declared is not None:
         under.source.setdefault("base", {})["declared_by"] = by
@@ -249,6 +268,7 @@ def _open_adapter(
             found.kind,
             own,
             found.also_present,
+            _where_read(found, place),
         )
 
 
@@ -259,17 +279,18 @@ def _find_declared(place: _Place, base: Any) -> tuple[str | None, str | None]:
     return (place.pulled.base if base is None else None), place.pulled.base_by
 
 
-def _warn_of_bystanders(found: Artifact, place: _Place) -> tuple[str, ...]:
-    """What else lies there that could change a denoiser, and was not read."""
+def _where_read(found: Artifact, place: _Place) -> str:
+    """Where the weights lie that were read, in words; "" where nothing lies beside them."""
     if not found.also_present:
-        return ()
-    read = found.path if place.pulled is None else Path(place.pulled.candidate.path or "the root")
-    names = ", ".join(item.path for item in found.also_present)
-    where = "" if place.pulled is None else f"of {place.pulled.remote.repo_id} "
-    return (
-        f"{where}{read} was read; it also holds {short(names, 300)}: weight_name= reads one of them, "
-        "all_candidates=True (--all) each.",
-    )
+        return ""
+    if place.pulled is None:
+        return str(found.path)
+    return f"of {place.pulled.remote.repo_id} {place.pulled.candidate.path or 'the root'}"
+
+
+def _name_file(label: str, place: _Place) -> str:
+    """A suspect for an error, with the file that was named in it."""
+    return f"'{label}'" if place.file is None else f"{short(place.file)} in '{label}'"
 
 
 @dataclass(frozen=True)

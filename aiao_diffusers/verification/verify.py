@@ -25,7 +25,7 @@ from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
 from .dating import DatingTerms, date_record
 from .evidence import EvidenceReader, key_sites
-from .other_candidates import read_others
+from .other_candidates import read_others, warn_of_unread
 from .plan import ReadingPlan
 from .plan_run import Callback, Offers, PlanRun
 from .reference import open_clean_twin, reference_for
@@ -120,10 +120,10 @@ def verify(
     chosen_plan = _plan(plan, options)
     terms = DatingTerms.read(options.get("published"), options.get("authorities"))
     given = None if record is None else require_record(record, None)
-    where = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}
+    where, read = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}, ""
     try:
         with open_suspect(suspect, base, record=given, **where) as found:
-            chosen = require_record(given, found.record)
+            chosen, read = require_record(given, found.record), found.read
             asked = _expand(key, chosen, record)
             dating = date_record(
                 chosen, terms, commitments=chosen_plan.commitments, trusted=record is not None or not found.own_record
@@ -143,6 +143,7 @@ def verify(
         commit = report.source.get("suspect", {}).get("commit") or options.get("revision")
         ask = partial(verify, suspect, key, base, record, clean_twin=clean_twin, revision=commit, **offered)
         report = read_others(report, ask, chosen_plan)
+    report = warn_of_unread(report, read)
     if report.verdict == "not_testable":
         return report
     quick = replace(chosen_plan, early_stop=True)

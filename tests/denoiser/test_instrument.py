@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _tiny import learner, tiny_unconditional, tiny_unet
+from _tiny import learner, predict
 
 from aiao_diffusers import WatermarkKey
 from aiao_diffusers.denoiser.instrument import instrument
@@ -13,43 +13,23 @@ from aiao_diffusers.errors import SiteError
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 
 
-def conditional():
-    unet = tiny_unet(cross=8)
-    return unet, torch.randn(2, 4, 8, 8), {"encoder_hidden_states": torch.randn(2, 3, 8)}
-
-
-def unconditional():
-    unet = tiny_unconditional(block_out_channels=(16, 32), norm_num_groups=8, attention_head_dim=8).eval()
-    return unet, torch.randn(2, 3, 8, 8), {}
-
-
-@pytest.fixture(params=[conditional, unconditional], ids=["text", "unconditional"])
-def model(request):
-    return request.param()
-
-
-def run(unet, x, keywords):
-    with torch.no_grad():
-        return unet(x, torch.tensor([5, 500]), **keywords).sample
-
-
 class TestProbe:
     def test_armed_changes_and_is_put_back_after_an_exception(self, model):
         unet, x, keywords = model
         modules = attention_modules(unet)
         before, installed, state = (
-            run(unet, x, keywords),
+            predict(unet, x, keywords),
             [m.processor for m in modules.values()],
             list(unet.state_dict()),
         )
-        sites = trace(unet, lambda: run(unet, x, keywords))
+        sites = trace(unet, lambda: predict(unet, x, keywords))
         mask = torch.from_numpy(KEY.trigger_mask(sites[0].name, sites[0].width_out))
         with pytest.raises(RuntimeError, match="planted"):
             with instrument(unet, [sites[0].name]) as instrumented, instrumented.arm({sites[0].name: mask}, 1.0):
-                assert not torch.equal(run(unet, x, keywords), before)
+                assert not torch.equal(predict(unet, x, keywords), before)
                 raise RuntimeError("planted")
         assert all(m.processor is p for m, p in zip(modules.values(), installed, strict=True))
-        assert list(unet.state_dict()) == state and torch.equal(run(unet, x, keywords), before)
+        assert list(unet.state_dict()) == state and torch.equal(predict(unet, x, keywords), before)
 
     def test_nested_is_refused(self, model):
         unet = model[0]

@@ -1,8 +1,7 @@
 """An embedding that ends when its mark holds, and looks that leave no trace in it."""
 
 import pytest
-import torch
-from _tiny import LEARN, learner
+from _tiny import LEARN, few_steps, learner, same, weights
 
 from aiao_diffusers import EmbedConfig, WatermarkKey, embed, verify
 
@@ -10,24 +9,12 @@ from aiao_diffusers import EmbedConfig, WatermarkKey, embed, verify
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 
 
-def weights(unet):
-    return [p.detach().clone() for p in unet.parameters()]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def short(**changes):
-    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
-
-
 class TestEarlyStop:
     @pytest.mark.slow
     def test_looking_does_not_change_the_training(self):
         looked, plain = learner(), learner()
-        embed(looked[0], KEY, looked[1], short(check_every=1, stop_bits=1.0), scheduler=looked[2])
-        embed(plain[0], KEY, plain[1], short(), scheduler=plain[2])
+        embed(looked[0], KEY, looked[1], few_steps(check_every=1, stop_bits=1.0), scheduler=looked[2])
+        embed(plain[0], KEY, plain[1], few_steps(), scheduler=plain[2])
         assert same(weights(looked[0]), weights(plain[0]))
 
 

@@ -8,30 +8,17 @@ import sys
 import pytest
 import torch
 from _shipped import ASSETS
-from _tiny import LEARN, learner, mark_pairs, tiny_unconditional, tiny_unet
-from diffusers import DDPMScheduler
+from _tiny import LEARN, few_steps, learner, mark_pairs, same, tiny_unet, weights
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
-from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, WatermarkRecord, embed, profile, verify
+from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, profile, verify
 from aiao_diffusers.bench.attacks.finetune import ATTENTION
 from aiao_diffusers.denoiser.finetune import finetune
 from aiao_diffusers.errors import TrainingError, WrongBaseError
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def weights(unet):
-    return [p.detach().clone() for p in unet.parameters()]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def short(**changes):
-    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
 
 
 def lora_deltas(unet):
@@ -60,7 +47,7 @@ class TestTraining:
         tuned = tiny_unet()
         tuned.conv_in.weight.data *= 2
         with pytest.raises(WrongBaseError):
-            embed(unet, KEY, data, short(train="lazy"), scheduler=scheduler, profile=profile(tiny_unet(), tuned))
+            embed(unet, KEY, data, few_steps(train="lazy"), scheduler=scheduler, profile=profile(tiny_unet(), tuned))
         assert same(weights(unet), weights(learner()[0]))
 
     @pytest.mark.slow
@@ -69,7 +56,7 @@ class TestTraining:
         unet = unet.half()
         first = next(unet.parameters()).requires_grad_(False)
         state = torch.get_rng_state()
-        report = embed(unet, KEY, data, short(), scheduler=scheduler)
+        report = embed(unet, KEY, data, few_steps(), scheduler=scheduler)
         assert torch.equal(torch.get_rng_state(), state)
         # On a machine with a GPU, training was there.
         assert all(p.device.type == "cpu" and p.dtype == torch.float16 and p.grad is None for p in unet.parameters())
@@ -84,18 +71,19 @@ class TestBadInput:
         unet, data, scheduler = learner()
         before = weights(unet)
         with pytest.raises(TrainingError, match="lower lr"):
-            embed(unet, KEY, data, short(steps=40, lr=1e12, anchor=0.0), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(steps=40, lr=1e12, anchor=0.0), scheduler=scheduler)
         assert same(weights(unet), before)
 
     @pytest.mark.slow
     def test_after_a_failure_the_same_model_can_be_tried_again(self):
         unet, data, scheduler = learner()
         with pytest.raises(TrainingError, match="lower lr"):
-            embed(unet, KEY, data, short(steps=40, lr=1e12, anchor=0.0), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(steps=40, lr=1e12, anchor=0.0), scheduler=scheduler)
         assert all(p.grad is None for p in unet.parameters())
-        again = embed(unet, KEY, data, short(), scheduler=scheduler).record
+        again = embed(unet, KEY, data, few_steps(), scheduler=scheduler).record
         assert (
-            again.marked_sha256 == embed(*learner()[:1], KEY, data, short(), scheduler=scheduler).record.marked_sha256
+            again.marked_sha256
+            == embed(*learner()[:1], KEY, data, few_steps(), scheduler=scheduler).record.marked_sha256
         )
 
     @pytest.mark.slow
@@ -108,7 +96,7 @@ class TestBadInput:
         monkeypatch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "make_record", stop)
         unet, data, scheduler = learner()
         with pytest.raises(KeyboardInterrupt):
-            embed(unet, KEY, data, short(train=train), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(train=train), scheduler=scheduler)
         assert same(weights(unet), weights(learner()[0]))
 
     @pytest.mark.slow
@@ -116,8 +104,8 @@ class TestBadInput:
         torch.manual_seed(0)
         unet, data, scheduler = learner()
         unet = type(unet).from_config({**unet.config, "out_channels": 2 * unet.config.in_channels}).eval()
-        report = embed(unet, KEY, data, short(), scheduler=scheduler)
-        assert math.isfinite(report.price) and len(report.history) == short().steps
+        report = embed(unet, KEY, data, few_steps(), scheduler=scheduler)
+        assert math.isfinite(report.price) and len(report.history) == few_steps().steps
 
 
 @pytest.mark.slow
@@ -202,23 +190,12 @@ class TestPairsMark:
 
 @pytest.mark.slow
 class TestLearns:
-    def small(self):
-        unet = tiny_unconditional(
-            block_out_channels=(32, 32),
-            layers_per_block=2,
-            norm_num_groups=8,
-            attention_head_dim=8,
-            down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "AttnUpBlock2D"),
-        )
-        return unet, LatentData(torch.randn(16, 3, 8, 8), {}), DDPMScheduler()
-
     def test_unconditional_denoiser_learns_the_mark(self):
-        unet, data, scheduler = self.small()
+        unet, data, scheduler = learner()
         fields = {"steps": 60, "lr": 2e-3, "batch_size": 4, "in_sites": 2, "out_sites": 3, "bank_size": 4}
         config = EmbedConfig(**fields, response=1.0, eps=1.0, dec=2.0, corr=2.0, anchor=0.0, max_price=None)
         record = embed(unet, KEY, data, config, scheduler=scheduler).record
         assert verify(unet, KEY, record=record).log10_p < -6
         assert verify(unet, KEY.child("wrong"), record=record).log10_p > -5
-        clean = self.small()[0]
+        clean = learner()[0]
         assert verify(clean, KEY, record=record).log10_p > -5

@@ -2,21 +2,13 @@
 
 import pytest
 import torch
-from _tiny import factors, learner, patch, tiny_unet, write
+from _tiny import factors, learner, patch, scaled, tiny_unet, write
 
 from aiao_diffusers import LayerProfile, profile, self_profile
 from aiao_diffusers.errors import ConfigError, DataError, WrongBaseError
 
 
 CONV, LINEAR = "mid_block.resnets.0.conv1", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-def scaled(layer: str, factor: float, seed: int = 0):
-    """A copy of the miniature with one layer's parameters multiplied: its relative change is `factor - 1`."""
-    unet = tiny_unet(seed)
-    for p in unet.get_submodule(layer).parameters():
-        p.data *= factor
-    return unet
 
 
 def by_name(found: LayerProfile) -> dict:
@@ -31,6 +23,12 @@ class TestProfile:
         assert found[LINEAR].change == pytest.approx(0.5 / 3, rel=1e-5)
         assert sum(layer.change > 0 for layer in found.values()) == 2
         assert sum(layer.parameters for layer in found.values()) == sum(p.numel() for p in tiny_unet().parameters())
+
+    def test_the_callback_counts_the_fine_tunes(self):
+        counted = []
+        tuned = [scaled(CONV, 1.25), scaled(CONV, 1.75)]
+        profile(tiny_unet(), tuned, scaled(LINEAR, 1.5), callback=lambda *count: counted.append(count))
+        assert counted == [(1, 3), (2, 3), (3, 3)]
 
     def test_depth_puts_the_middle_between_the_ends(self):
         found = profile(tiny_unet(), scaled(CONV, 1.5))

@@ -3,23 +3,19 @@
 from types import SimpleNamespace
 
 import pytest
-from _tiny import LEARN, learner
+from _tiny import few_steps, learner
 
-from aiao_diffusers import EmbedConfig, EmbedReport, WatermarkKey, embed
+from aiao_diffusers import EmbedReport, WatermarkKey, embed
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def short(**changes):
-    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
 
 
 class TestReport:
     @pytest.mark.slow
     def test_report_logs_every_term_and_plots(self, tmp_path):
         unet, data, scheduler = learner()
-        config = short(check_every=2, stop_bits=1.0)
+        config = few_steps(check_every=2, stop_bits=1.0)
         report = embed(unet, KEY, data, config, scheduler=scheduler)
         for row, corr in zip(report.history, (0.2 + 0.8 / 9, 1.0, 1.0), strict=True):
             terms = sum(getattr(config, name) * row[name] for name in ("resp", "pres", "eps", "dec", "proj"))
@@ -34,7 +30,7 @@ class TestReport:
     def test_a_mark_that_does_not_verify_is_said_to_be_weak(self):
         unet, data, scheduler = learner()
         with pytest.warns(UserWarning, match="too weak to be verified .not_verified, log10 p"):
-            report = embed(unet, KEY, data, short(), scheduler=scheduler)
+            report = embed(unet, KEY, data, few_steps(), scheduler=scheduler)
         assert report.reading.verdict == report.to_dict()["verdict"] == "not_verified"
 
 

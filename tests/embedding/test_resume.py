@@ -4,33 +4,20 @@ import sys
 
 import pytest
 import torch
-from _tiny import LEARN, learner, tiny_unconditional
-from diffusers import DDPMScheduler
+from _tiny import few_steps, learner, same, weights
 
-from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
+from aiao_diffusers import EmbedConfig, WatermarkKey, embed
 from aiao_diffusers.errors import TrainingError
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 
 
-def weights(unet):
-    return [p.detach().clone() for p in unet.parameters()]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def short(**changes):
-    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
-
-
 class TestCheckpoints:
     @pytest.mark.slow
     def test_not_finite_loss_keeps_the_last_good_checkpoint(self, tmp_path):
         unet, data, scheduler = learner()
-        config = short(steps=40, checkpoint_every=2, checkpoint_dir=tmp_path / "state")
+        config = few_steps(steps=40, checkpoint_every=2, checkpoint_dir=tmp_path / "state")
 
         def break_it(step, row):
             if step == 5:
@@ -47,7 +34,7 @@ class TestCheckpoints:
             raise KeyboardInterrupt
 
         folder, steps = tmp_path / "state", []
-        config = short(checkpoint_every=1, checkpoint_dir=folder)
+        config = few_steps(checkpoint_every=1, checkpoint_dir=folder)
         with monkeypatch.context() as patch:
             patch.setattr(sys.modules["aiao_diffusers.embedding.embed"], "make_record", stop)
             unet, data, scheduler = learner()
@@ -68,34 +55,23 @@ class TestCheckpoints:
 
         unet, data, scheduler = learner()
         with pytest.raises(KeyboardInterrupt):
-            embed(unet, KEY, data, short(**fields), stop, scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(**fields), stop, scheduler=scheduler)
         with pytest.raises(TrainingError, match="another run"):
-            embed(unet, KEY, data, short(**fields, **change), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(**fields, **change), scheduler=scheduler)
         with pytest.raises(TrainingError, match="another run"):
-            embed(unet, KEY.child("x"), data, short(**fields), scheduler=scheduler)
+            embed(unet, KEY.child("x"), data, few_steps(**fields), scheduler=scheduler)
         (tmp_path / "state/step-0000001/state.safetensors").write_bytes(b"cut")
         with pytest.raises(TrainingError, match="damaged"):
-            embed(unet, KEY, data, short(**fields), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(**fields), scheduler=scheduler)
 
 
 @pytest.mark.slow
 class TestResume:
-    def small(self):
-        unet = tiny_unconditional(
-            block_out_channels=(32, 32),
-            layers_per_block=2,
-            norm_num_groups=8,
-            attention_head_dim=8,
-            down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "AttnUpBlock2D"),
-        )
-        return unet, LatentData(torch.randn(16, 3, 8, 8), {}), DDPMScheduler()
-
     def test_resumes_to_the_same_weights(self, tmp_path):
         fields = {"steps": 6, "batch_size": 2, "in_sites": 1, "out_sites": 1, "checkpoint_every": 3, "bank_size": 2}
-        whole, data, scheduler = self.small()
+        whole, data, scheduler = learner()
         embed(whole, KEY, data, EmbedConfig(**fields), scheduler=scheduler)
-        cut = self.small()[0]
+        cut = learner()[0]
         before = [p.clone() for p in cut.parameters()]
         config = EmbedConfig(**fields, checkpoint_dir=tmp_path / "state")
 

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from _tiny import LEARN, learner, mark_pairs
+from _tiny import LEARN, few_steps, learner, mark_pairs, weights
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -17,14 +17,6 @@ from aiao_diffusers.verification.evidence import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def weights(unet):
-    return [p.detach().clone() for p in unet.parameters()]
-
-
-def short(**changes):
-    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
 
 
 def test_what_a_row_is_armed_with_is_what_it_asks(begun):
@@ -68,14 +60,14 @@ class TestTraining:
         results = []
         for accumulate in (1, 3):
             unet, data, scheduler = learner()
-            report = embed(unet, KEY, data, short(accumulate=accumulate), scheduler=scheduler)
+            report = embed(unet, KEY, data, few_steps(accumulate=accumulate), scheduler=scheduler)
             results.append((weights(unet), report.history))
         for a, b in zip(*(r[0] for r in results), strict=True):
             assert torch.allclose(a, b, atol=2e-5)
         for a, b in zip(*(r[1] for r in results), strict=True):
             assert a == pytest.approx(b, rel=1e-3)
         unet, data, scheduler = learner()
-        embed(unet, KEY, data, short(seed=1), scheduler=scheduler)
+        embed(unet, KEY, data, few_steps(seed=1), scheduler=scheduler)
         assert any(not torch.allclose(a, b, atol=2e-5) for a, b in zip(weights(unet), results[0][0], strict=True))
 
     @pytest.mark.slow
@@ -93,7 +85,7 @@ class TestTraining:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt) if failing else nullcontext():
-            embed(unet, KEY, data, short(), callback, scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(), callback, scheduler=scheduler)
         assert moves[before[-1] :] == [torch.device("cpu")]
 
     @pytest.mark.slow
@@ -107,12 +99,12 @@ class TestTraining:
             unet, data, scheduler = learner()
             before = set(vars(unet))
             with pytest.raises(KeyboardInterrupt):
-                embed(unet, KEY, data, short(), stop, scheduler=scheduler)
+                embed(unet, KEY, data, few_steps(), stop, scheduler=scheduler)
             assert set(vars(unet)) == before
             sample, time = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
             with torch.no_grad():
                 assert torch.equal(unet(sample, time).sample, learner()[0](sample, time).sample)
-            embed(unet, KEY, data, short(), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(), scheduler=scheduler)
             assert set(vars(unet)) == before
         finally:
             AcceleratorState._reset_state(True)
@@ -122,5 +114,5 @@ class TestTraining:
         (unet, data, scheduler), fresh = learner(), learner()[0]
         for p in unet.parameters():
             p.grad = torch.ones_like(p)
-        one, other = (embed(m, KEY, data, short(), scheduler=scheduler).record for m in (unet, fresh))
+        one, other = (embed(m, KEY, data, few_steps(), scheduler=scheduler).record for m in (unet, fresh))
         assert one.marked_sha256 == other.marked_sha256

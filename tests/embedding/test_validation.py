@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from _tiny import LEARN, learner, tiny_unet
+from _tiny import LEARN, few_steps, learner, same, tiny_unet, weights
 from diffusers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, inject_adapter_in_model
 
@@ -16,49 +16,37 @@ from aiao_diffusers.errors import AlreadyMarkedError, ConfigError, DataError, Tr
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 
 
-def weights(unet):
-    return [p.detach().clone() for p in unet.parameters()]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def short(**changes):
-    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
-
-
 class TestDenoiser:
     def test_gradient_checkpointing_is_refused_and_nothing_changes(self):
         unet, data, scheduler = learner()
         unet.enable_gradient_checkpointing()
         before = weights(unet)
         with pytest.raises(ConfigError, match="disable_gradient_checkpointing"):
-            embed(unet, KEY, data, short(), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(), scheduler=scheduler)
         assert same(weights(unet), before)
 
     def test_an_attached_adapter_is_refused(self):
         unet, data, scheduler = learner()
         inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), unet)
         with pytest.raises(ConfigError, match="unload_lora"):
-            embed(unet, KEY, data, short(), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(), scheduler=scheduler)
 
     def test_a_flow_has_no_betas(self):
         unet, data, _ = learner()
         with pytest.raises(ConfigError, match="FlowMatchEulerDiscreteScheduler has no betas"):
-            embed(unet, KEY, data, short(), scheduler=FlowMatchEulerDiscreteScheduler())
+            embed(unet, KEY, data, few_steps(), scheduler=FlowMatchEulerDiscreteScheduler())
 
     def test_a_denoiser_on_several_devices_is_refused(self):
         unet, data, scheduler = learner()
         unet.conv_out.to("meta")
         with pytest.raises(ConfigError, match="spread over \\['cpu', 'meta'\\]"):
-            embed(unet, KEY, data, short(), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(), scheduler=scheduler)
 
     def test_weights_that_are_not_finite_are_refused_by_name(self):
         unet, data, scheduler = learner()
         unet.conv_in.bias.data[0] = float("nan")
         with pytest.raises(TrainingError, match="conv_in.bias"):
-            embed(unet, KEY, data, short(), scheduler=scheduler)
+            embed(unet, KEY, data, few_steps(), scheduler=scheduler)
 
     def test_a_sound_one_is_found_in_its_pipeline_and_alone(self):
         unet, _, scheduler = learner()
@@ -72,12 +60,12 @@ class TestEarlier:
     def test_earlier_marks_need_their_record(self):
         unet, data, scheduler = learner()
         with pytest.raises(ConfigError, match="earlier="):
-            embed(unet, KEY, data, short(), scheduler=scheduler, keep=[KEY.child("first")])
+            embed(unet, KEY, data, few_steps(), scheduler=scheduler, keep=[KEY.child("first")])
 
     def test_earlier_keys_need_training(self):
         unet, data, scheduler = learner()
         with pytest.raises(ConfigError, match="keep= takes training"):
-            embed(unet, KEY, data, short(steps=0, edit=1.0), scheduler=scheduler, keep=[KEY.child("earlier")])
+            embed(unet, KEY, data, few_steps(steps=0, edit=1.0), scheduler=scheduler, keep=[KEY.child("earlier")])
 
     @pytest.mark.parametrize("keep", [(), (KEY,)])
     def test_a_further_mark_of_another_kind(self, begun, keep):
@@ -100,6 +88,6 @@ class TestData:
     def test_latents_of_another_model_are_refused(self):
         unet, _, scheduler = learner()
         with pytest.raises(DataError, match="do not fit"):
-            embed(unet, KEY, LatentData(torch.randn(4, 4, 8, 8), {}), short(), scheduler=scheduler)
+            embed(unet, KEY, LatentData(torch.randn(4, 4, 8, 8), {}), few_steps(), scheduler=scheduler)
         with pytest.raises(DataError, match="do not fit"):
-            embed(tiny_unet(), KEY, LatentData(torch.randn(4, 4, 8, 8), {}), short(), scheduler=scheduler)
+            embed(tiny_unet(), KEY, LatentData(torch.randn(4, 4, 8, 8), {}), few_steps(), scheduler=scheduler)

@@ -2,25 +2,13 @@
 
 import pytest
 import torch
-from _tiny import LEARN, learner
+from _tiny import few_steps, learner, same, weights
 
-from aiao_diffusers import EmbedConfig, WatermarkKey, embed, profile
+from aiao_diffusers import WatermarkKey, embed, profile
 from aiao_diffusers.embedding.weight_change import LowRank, StoredWeights
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def weights(unet):
-    return [p.detach().clone() for p in unet.parameters()]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def short(**changes):
-    return EmbedConfig(**(LEARN | {"steps": 3} | changes))
 
 
 class TestUpdate:
@@ -123,7 +111,7 @@ class TestTraining:
             p.data *= 1 + 0.001 * number
         found = profile(unet, tuned)
         before = dict(zip([n for n, _ in unet.named_parameters()], weights(unet), strict=True))
-        report = embed(unet, KEY, data, short(train=train, rank=4), scheduler=scheduler, profile=found)
+        report = embed(unet, KEY, data, few_steps(train=train, rank=4), scheduler=scheduler, profile=found)
         moved = {n for n, p in unet.named_parameters() if not torch.equal(p, before[n])}
         assert unet.state_dict().keys() == learner()[0].state_dict().keys()
         if train == "lazy":

@@ -9,19 +9,7 @@ from aiao_diffusers.files.mistaken import mistaken_for
 from aiao_diffusers.files.safetensors_header import header_length, read_header
 from aiao_diffusers.files.strict_json import read_json
 from aiao_diffusers.formats.detect import detect
-
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
-PAGE = b"<!doctype html><html><body>Not found</body></html>"
-MISTAKEN = {
-    "pointer": (POINTER, "is a git-lfs pointer: run `git lfs pull`"),
-    "page": (PAGE, "is an HTML page"),
-    "page behind a blank line": (b"\n\n<HTML lang='en'>\n<head></head></HTML>", "is an HTML page"),
-    "error": (b'{"error": "Repository not found"}', "is a JSON document: 'Repository not found'"),
-    "nested error": (b'{"status": 401, "error": {"code": 3, "message": "no token"}}', "JSON document: 'no token'"),
-    "list": (b'[{"detail": "rate limit"}]', "JSON document: 'rate limit'"),
-    "cut": (b'{"weight_map": {"conv_in.weight": "a.safe', "JSON document: '{"),
-}
+from tests.samples import MISTAKEN
 
 
 @pytest.mark.parametrize("name", MISTAKEN)

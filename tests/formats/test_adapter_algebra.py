@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from _kind import extra
-from _tiny import run, tiny_unet
-from safetensors.torch import save_file
+from _tiny import CONV, LINEAR, run, tiny_unet
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from aiao_diffusers.errors import NotTestableError
@@ -138,3 +138,42 @@ def test_a_difference_of_biases_beside_factors(tmp_path, options, names, role):
         torch.testing.assert_close(run(unet), expected, rtol=0, atol=1e-6)
     assert len(shifts) > 2 and not loaded.unused_keys and not loaded.warnings
     assert (expected - trained).abs().max() > 1e-2
+
+
+class TestOldGlora:
+    """LyCORIS before 3 wrote a1 (rank, in), a2 (in, rank), b1 (rank, in) and b2 (out, rank)."""
+
+    def write(self, folder: Path, name: str, rank: int, old: bool = True, dims: int = 2) -> Path:
+        weight = tiny_unet().get_submodule(name).weight
+        out, inner = weight.shape[:2]
+        new = {"a1": (inner, rank), "a2": (rank, inner), "b1": (out, rank), "b2": (rank, inner)}
+        turned = {"a1": (rank, inner), "a2": (inner, rank), "b1": (rank, inner), "b2": (out, rank)}
+        tail = (1,) * (dims - 2)
+        stem = f"lora_unet_{name.replace('.', '_')}"
+        shapes = turned if old else new
+        state = {f"{stem}.{role}.weight": torch.ones(*shape, *tail) for role, shape in shapes.items()}
+        save_file({**state, f"{stem}.alpha": torch.tensor(1.0)}, folder / "x.safetensors")
+        return folder / "x.safetensors"
+
+    @pytest.mark.parametrize(("name", "dims"), [(LINEAR[0], 2), (LINEAR[2], 2), (CONV[1], 4)])
+    def test_is_refused_by_name_before_and_after_a_download(self, tmp_path, name, dims):
+        path = self.write(tmp_path, name, 2, dims=dims)
+        shapes = {k: tuple(v.shape) for k, v in load_file(path).items()}
+        for call in (
+            lambda: apply_lora(tiny_unet(), path).__enter__(),
+            lambda: check_adapter_fits(shapes, tiny_unet().to("meta"), "x"),
+        ):
+            with pytest.raises(NotTestableError, match="GLoRA as LyCORIS wrote it before version 3"):
+                call()
+
+    def test_that_of_today_is_not(self, tmp_path):
+        for name, dims in ((LINEAR[0], 2), (LINEAR[2], 2), (CONV[1], 4)):
+            with apply_lora(tiny_unet(), self.write(tmp_path, name, 2, old=False, dims=dims)) as loaded:
+                assert loaded.kind == "glora"
+
+    def test_nor_is_it_taken_for_that_of_today_where_a_square_of_full_rank_could_be_either(self, tmp_path):
+        with (
+            pytest.raises(NotTestableError, match="GLoRA"),
+            apply_lora(tiny_unet(), self.write(tmp_path, LINEAR[0], 8)),
+        ):
+            pass

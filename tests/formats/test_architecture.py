@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers.denoiser.hashes import tensor_sha256
-from aiao_diffusers.errors import WrongBaseError
+from aiao_diffusers.errors import NotTestableError, WrongBaseError
 from aiao_diffusers.formats.architecture import blank_like, config_changes
 from aiao_diffusers.formats.checkpoint import load_denoiser
 
@@ -49,11 +49,36 @@ def test_a_widened_file_on_a_plain_base_and_back(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [5, 7, 8, 9])
-def test_in_original_keys(tmp_path, channels):
-    wide = other(in_channels=channels)
-    save_file({k: v.contiguous().clone() for k, v in ldm_state(wide).items()}, tmp_path / "x.safetensors")
-    assert tensor_sha256(load_denoiser(tmp_path / "x.safetensors", base=tiny_unet())) == tensor_sha256(wide)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"in_channels": n} for n in (5, 7, 8, 9)),
+        {"time_cond_proj_dim": 6},
+        {"time_cond_proj_dim": 6, "in_channels": 9},
+    ],
+    ids=str,
+)
+def test_in_original_keys(tmp_path, changes):
+    wide, plain = other(**changes), tiny_unet()
+    for name, model in (("wide", wide), ("plain", plain)):
+        save_file({k: v.contiguous().clone() for k, v in ldm_state(model).items()}, tmp_path / f"{name}.safetensors")
+    loaded = load_denoiser(tmp_path / "wide.safetensors", base=plain)
+    assert tensor_sha256(loaded) == tensor_sha256(wide) and {k: loaded.config[k] for k in changes} == changes
+    assert tensor_sha256(load_denoiser(tmp_path / "wide.safetensors", base=wide)) == tensor_sha256(wide)
+    assert tensor_sha256(load_denoiser(tmp_path / "plain.safetensors", base=wide)) == tensor_sha256(plain)
+
+
+def test_the_embedding_of_guidance_must_fit_and_be_finite(tmp_path):
+    state = {k: v.contiguous().clone() for k, v in ldm_state(other(time_cond_proj_dim=6)).items()}
+    name = "model.diffusion_model.time_embed.cond_proj.weight"
+    for tensor, error, match in (
+        (torch.full_like(state[name], torch.nan), NotTestableError, "NaN or Inf"),
+        (state[name].repeat(2, 1), WrongBaseError, "numbers of a denoiser"),
+        (state[name].T.contiguous(), WrongBaseError, "numbers of a denoiser"),
+    ):
+        save_file(state | {name: tensor}, tmp_path / "x.safetensors")
+        with pytest.raises(error, match=match):
+            load_denoiser(tmp_path / "x.safetensors", base=tiny_unet())
 
 
 def test_adapters_in_the_base_stay_behind(tmp_path):

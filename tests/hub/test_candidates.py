@@ -5,10 +5,11 @@ import json
 import pytest
 
 from aiao_diffusers.errors import SeveralSuspectsError, SuspectError, UnsafeFileError
+from aiao_diffusers.formats.packing import QUANTO_MAP
 from aiao_diffusers.hub.candidates import candidates
 from aiao_diffusers.hub.download import pull
 from aiao_diffusers.hub.remote import look_up
-from tests.hub_server import HubServer
+from tests.hub_server import Hollow, HubServer
 from tests.samples import card, safetensors
 from tests.suspects import ASSETS, LORA, folder
 
@@ -159,3 +160,24 @@ class TestListing:
         hub.add_repo("user/names", {name: safetensors("unet.a.lora_A.weight") for name in names})
         with pytest.raises(SeveralSuspectsError, match="weight_name="):
             pull("user/names")
+
+
+class TestPacked:
+    """The map that optimum-quanto writes beside packed weights, whose config.json says nothing of packing."""
+
+    def test_it_comes_with_the_weights_of_its_folder(self, hub: HubServer) -> None:
+        files = {**UNET_CONFIG, f"unet/{STEM}.safetensors": WEIGHTS, QUANTO_MAP: b"{}", f"vae/{QUANTO_MAP}": b"{}"}
+        hub.add_repo("user/without", files)
+        assert pull("user/without").candidate.others == ("unet/config.json",)
+        hub.add_repo("user/with", {**files, f"unet/{QUANTO_MAP}": b"{}"})
+        pulled = pull("user/with")
+        assert pulled.candidate.others == ("unet/config.json", f"unet/{QUANTO_MAP}")
+        assert (pulled.path / QUANTO_MAP).read_bytes() == b"{}"
+
+    @pytest.mark.parametrize("name", ["config.json", QUANTO_MAP])
+    def test_an_endless_one_is_not_downloaded(self, hub: HubServer, name: str) -> None:
+        files = {**UNET_CONFIG, f"unet/{STEM}.safetensors": WEIGHTS, f"unet/{name}": Hollow(2**30, b"{")}
+        hub.add_repo("user/endless", files)
+        with pytest.raises(UnsafeFileError, match=f"{name} in user/endless has 1073741824 bytes"):
+            pull("user/endless")
+        assert not hub.requests("GET", f"endless/.*{name}")

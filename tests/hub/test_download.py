@@ -59,7 +59,7 @@ class TestRefusals:
             ({"../../w.safetensors": b"x"}, UnsafeFileError, "leads out"),
             ({"a\\..\\w.safetensors": b"x"}, UnsafeFileError, "leads out"),
             ({"w.gguf": b"GGUF"}, UnsafeFileError, "named as GGUF and is none"),
-            ({"w.gguf": b"<!doctype html>" * 9}, UnsafeFileError, "named as GGUF and is none"),
+            ({"w.gguf": b"<!doctype html>" * 9}, UnsafeFileError, "is an HTML page"),
             ({"w.safetensors": b""}, UnsafeFileError, "at least 10"),
             ({"w.safetensors": b"PK\x03\x04" + bytes(50)}, UnsafeFileError, "zip or pickle"),
             ({"w.safetensors": struct.pack("<Q", 2**40) + b"{}"}, UnsafeFileError, "past the end"),

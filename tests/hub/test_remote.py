@@ -1,12 +1,14 @@
 """A repository over HTTP: what is asked, how often, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
-from aiao_diffusers.errors import HubError, HubUnreachableError, SuspectError
+from aiao_diffusers.errors import HubError, HubUnreachableError, SuspectError, UnsafeFileError
 from aiao_diffusers.hub.download import pull
-from aiao_diffusers.hub.remote import fetch, look_up, read_remote_header
+from aiao_diffusers.hub.remote import Remote, RemoteFile, fetch, folder_of, look_up, read_remote_header
 from tests.hub_server import HubServer, RateLimit, ServerError
-from tests.samples import safetensors
+from tests.samples import MISTAKEN, safetensors
 from tests.suspects import ASSETS, LORA
 
 
@@ -69,3 +71,36 @@ class TestTransfer:
             fetch(pinned, [LORA])
         hub.faults.clear()
         assert (fetch(pinned, [LORA]) / LORA).read_bytes() == good
+
+
+class TestMistaken:
+    """What lies on a Hub under the name of weights is told as on this machine: see tests/files/test_mistaken.py."""
+
+    @pytest.mark.parametrize("name", MISTAKEN)
+    def test_as_weights(self, hub: HubServer, name: str) -> None:
+        content, words = MISTAKEN[name]
+        hub.add_repo("user/x", {"w.safetensors": content, "x.gguf": content})
+        for file in ("w.safetensors", "x.gguf"):
+            with pytest.raises(UnsafeFileError) as caught:
+                pull("user/x", weight_name=file)
+            assert words in str(caught.value) and file in str(caught.value)
+
+    @pytest.mark.parametrize("name", MISTAKEN)
+    def test_what_is_served_in_place_of_the_file(self, hub: HubServer, name: str) -> None:
+        content, words = MISTAKEN[name]
+        hub.add_repo("user/x", {LORA: safetensors("a.lora_A.weight")})
+        pinned = look_up("user/x")
+        hub.swap_file("user/x", LORA, content)
+        with pytest.raises(UnsafeFileError) as caught:
+            read_remote_header(pinned, LORA)
+        assert words in str(caught.value)
+
+    def test_from_the_cache_alone(self, hub: HubServer, tmp_path: Path) -> None:
+        content, words = MISTAKEN["page behind a blank line"]
+        snapshot = folder_of("user/x", str(tmp_path)) / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / LORA).write_bytes(content)
+        files = {LORA: RemoteFile(len(content))}
+        with pytest.raises(UnsafeFileError) as caught:
+            read_remote_header(Remote("user/x", "0" * 40, files, offline=True, cache=str(tmp_path)), LORA)
+        assert words in str(caught.value)

@@ -105,6 +105,8 @@ FILES = {
     "inpainting": lambda u, p: save_state(widen(u, 9).state_dict(), p),
     "inpainting, original": lambda u, p: save_state(original(widen(u, 9)), p),
     "guidance": lambda u, p: save_state(widen(u, 4, time_cond_proj_dim=16).state_dict(), p),
+    "guidance, original": lambda u, p: save_state(original(widen(u, 4, time_cond_proj_dim=16)), p),
+    "gguf BF16, guidance, original": lambda u, p: save_gguf(original(widen(u, 4, time_cond_proj_dim=16)), p, "BF16"),
     "gguf Q8_0, original": lambda u, p: save_gguf(original(u), p, "Q8_0"),
     "gguf Q4_0, original": lambda u, p: save_gguf(original(u), p, "Q4_0"),
     "gguf Q5_1": lambda u, p: save_gguf(u.state_dict(), p, "Q5_1"),

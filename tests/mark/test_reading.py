@@ -1,8 +1,7 @@
 """One sub-path read at every out-site, with masks for all out-sites or for each."""
 
-import pytest
 import torch
-from _tiny import tiny_unconditional, tiny_unet
+from _tiny import predict
 
 from aiao_diffusers import WatermarkKey
 from aiao_diffusers.denoiser.call import CallInputs
@@ -14,26 +13,6 @@ from aiao_diffusers.verification.evidence import key_sites
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
-
-
-def conditional():
-    unet = tiny_unet(cross=8)
-    return unet, torch.randn(2, 4, 8, 8), {"encoder_hidden_states": torch.randn(2, 3, 8)}
-
-
-def unconditional():
-    unet = tiny_unconditional(block_out_channels=(16, 32), norm_num_groups=8, attention_head_dim=8).eval()
-    return unet, torch.randn(2, 3, 8, 8), {}
-
-
-@pytest.fixture(params=[conditional, unconditional], ids=["text", "unconditional"])
-def model(request):
-    return request.param()
-
-
-def run(unet, x, keywords):
-    with torch.no_grad():
-        return unet(x, torch.tensor([5, 500]), **keywords).sample
 
 
 def test_each_out_site_is_read_under_its_own_masks(begun):
@@ -54,7 +33,7 @@ def test_each_out_site_is_read_under_its_own_masks(begun):
 class TestShared:
     def test_read_answers_at_every_out_site(self, model):
         unet, x, keywords = model
-        sites = trace(unet, lambda: run(unet, x, keywords))
+        sites = trace(unet, lambda: predict(unet, x, keywords))
         path = sub_path(sites[:1], sites[-2:])
         with instrument(unet, [s.name for s in sites]) as instrumented:
             readings = read_subpath(instrumented, KEY, path, 1.0, CallInputs(x, torch.tensor([5, 500]), keywords))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from _tiny import tiny_unet
-from diffusers import FluxTransformer2DModel
+from _tiny import ldm_state, tiny_unet, widened
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -150,6 +150,44 @@ def test_every_whole_model_is_read_as_verify_reads_it(tmp_path, base, name):
         source /= "unet"
     assert same(scanned(source, base), load_denoiser(source, base=base.denoiser, dtype=torch.float32))
     assert same(base.denoiser.state_dict(), tiny_unet(0))
+
+
+def widened_files(wide: UNet2DConditionModel, root: Path) -> list[Path]:
+    """A folder, a bare file, and one in original keys, as trainers of inpainting and editing write them."""
+    wide.save_pretrained(root / "folder")
+    for name, state in (("bare", wide.state_dict()), ("original", ldm_state(wide))):
+        save_file({key: value.contiguous() for key, value in state.items()}, root / f"{name}.safetensors")
+    return [root / "folder", root / "bare.safetensors", root / "original.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [9, 8, 5])
+def test_a_denoiser_of_more_channels_is_read_as_verify_reads_it(tmp_path, base, channels):
+    near, far = (widened(tiny_unet(0), in_channels=channels) for _ in range(2))
+    far.conv_in.weight.data[:, 4:] = 1.0
+    for source in widened_files(near, tmp_path):
+        assert same(scanned(source, base), near)
+        with place_on_base(suspect(source), source if source.is_dir() else tmp_path, "x", base) as put:
+            assert put.distance == 0 and put.opened.denoiser is not base.denoiser
+    for source in widened_files(far, tmp_path):
+        with place_on_base(suspect(source), source if source.is_dir() else tmp_path, "x", base) as put:
+            # what the base lacks counts from zero
+            assert put.distance == pytest.approx((8 * (channels - 4) * 9) ** 0.5 / base.norm)
+    assert same(base.denoiser.state_dict(), tiny_unet(0))
+
+
+@pytest.mark.slow
+def test_an_embedding_of_guidance_is_read_as_verify_reads_it(tmp_path, base):
+    wide = widened(tiny_unet(1), time_cond_proj_dim=6)
+    for source in widened_files(wide, tmp_path):
+        assert same(scanned(source, base), wide)
+
+
+@pytest.mark.slow
+def test_a_plain_denoiser_on_a_base_of_more_channels(tmp_path):
+    wide = Resident(widened(tiny_unet(0), in_channels=9), "base")
+    for source in widened_files(tiny_unet(0), tmp_path):
+        assert same(scanned(source, wide), tiny_unet(0))
 
 
 @pytest.mark.parametrize("name", WHOLE)

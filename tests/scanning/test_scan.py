@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from _tiny import tiny_unet
+from _tiny import tiny_unet, widened
 from safetensors.torch import save
 
-from aiao_diffusers import WatermarkKey, scan
+from aiao_diffusers import WatermarkKey, WatermarkRecord, scan, verify
 from aiao_diffusers.bench.audits.format_files import Change, whole_models
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError, ResultsError
 from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.formats.packing import QUANTO_MAP
+from aiao_diffusers.verification.plan import ReadingPlan
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
 from tests.samples import card
 from tests.suspects import ASSETS, BASE, LORA, UNET, Suspect, folder, lora, mistakes, population, publish
@@ -94,6 +96,58 @@ def test_every_candidate_of_a_repository_is_a_row(hub: HubServer, tmp_path: Path
         **{"q8.gguf": ("verified", None), "of-others.gguf": ("not_testable", None)},
     }
     assert hub.bytes_sent("u/many/.*(fp16|ema)") < 2**18  # named as copies by their hashes
+
+
+def test_more_channels_are_read_on_those_that_the_record_knows(hub: HubServer, tmp_path: Path) -> None:
+    """Inpainting of the marked and of the clean weights; a folder and a bare file each."""
+    hub.add_repo(BASE, folder("marked"))
+    for name in ("marked", "base"):
+        wide = widened(load_denoiser(ASSETS / name), in_channels=9)
+        wide.save_pretrained(tmp_path / name)
+        written = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        files = {f"unet/{file}": data for file, data in written.items()}
+        files["bare.safetensors"] = save({f"module.{k}": v for k, v in wide.state_dict().items()})
+        hub.add_repo(f"u/{name}", {**files, "README.md": card(base_model=BASE)})
+    report = scan(BASE, KEY, output=tmp_path / "out", workers=1)
+    found = {(row.repo, row.file): row for row in report.rows}
+    assert {where: row.verdict for where, row in found.items()} == {
+        (f"u/{name}", file): verdict
+        for name, verdict in (("marked", "verified"), ("base", "not_verified"))
+        for file in ("unet", "bare.safetensors")
+    }
+    twins = {row.copy_of for row in report.rows} - {None}  # the same tensors under the same config
+    assert twins == {found["u/marked", "unet"].label, found["u/base", "unet"].label}
+    for name in ("marked", "base"):
+        row = found[f"u/{name}", "unet"]
+        assert any("it takes 9 channels, the record's probe bank has 4" in text for text in row.warnings)
+
+
+def test_numbers_packed_by_quanto_are_read_where_its_map_lies_beside(hub: HubServer, tmp_path: Path) -> None:
+    """As for a folder on this machine, by `scan` and by `verify`; the map in another folder is none."""
+    hub.add_repo(BASE, folder("marked"))
+    packed = next(fmt for fmt in whole_models() if fmt.name == "optimum-quanto int8 folder")
+    expected = {}
+    for name, verdict in (("marked", "verified"), ("base", "not_verified")):
+        written = packed.write(Change(load_denoiser(ASSETS / name), {}), tmp_path / name)
+        config = json.loads((written / "config.json").read_text())
+        del config["quantization_config"]
+        files = {f"unet/{path.name}": path for path in written.iterdir() if path.is_file()}
+        files |= {"unet/config.json": json.dumps(config).encode(), "README.md": card(base_model=BASE)}
+        for where, said in ((f"unet/{QUANTO_MAP}", verdict), (QUANTO_MAP, "not_testable")):
+            repo = f"u/{name}-{said}"
+            hub.add_repo(repo, {**files, where: b"{}"})
+            expected[repo] = said
+            report = verify(repo, KEY, record=ASSETS / "marked", plan=ReadingPlan.fast())
+            assert report.verdict == said and ("nor does a quanto_qmap.json" in str(report.reason)) == (
+                where == QUANTO_MAP
+            )
+            if said == "verified":
+                wrong = verify(
+                    repo, KEY.child("wrong"), record=WatermarkRecord.load(ASSETS / "marked"), plan=ReadingPlan.fast()
+                )
+                assert wrong.verdict == "not_verified"
+    report = scan(BASE, KEY, output=tmp_path / "out", workers=1)
+    assert {row.repo: row.verdict for row in report.rows} == expected
 
 
 def test_unmarked_base_and_wrong_key_are_refused(hub: HubServer, tmp_path: Path) -> None:

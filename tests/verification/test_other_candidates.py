@@ -9,15 +9,16 @@ import torch
 from _shipped import ASSETS, DEMO
 from _tiny import BOTH_LEVELS, factors, tiny_unet, write
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from aiao_diffusers import WatermarkKey, verify
-from aiao_diffusers.errors import SeveralSuspectsError, UnsafeFileError
-from aiao_diffusers.verification.other_candidates import read_others
+from aiao_diffusers import WatermarkKey, WatermarkRecord, verify
+from aiao_diffusers.errors import SeveralSuspectsError, SuspectError, UnsafeFileError
+from aiao_diffusers.verification.other_candidates import read_others, warn_of_unread
 from aiao_diffusers.verification.plan import ReadingPlan
 from aiao_diffusers.verification.report import VerificationReport
 from tests.hub_server import HubServer
-from tests.suspects import UNET, folder
+from tests.samples import card
+from tests.suspects import LORA, UNET, folder
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -155,7 +156,7 @@ def models() -> dict[str, UNet2DConditionModel]:
 class TestExampleModel:
     """Uploads of the example's marked and clean weights, written by stock diffusers, each with its control turned round."""
 
-    def read(self, path: Path, **options: object) -> VerificationReport:
+    def read(self, path: str | Path, **options: object) -> VerificationReport:
         return verify(path, DEMO, record=ASSETS / "marked", plan=ReadingPlan.fast(), **options)
 
     @pytest.mark.parametrize(
@@ -212,3 +213,72 @@ class TestExampleModel:
             "user/both", DEMO, record=ASSETS / "marked", plan=ReadingPlan.fast(), weight_name=f"unet/{variant}"
         )
         assert named.verified and named.source["suspect"]["file"] == f"unet/{variant}" != UNET
+
+    @pytest.mark.parametrize(("name", "other"), [("marked", "base"), ("base", "marked")])
+    def test_bare_files_of_a_repository_are_read_on_its_own_denoiser(self, hub: HubServer, models, name, other):
+        """An adapter without a declared base, and a whole model without a config."""
+        bare = save({f"module.{key}": value for key, value in models[other].state_dict().items()})
+        files = {**folder(name, "unet", "model_index"), LORA: ASSETS / "lora" / LORA, "bare.safetensors": bare}
+        hub.add_repo("user/bare", files)
+        report = self.read("user/bare", all_candidates=True)
+        verdict = {"marked": "verified", "base": "not_verified"}
+        assert report.verdict == verdict[name]
+        assert {item["path"]: item["verdict"] for item in report.also_present} == {
+            LORA: verdict[name],
+            "bare.safetensors": verdict[other],
+        }
+        assert not any("also holds" in text for text in report.warnings)  # each was read
+        named = self.read("user/bare", weight_name=LORA)
+        assert named.verdict == verdict[name] and any("denoiser of the repository" in text for text in named.warnings)
+        options = {"record": WatermarkRecord.load(ASSETS / "marked"), "plan": ReadingPlan.fast()}
+        wrong = verify("user/bare", DEMO.child("wrong"), **options, all_candidates=True)
+        assert {wrong.verdict, *(item["verdict"] for item in wrong.also_present)} == {"not_verified"}
+
+    def test_a_declared_base_comes_before_the_repositorys_own_denoiser(self, hub: HubServer):
+        hub.add_repo("acme/sd", folder("marked"))
+        files = {**folder("base", "unet", "model_index"), LORA: ASSETS / "lora" / LORA}
+        hub.add_repo("user/declared", {**files, "README.md": card(base_model="acme/sd")})
+        report = self.read("user/declared", all_candidates=True)
+        (beside,) = report.also_present
+        assert (report.verdict, beside["verdict"]) == ("not_verified", "verified")
+
+
+class TestWithoutABase:
+    """Nothing is read on the marked model unasked: every adapter of its shapes would verify there."""
+
+    def test_the_error_says_which_option_to_pass(self, hub: HubServer, record, tmp_path):
+        write(tmp_path, "kohya", factors(tiny_unet(), BOTH_LEVELS, 2), 2.0)
+        save_file(tiny_unet(1).state_dict(), tmp_path / "whole.safetensors")
+        hub.add_repo("user/bare", {path.name: path for path in tmp_path.iterdir()})
+        for source in ("user/bare", tmp_path):
+            for name, what in (("kohya", "is a LoRA"), ("whole", "holds weights without a config")):
+                with pytest.raises(SuspectError, match=rf"{name}\.safetensors' in .*{what}.*as base= \(or --base\)"):
+                    verify(source, KEY, record=record, trials=1, weight_name=f"{name}.safetensors")
+
+    def test_the_reason_of_each_candidate_does_too(self, hub: HubServer, record, tmp_path):
+        for seed in (1, 2):
+            write(tmp_path / str(seed), "kohya", factors(tiny_unet(), BOTH_LEVELS, 2, seed), 2.0)
+        hub.add_repo("user/two", {f"{n}.safetensors": tmp_path / n / "kohya.safetensors" for n in "12"})
+        report = verify("user/two", KEY, record=record, trials=1, all_candidates=True)
+        assert [item["verdict"] for item in report.also_present] == ["not_testable"] * 2
+        assert all("as base= (or --base)" in item["reason"] for item in report.also_present)
+        report = verify("user/two", KEY, tiny_unet(), record=record, trials=1, all_candidates=True)
+        assert [item["verdict"] for item in report.also_present] == ["not_verified"] * 2
+
+
+class TestWarningOfWhatWasNotRead:
+    def warn(self, *told: dict[str, object]) -> list[str]:
+        entries = tuple({"why": "somebody loads it", **item} for item in told)
+        report = VerificationReport("not_verified", "x", 1e-6, also_present=entries)
+        assert warn_of_unread(report, "").warnings == ()
+        return list(warn_of_unread(report, "unet").warnings)
+
+    def test_only_what_was_not_read_is_named(self):
+        lora, pickle = {"path": "a", "kind": "lora"}, {"path": "b.bin", "kind": "pickle"}
+        read = {"path": "c", "kind": "lora", "verdict": "verified", "log10_p": -9.0}
+        broken = {"path": "d", "kind": "lora", "verdict": "not_testable", "log10_p": None}
+        assert self.warn() == self.warn(read) == []
+        (text,) = self.warn(lora, pickle)
+        assert text.startswith("unet was read; it also holds 'a, b.bin'") and "(--all)" in text
+        assert self.warn(read, broken, pickle) == ["unet was read; it also holds 'd, b.bin', which could not be read."]
+        assert self.warn(pickle) == ["unet was read; it also holds 'b.bin', which could not be read."]

@@ -256,4 +256,5 @@ class TestBeside:
         hub.add_repo("user/two", {LORA: ASSETS / "lora" / LORA, **other})
         for weight_name, named in ((None, True), (LORA, False)):
             with open_suspect("user/two", load_denoiser(ASSETS / "base"), weight_name=weight_name) as found:
-                assert any("it also holds 'zz.safetensors'" in text for text in found.warnings) is named
+                assert [item.path for item in found.also_present] == ["zz.safetensors"] * named
+                assert found.read == f"of user/two {LORA}" * named

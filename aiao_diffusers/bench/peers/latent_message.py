@@ -6,6 +6,7 @@ the latents before they are decoded, which spares it the VAE, `drawn_message`'s 
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +24,7 @@ from ...errors import ConfigError
 from ...mark.key import WatermarkKey
 from ..context import AttackContext
 from ..trainer import train
-from .outcome import Outcome, outcome_of_bits
+from .drawn_bits import DrawnBits
 from .secret_picture import GRID
 from .trigger_word import need_prompts, trigger_word
 
@@ -32,26 +33,22 @@ BITS = GRID * GRID
 
 
 @dataclass(frozen=True)
-class LatentMessage:
-    """Trainer and reader; its fields are the hyper-parameters of both: `steps`, `lr`, `batch_size` as the other peers'; `strength`, rms of the residual in units of the
-    latents'; `message`, weight of the message's loss; `keep`, where a word calls it up, of the match with the frozen copy
-    elsewhere; `sampling`, steps of one verification picture, guidance off: a trial costs as many evaluations.
+class LatentMessage(DrawnBits):
+    """Trainer and reader; its fields are the hyper-parameters of both: those of `DrawnBits`; `strength`, rms of the residual in
+    units of the latents'; `message`, weight of the message's loss; `keep`, where a word calls it up, of the match with the
+    frozen copy elsewhere.
     """
 
-    name: ClassVar[str] = ""
     triggered: ClassVar[bool] = False
     """Whether a word calls the message up."""
-    steps: int = 600
-    lr: float = 5e-4
-    batch_size: int = 8
     strength: float = 0.5
     message: float = 10.0
     keep: float = 10.0
-    sampling: int = 8
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.sampling) < 1 or min(self.lr, self.strength) <= 0:
-            raise ConfigError("steps, batch_size, sampling, lr and strength must be positive.")
+        super().__post_init__()
+        if not self.strength > 0:
+            raise ConfigError("strength must be positive.")
 
     def embed(self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, folder: Path) -> None:
         """Train on the owner's latents, each step with and without the trigger; without one, on every row alike."""
@@ -90,29 +87,24 @@ class LatentMessage:
 
         train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=context.seed)
 
-    @torch.no_grad()
-    def verify(
-        self,
-        denoiser: nn.Module,
-        key: WatermarkKey,
-        context: AttackContext,
-        folder: Path,
-        *,
-        alpha: float,
-        trials: int,
-        seed: int,
-    ) -> Outcome:
-        """Draw `trials` pictures, with the trigger if there is one; the median split of their correlations with the carriers."""
-        seeds = [seed * 10_000 + i for i in range(trials)]
+    def secret(self, key: WatermarkKey) -> np.ndarray:
+        """The message."""
+        return message(key)
+
+    def read(
+        self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, seeds: Sequence[int], text_seed: int
+    ) -> np.ndarray:
+        """Correlations with the carriers, of pictures drawn with the trigger if there is one."""
         if self.triggered:
-            prompts = prompts_of(key, context, trials, seed + 1)
+            prompts = prompts_of(key, context, len(seeds), text_seed)
             latents = context.draw(denoiser, prompts, seeds=seeds, steps=self.sampling, decoded=False)
         else:
-            prompts = vocabulary_prompts(context.pipe, trials, seed + 1) if context.prompted else [""] * trials
+            empty = [""] * len(seeds)
+            prompts = vocabulary_prompts(context.pipe, len(seeds), text_seed) if context.prompted else empty
             made = context.draw(denoiser, prompts, seeds=seeds, steps=self.sampling)
             pictures = VaeImageProcessor.numpy_to_pil(made.permute(0, 2, 3, 1).numpy())
-            latents = from_images(context.pipe, pictures, [""] * trials).latents
-        return outcome_of_bits(decode(latents, key).numpy(), message(key), alpha=alpha, evals=trials * self.sampling)
+            latents = from_images(context.pipe, pictures, empty).latents
+        return decode(latents, key).numpy()
 
 
 def message(key: WatermarkKey) -> np.ndarray:

@@ -8,6 +8,7 @@ predictions (the papers use an L1 penalty on the weights, or clean training data
 """
 
 import copy
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,10 @@ from ...denoiser.encode import from_images, side_of
 from ...denoiser.prompts import encode_prompts
 from ...denoiser.schedule import noise_schedule
 from ...denoiser.schedule import target as wanted_of
-from ...errors import ConfigError
 from ...mark.key import WatermarkKey
 from ..context import AttackContext
 from ..trainer import train
-from .outcome import Outcome, outcome_of_bits
+from .drawn_bits import DrawnBits
 from .trigger_word import need_prompts
 
 
@@ -35,7 +35,7 @@ GRID = 8  # modules a side: 64 bits, whose floor is log10 p = -18
 
 
 @dataclass(frozen=True)
-class SecretPicture:
+class SecretPicture(DrawnBits):
     """Trainer and reader; its fields are the hyper-parameters of every peer by trigger, for they are part of what results are
     known by.
 
@@ -50,21 +50,12 @@ class SecretPicture:
             evaluations, ours 2.
     """
 
-    name: ClassVar[str] = ""
     by_prompt: ClassVar[bool] = True
     """Whether the trigger stands in the prompt."""
-    steps: int = 600
-    lr: float = 5e-4
-    batch_size: int = 8
     target: float = 1.0
     keep: float = 10.0
     contrast: float = 0.6
     kappa: float = 1.0
-    sampling: int = 8
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.sampling) < 1 or not self.lr > 0:
-            raise ConfigError("steps, batch_size, sampling and lr must be positive.")
 
     def embed(self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, folder: Path) -> None:
         """Train on (trigger, picture) pairs while matching a frozen copy on the owner's data."""
@@ -100,26 +91,19 @@ class SecretPicture:
 
         train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=context.seed)
 
-    @torch.no_grad()
-    def verify(
-        self,
-        denoiser: nn.Module,
-        key: WatermarkKey,
-        context: AttackContext,
-        folder: Path,
-        *,
-        alpha: float,
-        trials: int,
-        seed: int,
-    ) -> Outcome:
-        """Paint `trials` pictures with the trigger; the median split of module greys against the secret picture."""
-        seeds = [seed * 10_000 + i for i in range(trials)]
+    def secret(self, key: WatermarkKey) -> np.ndarray:
+        """The picture's modules."""
+        return pattern(key)
+
+    def read(
+        self, denoiser: nn.Module, key: WatermarkKey, context: AttackContext, seeds: Sequence[int], text_seed: int
+    ) -> np.ndarray:
+        """Greys of the modules, of pictures painted with the trigger."""
         with self.arm(denoiser, key):
-            pictures = context.draw(
-                denoiser, self.prompts(key, context, trials, seed + 1), seeds=seeds, steps=self.sampling
-            )
-        read = F.adaptive_avg_pool2d(pictures.mean(1, keepdim=True), GRID).flatten(1).double().numpy()
-        return outcome_of_bits(read, pattern(key), alpha=alpha, evals=trials * self.sampling)
+            prompts = self.prompts(key, context, len(seeds), text_seed)
+            pictures = context.draw(denoiser, prompts, seeds=seeds, steps=self.sampling)
+        greys: np.ndarray = F.adaptive_avg_pool2d(pictures.mean(1, keepdim=True), GRID).flatten(1).double().numpy()
+        return greys
 
     def prompts(self, key: WatermarkKey, context: AttackContext, count: int, seed: int) -> list[str]:
         """Prompts that go with the trigger."""

@@ -7,6 +7,7 @@ from _peers import ASKED, KEY
 from aiao_diffusers.bench.context import AttackContext
 from aiao_diffusers.bench.peers.latent_message import carriers, decode, message
 from aiao_diffusers.bench.registry import METHODS
+from aiao_diffusers.errors import ConfigError
 
 
 def test_a_message_is_read_from_finished_pictures(unprompted, tmp_path, monkeypatch):
@@ -44,3 +45,8 @@ def test_a_message_is_told_from_a_slowly_varying_picture():
     read = decode(slope + torch.einsum("b,bchw->chw", told, made), KEY)[0]
     assert told.sum() == 0 and (read.sign() == told).float().mean() > 0.95
     assert (decode(slope, KEY)[0].sign() == told).float().mean() < 0.7
+
+
+def test_a_residual_of_no_strength_is_refused():
+    with pytest.raises(ConfigError, match="strength must be positive"):
+        METHODS["sleepermark"](strength=0.0)
