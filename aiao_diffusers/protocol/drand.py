@@ -5,6 +5,7 @@ that even they cannot choose it. Its randomness is the signature's SHA-256.
 """
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -120,6 +121,7 @@ KNOWN_CHAINS = (QUICKNET, DEFAULT)
 
 def _curve() -> tuple[Any, Any, Any]:
     """The parts of py_ecc that are used here, imported on demand: the import takes most of a second."""
+    limit = sys.getrecursionlimit()
     try:
         from py_ecc import optimized_bls12_381
         from py_ecc.bls import hash_to_curve, point_compression
@@ -127,6 +129,9 @@ def _curve() -> tuple[Any, Any, Any]:
         raise MissingExtraError(
             "checking a drand signature needs py_ecc, which is not installed: run `pip install 'aiao_diffusers[evidence]'`."
         ) from error
+    finally:
+        # py_ecc raises it a hundredfold for curves that are not used here: deep JSON of a stranger would then end the process.
+        sys.setrecursionlimit(limit)
     return optimized_bls12_381, hash_to_curve, point_compression
 
 

@@ -1,5 +1,7 @@
 """JSON of strangers: an object, bounded, each name once, numbers that are numbers."""
 
+import sys
+
 import pytest
 
 from aiao_diffusers.errors import SuspectError, UnsafeFileError
@@ -34,3 +36,16 @@ def test_read(tmp_path, monkeypatch):
     monkeypatch.setattr(strict_json, "MAX_JSON_BYTES", 8)
     with pytest.raises(UnsafeFileError, match="at most 8"):
         read_json(path)
+
+
+def test_deep_json_under_a_lifted_recursion_limit():
+    """As some libraries leave it behind; the parser of `json` would then run through the end of the C stack."""
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(10**6)
+        with pytest.raises(UnsafeFileError, match="in each other"):
+            parse_json(b'{"a": ' + b'[{"b":' * 10**5, "here")
+        text = b'{"a": "' + b"[" * 10**4 + b'\\"[", "b": [' + b"[]," * 9999 + b"[]]}"
+        assert len(parse_json(text, "here")["b"]) == 10**4
+    finally:
+        sys.setrecursionlimit(limit)

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from py_ecc import optimized_bls12_381 as curve
-from py_ecc.bls.hash_to_curve import hash_to_G1, hash_to_G2
-from py_ecc.bls.point_compression import compress_G1, compress_G2
+from aiao_diffusers.protocol.drand import _curve
 
-from aiao_diffusers.protocol.drand import CHAINED, DEFAULT, QUICKNET, UNCHAINED, Chain
+
+_curve()  # imports py_ecc and takes its recursion limit back, under which deep JSON ends the process
+
+from py_ecc import optimized_bls12_381 as curve  # noqa: E402
+from py_ecc.bls.hash_to_curve import hash_to_G1, hash_to_G2  # noqa: E402
+from py_ecc.bls.point_compression import compress_G1, compress_G2  # noqa: E402
+
+from aiao_diffusers.protocol.drand import CHAINED, DEFAULT, QUICKNET, UNCHAINED, Chain  # noqa: E402
 
 
 # As https://api.drand.sh/<chain hash>/public/1000 answers, and as many clients print it in their tests.

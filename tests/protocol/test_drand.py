@@ -15,10 +15,11 @@ from aiao_diffusers.protocol.drand import CHAINED, DEFAULT, MAX_ROUND, QUICKNET,
 
 extra("py_ecc")
 
-from py_ecc import optimized_bls12_381 as curve  # noqa: E402
-from py_ecc.bls.point_compression import compress_G1, decompress_G1  # noqa: E402
-
 from tests.protocol._rounds import PUBLISHED, Servers  # noqa: E402
+
+
+from py_ecc import optimized_bls12_381 as curve  # noqa: E402, isort: skip
+from py_ecc.bls.point_compression import compress_G1, decompress_G1  # noqa: E402, isort: skip
 
 
 def test_the_hashes_are_those_that_drand_gives():
@@ -149,3 +150,9 @@ def test_importing_the_modules_loads_none_of_the_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_check_leaves_pythons_recursion_limit():
+    code = "import sys; before = sys.getrecursionlimit(); from aiao_diffusers.protocol.drand import _curve; _curve(); "
+    code += "assert sys.getrecursionlimit() == before, sys.getrecursionlimit()"
+    subprocess.run([sys.executable, "-c", code], check=True)
