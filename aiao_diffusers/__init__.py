@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .denoiser.inputs import LatentData
+    from .embedding.commit import commit
     from .embedding.config import EmbedConfig
     from .embedding.embed import embed
     from .embedding.layer_profile import LayerProfile, profile, self_profile
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .mark.key import WatermarkKey
     from .mark.record import WatermarkRecord
     from .pipeline import WatermarkedStableDiffusionPipeline
+    from .protocol.commitment import Commitment
+    from .protocol.leaves import Leaf, disclose
     from .publishing.push import push
     from .scanning.report import ScanReport
     from .scanning.scan import scan
@@ -28,15 +31,19 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AIAOError",
+    "Commitment",
     "EmbedConfig",
     "EmbedReport",
     "LatentData",
     "LayerProfile",
+    "Leaf",
     "ScanReport",
     "VerificationReport",
     "WatermarkKey",
     "WatermarkRecord",
     "WatermarkedStableDiffusionPipeline",
+    "commit",
+    "disclose",
     "embed",
     "push",
     "profile",
@@ -48,15 +55,19 @@ __all__ = [
 # Public name -> module that defines it; the imports above say the same to type checkers.
 _HOMES = {
     "AIAOError": "errors",
+    "Commitment": "protocol.commitment",
     "EmbedConfig": "embedding.config",
     "EmbedReport": "embedding.report",
     "LatentData": "denoiser.inputs",
     "LayerProfile": "embedding.layer_profile",
+    "Leaf": "protocol.leaves",
     "ScanReport": "scanning.report",
     "VerificationReport": "verification.report",
     "WatermarkKey": "mark.key",
     "WatermarkRecord": "mark.record",
     "WatermarkedStableDiffusionPipeline": "pipeline",
+    "commit": "embedding.commit",
+    "disclose": "protocol.leaves",
     "embed": "embedding.embed",
     "push": "publishing.push",
     "profile": "embedding.layer_profile",
