@@ -19,6 +19,7 @@ from ..files.atomic import write_bytes
 from ..files.strict_json import read_json
 from ..files.text import short
 from .key import SCHEME, WatermarkKey
+from .record_checks import is_gain
 from .selection import IN_SPAN, span
 
 
@@ -45,8 +46,8 @@ class WatermarkRecord:
         in_sites (`int`): how many the key selects for triggers.
         out_sites (`int`): how many it selects to answer.
         kappa (`float`): trigger amplitude, in units of the in-site's rms.
-        loudness (`tuple[float, ...]`, *optional*): gains, which are factors on it, of the sites of the layout in that order, 0
-            where no key has an in-site; absent: 1 everywhere.
+        loudness (`tuple[float, ...]`, *optional*): gains, which are factors on it, of the sites of the layout in that order, at
+            least 1, or 0 where no key has an in-site; absent: 1 everywhere.
         pairs (`bool`): an in-site has a mask for each out-site, which is asked by that alone; default and absent: one mask for all.
         response (`float`): alpha of the embedding loss, target response in units of the out-site's rms.
         scheduler (`dict`): the noise schedule, as diffusers' config.
@@ -105,8 +106,8 @@ class WatermarkRecord:
             raise RecordError(f"the record lists {len(self.layout)} sites and counts {self.sites}: it was altered.")
         if self.loudness is not None:
             fits = self.layout is not None and len(self.loudness) == len(self.layout)
-            right = fits and all(type(x) in (int, float) and 0 <= x <= MAX_LOUDNESS for x in self.loudness)
-            _require(right, "loudness", self.loudness, f"a number up to {MAX_LOUDNESS} for each site of its layout")
+            right = fits and all(is_gain(x, MAX_LOUDNESS) for x in self.loudness)
+            _require(right, "loudness", self.loudness, f"0 or 1 to {MAX_LOUDNESS} for each site of its layout")
             audible = sum(site.name not in self.silent for site in span(list(self.layout or ()), IN_SPAN))
             _require(
                 audible >= self.in_sites, "loudness", self.loudness, f"above 0 at {self.in_sites} sites for triggers"

@@ -1,7 +1,7 @@
 """Verify a suspect: open it, read it by a plan that was fixed beforehand, and report what follows."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,17 +13,20 @@ from torch import nn
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
 from ..denoiser.setup import Values, denoiser_of, for_reading, running_values, without_ip_adapter
-from ..denoiser.sites import refuse_folded_frames, unwrap
+from ..denoiser.sites import attention_modules, refuse_folded_frames, unwrap
 from ..denoiser.widened import on_known_inputs
 from ..deprecation import warn_renamed
 from ..errors import AIAOError, ConfigError, KeyMismatchError, NotTestableError, RecordError, SeveralSuspectsError
 from ..files.safetensors_header import check_finite
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
+from ..mark.record_checks import check_conditioning
 from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
+from .controls import ask_controls
 from .evidence import EvidenceReader, key_sites
 from .other_candidates import read_others, warn_of_unread
+from .own_schedule import with_own_schedule
 from .plan import ReadingPlan
 from .plan_run import Callback, Offers, PlanRun
 from .reference import open_clean_twin, reference_for
@@ -51,6 +54,9 @@ class VerifyOptions(TypedDict, total=False):
     twin: Any
 
 
+OWN_COPY = (
+    "read with the suspect's own copy of the record, which its publisher could have altered: pass record= (or --record).",
+)
 PLAN_OPTIONS = ("alpha", "trials", "seed", "early_stop", "amplitudes", "whiten")
 
 
@@ -78,7 +84,7 @@ def verify(
             the looks before did not verify (with masks for pairs `2 * (1 + out-sites) * trials`).
         plan (`ReadingPlan`, *optional*): the looks and their order, fixed beforehand; default: `ReadingPlan.thorough()`.
         controls (*optional*): unmarked models that are asked the same question: one, a sequence, or a mapping from names. Their
-            verdicts stand in the report and must be `not_verified`.
+            verdicts stand in the report and must be `not_verified`: one that verifies makes the suspect's `not_testable`.
         weight_name (`str`, *optional*): which file of a folder or repository is meant.
         revision (`str`, *optional*): of a Hub repository.
         all_candidates (`bool`, defaults to False): read all of `report.also_present` too, each at the cost of a suspect. The verdict
@@ -94,7 +100,8 @@ def verify(
     Raises:
         ConfigError: an option out of range, or a field of the plan beside a plan; the clean twin is no model, or carries the
             suspect's adapter.
-        RecordError: no record, or it names another reference or twin, or no twin.
+        RecordError: no record, or it names another reference or twin, or no twin; or the suspect contradicts it: another class,
+            sites that run in another order, a condition that its denoiser does not take.
         SuspectError, UnsafeFileError, SiteError: misuse and broken files.
         HubError: a repository is missing, private, gated or away.
         KeyMismatchError: the folder passed as `record` commits to another key. A record found beside the suspect only warns, for
@@ -111,9 +118,11 @@ def verify(
     chosen_plan = _plan(plan, options)
     given = None if record is None else require_record(record, None)
     where, read = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}, ""
+    told: tuple[str, ...] = ()  # stands in the report whatever comes of the reading
     try:
         with open_suspect(suspect, base, record=given, **where) as found:
             chosen, read = require_record(given, found.record), found.read
+            told = OWN_COPY if found.own_record else ()
             if isinstance(record, str | Path) and not chosen.belongs_to(key):
                 raise KeyMismatchError(
                     f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
@@ -128,7 +137,7 @@ def verify(
     except (NotTestableError, SeveralSuspectsError) as error:
         if isinstance(error, SeveralSuspectsError) and not options.get("all_candidates"):
             raise
-        report = _refuse(label_of(suspect), chosen_plan, error)
+        report = _refuse(label_of(suspect), chosen_plan, error, told)
     offered: dict[str, Any] = {name: options.get(name) for name in ("reference", "healing")}
     if options.get("all_candidates"):
         commit = report.source.get("suspect", {}).get("commit") or options.get("revision")
@@ -137,16 +146,10 @@ def verify(
     report = warn_of_unread(report, read)
     if report.verdict == "not_testable":
         return report
-    quick = replace(chosen_plan, early_stop=True)
-    for name, model in _named(controls).items():
-        # Through the same twin and reference: one made with the key in mind gives itself away here.
-        control = verify(model, key, record=chosen, clean_twin=clean_twin, plan=quick, **offered)
-        report = report.with_control(name, control)
-        if clean_twin is not None and control.hashes.get("suspect") == chosen.teacher_sha256:
-            report = report.with_warning(
-                f"{name} is the clean twin, which answers nothing beyond itself: another unmarked model controls that look."
-            )
-    return report
+    # Through the same twin and reference: one made with the key in mind gives itself away here.
+    quick = {"plan": replace(chosen_plan, early_stop=True), "clean_twin": clean_twin, **offered}
+    twin_sha256 = None if clean_twin is None else chosen.teacher_sha256
+    return ask_controls(report, controls, lambda model: verify(model, key, record=chosen, **quick), twin_sha256)
 
 
 @contextmanager
@@ -155,18 +158,26 @@ def _ready(found: Suspect, record: WatermarkRecord) -> Iterator[Suspect]:
 
     Raises:
         NotTestableError: a denoiser that folds frames into the batch.
+        RecordError: the record is of another class, or its bank holds what no such denoiser takes.
     """
     denoiser = unwrap(found.denoiser)
     refuse_folded_frames(type(denoiser).__name__)
+    record.check_fits(denoiser)
+    check_conditioning(record.bank, denoiser)
     denoiser, cast = for_reading(denoiser)
     with without_ip_adapter(denoiser) as notes, on_known_inputs(denoiser, record.bank) as more:
         yield replace(found, denoiser=denoiser, warnings=(*found.warnings, *notes, *cast, *more))
 
 
-def _refuse(label: str, plan: ReadingPlan, error: AIAOError) -> VerificationReport:
+def _refuse(label: str, plan: ReadingPlan, error: AIAOError, warnings: tuple[str, ...]) -> VerificationReport:
     """The report on a suspect that cannot answer."""
     beside = tuple(map(asdict, error.also_present))
-    fields: dict[str, Any] = {"reason": str(error), "plan": plan.to_dict(), "also_present": beside}
+    fields: dict[str, Any] = {
+        "reason": str(error),
+        "plan": plan.to_dict(),
+        "also_present": beside,
+        "warnings": warnings,
+    }
     return VerificationReport("not_testable", label, plan.alpha, **fields)
 
 
@@ -216,20 +227,6 @@ def _open_clean_twin(
     return open_clean_twin(record, source)
 
 
-def _named(controls: Any) -> dict[str, Any]:
-    """Controls by the name that the report gives them."""
-    if controls is None:
-        return {}
-    if isinstance(controls, Mapping):
-        return dict(controls)
-    models = list(controls) if isinstance(controls, list | tuple) else [controls]
-    labels = [label_of(model) for model in models]
-    return {
-        label if labels.count(label) == 1 else f"{label} ({number})": model
-        for number, (label, model) in enumerate(zip(labels, models, strict=True), 1)
-    }
-
-
 def _read(
     found: Suspect,
     key: WatermarkKey,
@@ -239,7 +236,6 @@ def _read(
     callback: Callback | None,
 ) -> VerificationReport:
     denoiser = found.denoiser
-    record.check_fits(denoiser)
     check_finite(Values(denoiser), "the suspect's weights")
     ins, outs = key_sites(denoiser, key, record)
     plan = replace(
@@ -248,10 +244,11 @@ def _read(
         reference=offers.reference is not None,
         healing=offers.healing is not None,
     )
-    reader = EvidenceReader(key, record, ins, outs, plan.seed)
+    as_read, schedule_warnings = with_own_schedule(record, found.schedule)
+    reader = EvidenceReader(key, as_read, ins, outs, plan.seed)
     run = PlanRun(plan, reader, denoiser, offers, callback).run()
     source, base_warnings = _sources(found, record)
-    warnings = [*found.warnings, *offers.warnings, *_reading_warnings(run, found), *base_warnings]
+    warnings = [*found.warnings, *offers.warnings, *schedule_warnings, *_reading_warnings(run, found), *base_warnings]
     tests, plain = run.tests, run.plain
     passed = sum(p <= math.log10(plan.alpha) for p in plain.trial_log10_p)
     return VerificationReport(
@@ -307,17 +304,32 @@ def _reading_warnings(run: PlanRun, found: Suspect) -> list[str]:
             f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
             f"{record.out_sites} out-sites: read on those."
         )
+    warnings += _layout_warnings(record, attention_modules(run.denoiser))
+    if (lost := len(run.response) - len(run.tests)) > 0:
+        warnings.append(
+            f"{lost} of {len(run.response)} out-sites answered alike in most of their channels: no evidence, left out."
+        )
     if not record.belongs_to(key):
         warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
     if found.own_record and not run.verified:
-        warnings.append(
-            "read with the suspect's own copy of the record, which its publisher could have altered: pass record= (or --record)."
-        )
+        warnings += OWN_COPY
     if run.by_ranks:
         warnings.append(
             "log10_p is by rank scores; hits, bit accuracy and the sites' own p-values are of the same readings."
         )
     return warnings
+
+
+def _layout_warnings(record: WatermarkRecord, here: Collection[str]) -> list[str]:
+    """Sites that only one of record and suspect has: the list of sites decides which of them a key uses, and its writer chose it."""
+    listed = set(here) if record.layout is None else {site.name for site in record.layout}
+    strange, missing = len(set(here) - listed), len(listed - set(here))
+    if not strange and not missing:
+        return []
+    return [
+        f"of the {len(listed)} sites in the record's layout the suspect lacks {missing}, and it has {strange} that are not "
+        "listed: p holds if the record was published before any ancestor of the suspect was."
+    ]
 
 
 def _sources(found: Suspect, record: WatermarkRecord) -> tuple[dict[str, Any], list[str]]:
