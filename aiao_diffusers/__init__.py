@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .denoiser.inputs import LatentData
+    from .denoiser.probes import Probes, capture_probes
     from .embedding.config import EmbedConfig
     from .embedding.embed import embed
     from .embedding.layer_profile import LayerProfile, profile, self_profile
@@ -32,11 +33,13 @@ __all__ = [
     "EmbedReport",
     "LatentData",
     "LayerProfile",
+    "Probes",
     "ScanReport",
     "VerificationReport",
     "WatermarkKey",
     "WatermarkRecord",
     "WatermarkedStableDiffusionPipeline",
+    "capture_probes",
     "embed",
     "push",
     "profile",
@@ -52,11 +55,13 @@ _HOMES = {
     "EmbedReport": "embedding.report",
     "LatentData": "denoiser.inputs",
     "LayerProfile": "embedding.layer_profile",
+    "Probes": "denoiser.probes",
     "ScanReport": "scanning.report",
     "VerificationReport": "verification.report",
     "WatermarkKey": "mark.key",
     "WatermarkRecord": "mark.record",
     "WatermarkedStableDiffusionPipeline": "pipeline",
+    "capture_probes": "denoiser.probes",
     "embed": "embedding.embed",
     "push": "publishing.push",
     "profile": "embedding.layer_profile",

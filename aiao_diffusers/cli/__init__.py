@@ -20,6 +20,7 @@ from .bench import app as bench_app
 from .demo import demo
 from .embed import embed
 from .keygen import keygen
+from .probe import probe
 from .profile import profile
 from .push import push
 from .scan import scan
@@ -36,6 +37,7 @@ VERBS: tuple[tuple[Any, str, dict[int, str]], ...] = (
         "aiao verify suspect/ --key acme.key --record marked/",
         {0: "verified", 3: "ran and did not verify", 4: "not testable"},
     ),
+    (probe, "aiao probe suspect/ --prompts prompts.txt --seed 7 -o probes.safetensors", {}),
     (push, "aiao push marked/ acme/model --key acme.key --license mit", {}),
     (scan, "aiao scan acme/model --key acme.key -o scan/", {}),
     (profile, "aiao profile base/ tuned/ --json > layers.json", {}),

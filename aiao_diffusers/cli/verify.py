@@ -35,6 +35,10 @@ CleanTwin = Annotated[
 Reference = Annotated[
     str | None, typer.Option(help="For disguised suspects: the private file from embedding, or the clean twin.")
 ]
+Probes = Annotated[
+    Path | None,
+    typer.Option(help="Read with these inputs of your own (from `aiao probe`), not with the record's."),
+]
 Fast = Annotated[bool, typer.Option(help="End a hopeless reading after four trials, as `aiao scan` does.")]
 
 
@@ -54,6 +58,7 @@ def verify(
     html: Html = None,
     clean_twin: CleanTwin = None,
     reference: Reference = None,
+    probes: Probes = None,
     fast: Fast = False,
     healing: Annotated[bool, typer.Option(help="At last, fine-tune a copy for a moment and look again.")] = False,
     quiet: Quiet = False,
@@ -82,6 +87,7 @@ def verify(
             all_candidates=all_candidates,
             revision=revision,
             reference=reference,
+            probes=probes,
             healing=healing,
             callback=lambda taken, planned: step(taken),
         )

@@ -252,7 +252,7 @@ def _choose(
 
 
 @contextmanager
-def untestable_on_failure(who: str = "the suspect") -> Iterator[None]:
+def untestable_on_failure(who: str = "the suspect", inputs: str = "the record's probe inputs") -> Iterator[None]:
     """Turn what a denoiser raises on inputs that do not fit it into NotTestableError."""
     try:
         yield
@@ -262,4 +262,4 @@ def untestable_on_failure(who: str = "the suspect") -> Iterator[None]:
     except (AIAOError, torch.OutOfMemoryError):
         raise  # the latter tells of this machine, not of the suspect
     except UNFIT_ERRORS as error:
-        raise NotTestableError(f"{who} does not take the record's probe inputs: {error!r}") from error
+        raise NotTestableError(f"{who} does not take {inputs}: {error!r}") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..denoiser.schedule import noise_schedule
+from ..denoiser.schedule import has_betas, noise_schedule
 from ..errors import AIAOError, RecordError
 from ..files.strict_json import read_json
 from ..files.text import short
@@ -23,7 +23,6 @@ from ..hub.download import SCHEDULE
 from ..mark.record import WatermarkRecord
 
 
-_BETAS = ("beta_end", "beta_schedule", "beta_start", "trained_betas")
 _TOLERANCE = 1e-4  # relative, of the share of signal left; configs written by other versions round differently
 
 
@@ -52,7 +51,7 @@ def with_own_schedule(
     if config is None:
         return record, ()
     name = short(config.get("_class_name", "scheduler"))
-    if not any(field in config for field in _BETAS):
+    if not has_betas(config):
         return record, (
             f"the suspect's {name} has no betas to compare: it was read with the noise schedule that the record names.",
         )

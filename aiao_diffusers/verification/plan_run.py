@@ -11,6 +11,7 @@ from torch import nn
 
 from ..denoiser.inputs import LatentData, fitting
 from ..denoiser.instrument import Coordinates, InstrumentedDenoiser, instrument
+from ..denoiser.probes import Probes
 from ..denoiser.setup import eval_mode
 from ..errors import NotTestableError, SiteError
 from ..stats.hits import SiteTest
@@ -29,12 +30,13 @@ FIRST_CHANNELS = 1024  # bits whose floor, 1e-306, is as deep as anyone needs: a
 
 @dataclass(frozen=True)
 class Offers:
-    """What the verifier has beside the suspect: the clean twin, a reference for alignment, latents for healing."""
+    """What the verifier has beside the suspect: the clean twin, a reference for alignment, latents for healing, own probes."""
 
     clean_twin: nn.Module | None = None
     reference: Reference | None = None
     healing: LatentData | None = None
     warnings: tuple[str, ...] = ()
+    probes: Probes | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class VerificationReport(VerificationOutcome):
     def to_markdown(self) -> str:
         """The report for people."""
         lines = [f"# {self.verdict}: {self.suspect}", "", self.proves_in_words, ""]
+        if self.probes is not None:
+            lines += [self.probes_in_words, ""]
         if self.reason:
             lines += [f"Reason: {self.reason}", ""]
         if self.log10_p is not None:

@@ -12,6 +12,8 @@ from torch import nn
 
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
+from ..denoiser.inputs import fitting
+from ..denoiser.probes import Probes
 from ..denoiser.setup import Values, denoiser_of, for_reading, running_values, without_ip_adapter
 from ..denoiser.sites import attention_modules, refuse_folded_frames, unwrap
 from ..denoiser.widened import on_known_inputs
@@ -25,6 +27,7 @@ from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
 from .controls import ask_controls
 from .evidence import EvidenceReader, key_sites
+from .judge_probes import canonical_record, describe, open_probes
 from .other_candidates import read_others, warn_of_unread
 from .own_schedule import with_own_schedule
 from .plan import ReadingPlan
@@ -43,6 +46,7 @@ class VerifyOptions(TypedDict, total=False):
     revision: str | None
     reference: Any
     healing: Any
+    probes: Any
     alpha: float
     trials: int
     seed: int
@@ -93,6 +97,8 @@ def verify(
             embedding wrote, or the clean twin. Costs 32 evaluations and the looks, only where the plain looks did not verify.
         healing (*optional*): a short key-blind fine-tune of a copy of the suspect before a last set of looks. True trains on the
             record's probe bank, else training latents (`LatentData` or its file). Costs 150 steps of batch 8.
+        probes (*optional*): inputs of the judge's own (`capture_probes`, or the file of `aiao probe`), which take the place of the
+            record's bank, schedule, layout and gains; without a clean twin and a reference. See `judge_probes`.
         callback (*optional*): called after each look at the suspect with the number of looks taken and planned.
         alpha, trials, seed, early_stop, amplitudes, whiten: fields of the plan, where no plan is given.
     Returns:
@@ -116,6 +122,7 @@ def verify(
         old = options.pop("clean_base")
         controls = _only_one("controls", controls, "clean_base", None if old is None else {"clean_base": old})
     chosen_plan = _plan(plan, options)
+    probes = open_probes(options.get("probes"), clean_twin, options.get("reference"))
     given = None if record is None else require_record(record, None)
     where, read = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}, ""
     told: tuple[str, ...] = ()  # stands in the report whatever comes of the reading
@@ -128,17 +135,17 @@ def verify(
                     f"the record '{record}' is of {chosen.owner!r} and commits to another key than {key.owner!r}'s: "
                     "pass the record that was published with this key."
                 )
-            offers = _offers(chosen, options)
+            offers = _offers(chosen, options, probes)
             twin = _open_clean_twin(chosen, clean_twin, found)
-            with twin as clean, _ready(found, chosen) as found:
+            with twin as clean, _ready(found, chosen, probes) as found:
                 report = _read(
                     found, key, chosen, replace(offers, clean_twin=clean), chosen_plan, options.get("callback")
                 )
     except (NotTestableError, SeveralSuspectsError) as error:
         if isinstance(error, SeveralSuspectsError) and not options.get("all_candidates"):
             raise
-        report = _refuse(label_of(suspect), chosen_plan, error, told)
-    offered: dict[str, Any] = {name: options.get(name) for name in ("reference", "healing")}
+        report = replace(_refuse(label_of(suspect), chosen_plan, error, told), probes=describe(probes))
+    offered: dict[str, Any] = {"probes": probes, **{name: options.get(name) for name in ("reference", "healing")}}
     if options.get("all_candidates"):
         commit = report.source.get("suspect", {}).get("commit") or options.get("revision")
         ask = partial(verify, suspect, key, base, record, clean_twin=clean_twin, revision=commit, **offered)
@@ -153,8 +160,8 @@ def verify(
 
 
 @contextmanager
-def _ready(found: Suspect, record: WatermarkRecord) -> Iterator[Suspect]:
-    """The suspect's plain denoiser, able to take the record's probe bank for the length of the block.
+def _ready(found: Suspect, record: WatermarkRecord, probes: Probes | None) -> Iterator[Suspect]:
+    """The suspect's plain denoiser, able to take the inputs that it is read with for the length of the block.
 
     Raises:
         NotTestableError: a denoiser that folds frames into the batch.
@@ -163,9 +170,10 @@ def _ready(found: Suspect, record: WatermarkRecord) -> Iterator[Suspect]:
     denoiser = unwrap(found.denoiser)
     refuse_folded_frames(type(denoiser).__name__)
     record.check_fits(denoiser)
-    check_conditioning(record.bank, denoiser)
+    bank = record.bank if probes is None else fitting(probes.data, denoiser)
+    check_conditioning(bank, denoiser)
     denoiser, cast = for_reading(denoiser)
-    with without_ip_adapter(denoiser) as notes, on_known_inputs(denoiser, record.bank) as more:
+    with without_ip_adapter(denoiser) as notes, on_known_inputs(denoiser, bank) as more:
         yield replace(found, denoiser=denoiser, warnings=(*found.warnings, *notes, *cast, *more))
 
 
@@ -200,13 +208,14 @@ def _plan(plan: ReadingPlan | None, options: VerifyOptions) -> ReadingPlan:
     return plan
 
 
-def _offers(record: WatermarkRecord, options: VerifyOptions) -> Offers:
+def _offers(record: WatermarkRecord, options: VerifyOptions, probes: Probes | None) -> Offers:
     # Before any look: a broken offer is misuse, whatever the suspect.
     reference, healing = options.get("reference"), options.get("healing")
     found, warnings = (None, ()) if reference is None else reference_for(record, reference)
     if healing is None or healing is False:
-        return Offers(None, found, None, warnings)
-    return Offers(None, found, record.bank if healing is True else prepare(None, healing), warnings)
+        return Offers(None, found, None, warnings, probes)
+    bank = record.bank if probes is None else probes.data
+    return Offers(None, found, bank if healing is True else prepare(None, healing), warnings, probes)
 
 
 def _open_clean_twin(
@@ -237,18 +246,19 @@ def _read(
 ) -> VerificationReport:
     denoiser = found.denoiser
     check_finite(Values(denoiser), "the suspect's weights")
-    ins, outs = key_sites(denoiser, key, record)
+    as_read, notes = _as_read(found, record, offers.probes)
+    ins, outs = key_sites(denoiser, key, as_read)
     plan = replace(
         plan,
         clean_twin=offers.clean_twin is not None,
         reference=offers.reference is not None,
         healing=offers.healing is not None,
     )
-    as_read, schedule_warnings = with_own_schedule(record, found.schedule)
     reader = EvidenceReader(key, as_read, ins, outs, plan.seed)
+    reader.evaluations += offers.probes is not None  # the traced forward
     run = PlanRun(plan, reader, denoiser, offers, callback).run()
     source, base_warnings = _sources(found, record)
-    warnings = [*found.warnings, *offers.warnings, *schedule_warnings, *_reading_warnings(run, found), *base_warnings]
+    warnings = [*found.warnings, *offers.warnings, *notes, *_reading_warnings(run, found), *base_warnings]
     tests, plain = run.tests, run.plain
     passed = sum(p <= math.log10(plan.alpha) for p in plain.trial_log10_p)
     return VerificationReport(
@@ -269,6 +279,7 @@ def _read(
         warnings=tuple(warnings),
         looks=run.to_dicts(),
         plan={**plan.to_dict(), "ended": run.ending},
+        probes=describe(offers.probes),
         adapter=found.adapter,
         kind=found.kind,
         source=source,
@@ -285,12 +296,21 @@ def _read(
     )
 
 
+def _as_read(
+    found: Suspect, record: WatermarkRecord, probes: Probes | None
+) -> tuple[WatermarkRecord, tuple[str, ...]]:
+    """What takes the record's place in the reading of this suspect, and words for the report."""
+    if probes is None:
+        return with_own_schedule(record, found.schedule)
+    return canonical_record(record, probes, found.denoiser)
+
+
 def _reading_warnings(run: PlanRun, found: Suspect) -> list[str]:
     """What a reader of the figures must know of how they were read."""
     reader = run.reader
     key, record, ins, outs = reader.key, reader.record, reader.ins, reader.outs
     warnings = list(run.missed)
-    if not run.verified and not run.futile and run.offers.reference is None:
+    if not run.verified and not run.futile and run.offers.reference is None and run.offers.probes is None:
         warnings.append(
             "the alignment looks are not available: pass reference= (the file from embedding, or the clean twin)."
         )
