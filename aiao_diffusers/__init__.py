@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .denoiser.inputs import LatentData
+    from .denoiser.probes import Probes, capture_probes
     from .embedding.commit import commit
     from .embedding.config import EmbedConfig
     from .embedding.embed import embed
@@ -37,6 +38,7 @@ __all__ = [
     "LatentData",
     "LayerProfile",
     "Leaf",
+    "Probes",
     "ScanReport",
     "VerificationReport",
     "WatermarkKey",
@@ -44,6 +46,7 @@ __all__ = [
     "WatermarkedStableDiffusionPipeline",
     "commit",
     "disclose",
+    "capture_probes",
     "embed",
     "push",
     "profile",
@@ -61,6 +64,7 @@ _HOMES = {
     "LatentData": "denoiser.inputs",
     "LayerProfile": "embedding.layer_profile",
     "Leaf": "protocol.leaves",
+    "Probes": "denoiser.probes",
     "ScanReport": "scanning.report",
     "VerificationReport": "verification.report",
     "WatermarkKey": "mark.key",
@@ -68,6 +72,7 @@ _HOMES = {
     "WatermarkedStableDiffusionPipeline": "pipeline",
     "commit": "embedding.commit",
     "disclose": "protocol.leaves",
+    "capture_probes": "denoiser.probes",
     "embed": "embedding.embed",
     "push": "publishing.push",
     "profile": "embedding.layer_profile",

@@ -86,14 +86,16 @@ class WatermarkedStableDiffusionPipeline(StableDiffusionPipeline):
             self.record.save(Path(save_directory))
 
 
-def open_pipeline(source: str) -> Any:
+def open_pipeline(source: str, *, trusted: bool = True) -> Any:
     """A pipeline folder or repository, by whatever class of diffusers it names; its record, if any, is `pipe.record`.
 
+    Args:
+        trusted (`bool`, defaults to True): if False, of a stranger: weights are taken from safetensors alone.
     Raises:
         SuspectError: diffusers cannot load it.
     """
     try:
-        pipe = DiffusionPipeline.from_pretrained(source)
+        pipe = DiffusionPipeline.from_pretrained(source, **({} if trusted else {"use_safetensors": True}))
     except (OSError, ValueError, AttributeError) as error:
         raise SuspectError(f"'{source}' is no pipeline folder or repository that diffusers loads: {error}") from error
     pipe.record = _find_record(source, {})

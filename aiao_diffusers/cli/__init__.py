@@ -22,6 +22,7 @@ from .demo import demo
 from .disclose import disclose
 from .embed import embed
 from .keygen import keygen
+from .probe import probe
 from .profile import profile
 from .push import push
 from .scan import scan
@@ -40,6 +41,7 @@ VERBS: tuple[tuple[Any, str, dict[int, str]], ...] = (
         {0: "verified", 3: "ran and did not verify", 4: "not testable"},
     ),
     (disclose, "aiao disclose marked/ --key acme.key --leaf 1 -o leaf.json", {}),
+    (probe, "aiao probe suspect/ --prompts prompts.txt --seed 7 -o probes.safetensors", {}),
     (push, "aiao push marked/ acme/model --key acme.key --license mit", {}),
     (scan, "aiao scan acme/model --key acme.key -o scan/", {}),
     (profile, "aiao profile base/ tuned/ --json > layers.json", {}),

@@ -46,6 +46,10 @@ Authority = Annotated[
     list[Path] | None,
     typer.Option(help="PEM file of a timestamp authority's root that you trust; default: certifi's."),
 ]
+Probes = Annotated[
+    Path | None,
+    typer.Option(help="Read with these inputs of your own (from `aiao probe`), not with the record's."),
+]
 Fast = Annotated[bool, typer.Option(help="End a hopeless reading after four trials, as `aiao scan` does.")]
 
 
@@ -65,6 +69,7 @@ def verify(
     html: Html = None,
     clean_twin: CleanTwin = None,
     reference: Reference = None,
+    probes: Probes = None,
     fast: Fast = False,
     leaf: Leaf = None,
     published: Published = None,
@@ -98,6 +103,7 @@ def verify(
             all_candidates=all_candidates,
             revision=revision,
             reference=reference,
+            probes=probes,
             healing=healing,
             published=published,
             authorities=authority or None,

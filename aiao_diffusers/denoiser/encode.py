@@ -209,7 +209,7 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
         if path.is_file() and path.suffix == ".safetensors":
             return fitting(LatentData.load(path), denoiser_of(pipe))
         if path.is_file() and path.suffix in (".txt", ".json"):
-            return from_prompts(pipe, _read_prompts(path))
+            return from_prompts(pipe, read_prompts(path))
         if path.is_dir():
             return from_folder(pipe, path, max_unreadable=max_unreadable)
         raise DataError(f"no data at '{data}': pass an image folder, cached latents (.safetensors) or prompts (.txt).")
@@ -226,7 +226,12 @@ def prepare(pipe: Any, data: Any, *, max_unreadable: float = 0.1) -> LatentData:
     raise DataError(f"data of type {type(data).__name__} is not understood: see `aiao_diffusers.data.prepare`.")
 
 
-def _read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: a JSON list in `.json`, else one a line.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
     try:
         text = path.read_text()
         prompts = json.loads(text) if path.suffix == ".json" else text.splitlines()

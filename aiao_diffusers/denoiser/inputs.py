@@ -33,8 +33,10 @@ class LatentData:
         if self.latents.ndim < 3 or not len(self.latents):
             raise DataError(f"latents of shape {tuple(self.latents.shape)} hold no samples: pass at least one image.")
         for name, value in {"latents": self.latents, **self.conditioning}.items():
-            if len(value) != len(self.latents):
-                raise DataError(f"'{name}' has {len(value)} rows, the latents have {len(self.latents)}.")
+            if not value.ndim or len(value) != len(self.latents):
+                raise DataError(
+                    f"'{name}' has {len(value) if value.ndim else 'no'} rows, the latents have {len(self.latents)}."
+                )
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise DataError(f"'{name}' holds NaN or infinite values: check the images and the VAE.")
             if name.partition(".")[0] != name and name.partition(".")[0] in self.conditioning:

@@ -1,5 +1,6 @@
 """The forward process: what noise is added at which step, and what a denoiser is trained to predict there."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ def _prediction_type(noising: DDPMScheduler) -> str:
 def probe_timesteps(steps: int) -> tuple[int, int]:
     """First and one past the last timestep of a trial, of a schedule of `steps`; its ends tell least: clean latents, pure noise."""
     return round(0.1 * steps), round(0.9 * steps)
+
+
+def has_betas(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's config says by betas what noise is added; those of flow matching do not."""
+    return any(field in config for field in ("beta_end", "beta_schedule", "beta_start", "trained_betas"))
 
 
 def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:

@@ -1,6 +1,7 @@
 """The attention sites of a denoiser, in order of execution, and which of them a key uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,23 @@ def first_tensor(value: object) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise SiteError(f"an attention processor returned {type(value).__name__}, expected a tensor.")
     return value
+
+
+@contextmanager
+def watch_order(denoiser: nn.Module) -> Iterator[list[str]]:
+    """For the length of the block, the names of the sites that forwards reach, in that order; a forward may end early."""
+    reached: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            reached.append(name)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in attention_modules(denoiser).items():
+            stack.callback(module.register_forward_pre_hook(enter(name)).remove)
+        yield reached
 
 
 def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:

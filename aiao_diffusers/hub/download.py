@@ -7,6 +7,7 @@ from huggingface_hub import HfApi
 
 from ..errors import NotTestableError, SeveralSuspectsError
 from ..files.safetensors_header import MAX_TENSOR_BYTES
+from ..files.strict_json import MAX_JSON_BYTES
 from ..files.text import short
 from ..formats.artifact import Bystander
 from ..formats.bystanders import STANDARD_ADAPTERS
@@ -16,6 +17,8 @@ from .remote import Remote, fetch, look_up
 
 
 MAX_RECORD_BYTES = 512 * 2**20
+SCHEDULE = "scheduler/scheduler_config.json"
+"""Of a pipeline: the noise that its denoiser was trained on."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,12 @@ def pull(
         beside = tuple(item for item in seen.beside if item.path != chosen.path)
     check_size(remote, chosen, max_bytes)
     base, by = declared_base(remote, chosen)
-    root = fetch(remote, [*chosen.weights, *chosen.others, *record_files(remote)])
+    root = fetch(remote, [*chosen.weights, *chosen.others, *record_files(remote), *_schedule_files(remote)])
     return Download(remote, chosen, root, root / chosen.path, base, by, beside)
+
+
+def _schedule_files(remote: Remote) -> list[str]:
+    return [SCHEDULE] if SCHEDULE in remote.files and remote.files[SCHEDULE].size <= MAX_JSON_BYTES else []
 
 
 def _choose(remote: Remote, seen: Survey) -> Candidate:

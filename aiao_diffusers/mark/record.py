@@ -20,6 +20,7 @@ from ..files.strict_json import read_json
 from ..files.text import short
 from .committed import COMMITTED, Companions, canonical, commitment_document, commitment_sha256
 from .key import BEACON_BYTES, BOUND_SCHEME, SCHEME, SCHEMES, WatermarkKey
+from .record_checks import is_gain
 from .selection import IN_SPAN, span
 
 
@@ -50,8 +51,8 @@ class WatermarkRecord:
         in_sites (`int`): how many the key selects for triggers.
         out_sites (`int`): how many it selects to answer.
         kappa (`float`): trigger amplitude, in units of the in-site's rms.
-        loudness (`tuple[float, ...]`, *optional*): gains, which are factors on it, of the sites of the layout in that order, 0
-            where no key has an in-site; absent: 1 everywhere.
+        loudness (`tuple[float, ...]`, *optional*): gains, which are factors on it, of the sites of the layout in that order, at
+            least 1, or 0 where no key has an in-site; absent: 1 everywhere.
         pairs (`bool`): an in-site has a mask for each out-site, which is asked by that alone; default and absent: one mask for all.
         response (`float`): alpha of the embedding loss, target response in units of the out-site's rms.
         scheduler (`dict`): the noise schedule, as diffusers' config.
@@ -65,6 +66,7 @@ class WatermarkRecord:
         key_sha256 (`str`, *optional*), leaves_sha256 (`str`, *optional*), beacon (`str`, *optional*): of scheme `aiao-2` alone:
             the key's fingerprint, the root over its leaf secrets, and the public randomness that masks and patterns expand from.
         companions (`Companions`): what dates the commitment and shows the beacon's draw; no part of any hash.
+        as_committed (`bool`): False of a copy that a suspect is read with in the record's place (`as_read`).
     Raises:
         RecordError: scheme unknown, a number out of range, or fields that differ from what was committed to.
     """
@@ -90,6 +92,7 @@ class WatermarkRecord:
     leaves_sha256: str | None = None
     beacon: str | None = None
     companions: Companions = field(default=Companions(), repr=False, compare=False)
+    as_committed: bool = field(default=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -118,8 +121,8 @@ class WatermarkRecord:
             raise RecordError(f"the record lists {len(self.layout)} sites and counts {self.sites}: it was altered.")
         if self.loudness is not None:
             fits = self.layout is not None and len(self.loudness) == len(self.layout)
-            right = fits and all(type(x) in (int, float) and 0 <= x <= MAX_LOUDNESS for x in self.loudness)
-            _require(right, "loudness", self.loudness, f"a number up to {MAX_LOUDNESS} for each site of its layout")
+            right = fits and all(is_gain(x, MAX_LOUDNESS) for x in self.loudness)
+            _require(right, "loudness", self.loudness, f"0 or 1 to {MAX_LOUDNESS} for each site of its layout")
             audible = sum(site.name not in self.silent for site in span(list(self.layout or ()), IN_SPAN))
             _require(
                 audible >= self.in_sites, "loudness", self.loudness, f"above 0 at {self.in_sites} sites for triggers"
@@ -145,12 +148,20 @@ class WatermarkRecord:
         if not bound:
             return
         _require(self.layout is not None, "layout", self.layout, f"there in scheme {BOUND_SCHEME}")
-        found = commitment_sha256(self.committed_fields())
+        found = commitment_sha256(self.committed_fields()) if self.as_committed else self.commitment
         if found != self.commitment:
             raise RecordError(
                 f"the record commits to {short(self.commitment)}, its fields and probe bank give {found}: one of them was "
                 "changed after the commitment."
             )
+
+    def as_read(self, **fields: Any) -> "WatermarkRecord":
+        """A copy with other fields, for a reading that takes them from the verifier or the suspect; it is never saved.
+
+        Raises:
+            RecordError: a number out of range.
+        """
+        return dataclasses.replace(self, as_committed=False, **fields)
 
     def committed_fields(self) -> dict[str, Any]:
         """The fields that a commitment of scheme `aiao-2` covers."""
@@ -197,7 +208,7 @@ class WatermarkRecord:
     def _serialize(self) -> tuple[bytes, bytes]:
         """The document and the bank, as bytes; fields that are None or False are left out, as records before them had none."""
         bank = bank_bytes(self.bank)
-        left_out = ("bank", "companions")
+        left_out = ("bank", "companions", "as_committed")
         document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         if self.layout is not None:
             document["layout"] = [[site.name, site.width_in, site.width_out] for site in self.layout]
@@ -254,7 +265,7 @@ class WatermarkRecord:
             if document.get("loudness") is not None:
                 document["loudness"] = tuple(document["loudness"])
             beside = _read_companions(source) if document.get("scheme") == BOUND_SCHEME else Companions()
-            return cls(**document, layout=layout, bank=LatentData.load(source / BANK), companions=beside)
+            return cls(**document, layout=layout, bank=LatentData.load(source / BANK), companions=beside, as_committed=True)
         except RecordError:
             raise
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -108,6 +108,27 @@ def hits(d: ArrayLike, s: ArrayLike) -> int:
     return int(np.count_nonzero(read == pattern))
 
 
+def is_split(d: ArrayLike) -> bool:
+    """Whether a response says by itself which half of its channels is the larger one.
+
+    Where the split falls among values that are the same in more than half of the channels, the order of the channels decides
+    and not the suspect: a constant d reads alike for every suspect, and whoever wrote the record can search keys for that.
+
+    Args:
+        d (array, shape `(C,)`): response of one out-site, C >= 2.
+    Source: our choice. It knows no response pattern, so p-values of the sites that are left stay exact.
+    """
+    response = np.asarray(d, dtype=np.float64)
+    ordered, middle = np.sort(response), len(response) - len(response) // 2
+    below, above = ordered[middle - 1], ordered[middle]
+    # What is not finite is refused by `hits`, with its reason.
+    return (
+        bool(below != above)
+        or not np.isfinite(response).all()
+        or 2 * int(np.count_nonzero(response == above)) <= len(response)
+    )
+
+
 def site_log10_p(channels: int, plus: int, hits: int) -> float:
     """Exact p-value of one site: `combined_log10_p` of it alone."""
     return combined_log10_p([SiteHits(channels, plus, hits)])

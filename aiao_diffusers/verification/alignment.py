@@ -35,6 +35,7 @@ from ..denoiser.sites import Site, unwrap
 from ..denoiser.trigger import channel_axis
 from ..errors import NotTestableError
 from .channel_maps import TINY, SiteMap, fit, fit_stream
+from .evidence import untestable_on_failure
 from .reference import Reference, capture_activations
 
 
@@ -71,19 +72,19 @@ def align(reference: Reference, denoiser: nn.Module, ins: Sequence[Site], outs: 
     """Estimate the maps of a suspect; no key takes part, `ins` and `outs` only say which maps are wanted.
 
     Raises:
-        NotTestableError: the reference does not have these sites, or with another width or resolution.
+        NotTestableError: the reference does not have these sites, or with another width or resolution, or the suspect does not
+            take its inputs.
     """
-    missing = [s.name for s in ins if s.name not in reference.leaving]
-    missing += [s.name for s in outs if s.name not in reference.entering]
-    if missing:
-        raise NotTestableError(f"the reference has no activations of {missing}: it is of another architecture.")
-    left, entered = capture_activations(
-        unwrap(denoiser),
-        reference.inputs,
-        reference.timesteps,
-        {s.name: reference.leaving[s.name].shape[1] for s in ins},
-        {s.name: reference.entering[s.name].shape[1] for s in outs},
-    )
+    if any(s.name not in reference.leaving for s in ins) or any(s.name not in reference.entering for s in outs):
+        raise NotTestableError("the reference has no activations of the key's sites: it is of another architecture.")
+    with untestable_on_failure():
+        left, entered = capture_activations(
+            unwrap(denoiser),
+            reference.inputs,
+            reference.timesteps,
+            {s.name: reference.leaving[s.name].shape[1] for s in ins},
+            {s.name: reference.entering[s.name].shape[1] for s in outs},
+        )
     pairs = [(v, reference.leaving[n]) for n, v in left.items()] + [
         (v, reference.entering[n]) for n, v in entered.items()
     ]

@@ -13,15 +13,16 @@ from ..denoiser.call import CallInputs
 from ..denoiser.instrument import Coordinates, InstrumentedDenoiser
 from ..denoiser.schedule import probe_timesteps
 from ..denoiser.setup import placement
-from ..denoiser.sites import Site, attention_modules, trace_on
-from ..errors import AIAOError, NotTestableError, ShapeError
+from ..denoiser.sites import Site, attention_modules, trace_on, watch_order
+from ..errors import AIAOError, ConfigError, NotTestableError, RecordError, ShapeError
 from ..mark.key import WatermarkKey
 from ..mark.reading import Reading, read_subpath
 from ..mark.record import WatermarkRecord
+from ..mark.record_checks import check_order
 from ..mark.selection import choose
 from ..mark.subpath import SubPath, draw
 from ..protocol.leaves import LeafKey
-from ..stats.hits import SiteTest, combined_log10_p, count_hits, site_log10_p
+from ..stats.hits import SiteTest, combined_log10_p, count_hits, is_split, site_log10_p
 from ..stats.natural_response import orthogonal_to, whiten
 from ..stats.ranks import rank_log10_p, rank_site
 
@@ -34,7 +35,10 @@ WRONG_INPUTS, WRONG_MASKS = 16, 4  # forwards of a whitened look, and wrong mask
 
 @dataclass
 class Evidence:
-    """Readings of one amplitude, summed over its trials; trials share masks, so d is averaged before the split."""
+    """Readings of one amplitude, summed over its trials; trials share masks, so d is averaged before the split.
+
+    An out-site whose response leaves the split to ties (`is_split`) is no evidence and is left out.
+    """
 
     key: WatermarkKey
     response_sum: dict[str, np.ndarray] = field(default_factory=dict)
@@ -47,7 +51,7 @@ class Evidence:
         for name, d in single.items():
             self.response_sum[name] = self.response_sum.get(name, 0.0) + d
         triples = self.triples(single)
-        self.trial_log10_p.append(combined_log10_p([t for _, t in triples]))
+        self.trial_log10_p.append(_combine(triples))
         bits = {name: agreeing / channels for name, (channels, _, agreeing) in triples}
         self.trial_bits.append({"in": [site.name for site in subpath.in_sites], "bits": bits})
 
@@ -55,29 +59,39 @@ class Evidence:
         """The same readings, whitened by responses to wrong masks, `(N, C)` by out-site."""
         found = {}
         for name, total in self.response_sum.items():
+            if not is_split(total):
+                continue  # of a whitened response nobody could tell any more
             # Sub-paths that begin late leave early out-sites out.
-            mean = total / sum(name in cell["bits"] for cell in self.trial_bits)
+            mean = total / max(1, sum(name in cell["bits"] for cell in self.trial_bits))
             found[name] = whiten(mean, wrong[name]) if name in wrong else mean
         return replace(self, response_sum=found)
 
     def triples(self, response: dict[str, np.ndarray]) -> list[tuple[str, tuple[int, int, int]]]:
-        """Of each out-site its name and `(channels, plus, hits)`."""
-        return [(name, count_hits(d, self.key.response_pattern(name, len(d)))) for name, d in response.items()]
+        """Of each out-site that is evidence its name and `(channels, plus, hits)`."""
+        return [
+            (name, count_hits(d, self.key.response_pattern(name, len(d))))
+            for name, d in response.items()
+            if is_split(d)
+        ]
 
     def log10_p(self) -> float:
-        """By hits, all trials so far together."""
-        return combined_log10_p([t for _, t in self.triples(self.response_sum)])
+        """By hits, all trials so far together; 0 where no out-site is evidence."""
+        return _combine(self.triples(self.response_sum))
 
     def rank_log10_p(self) -> float:
         """By rank scores, of the same readings."""
-        patterns = ((d, self.key.response_pattern(name, len(d))) for name, d in self.response_sum.items())
-        return rank_log10_p([rank_site(d, s) for d, s in patterns])
+        told = [(d, self.key.response_pattern(name, len(d))) for name, d in self.response_sum.items() if is_split(d)]
+        return rank_log10_p([rank_site(d, s) for d, s in told]) if told else 0.0
 
     def tests(self) -> tuple[SiteTest, ...]:
         """Each out-site by itself."""
         return tuple(
             SiteTest(n, c, h, site_log10_p(c, plus, h)) for n, (c, plus, h) in self.triples(self.response_sum)
         )
+
+
+def _combine(triples: Sequence[tuple[str, tuple[int, int, int]]]) -> float:
+    return combined_log10_p([t for _, t in triples]) if triples else 0.0
 
 
 class EvidenceReader:
@@ -173,12 +187,20 @@ class EvidenceReader:
         through: Coordinates | None,
         who: str = "the suspect",
     ) -> list[Reading]:
-        """The readings of one sub-path, each of its out-sites once."""
+        """The readings of one sub-path, each of its out-sites once.
+
+        Raises:
+            RecordError: sites ran in another order than the record's layout says.
+        """
         inputs = self._draw_inputs(denoiser)
         kappa, pairs = self.record.kappa * amplitude, self.record.pairs
         self.evaluations += 1 + (len(subpath.out_sites) if pairs else 1)
-        with untestable_on_failure(who):
-            return read_subpath(denoiser, self.key, subpath, kappa, inputs, through, pairs=pairs)
+        with watch_order(denoiser.denoiser) as reached, untestable_on_failure(who):
+            try:
+                return read_subpath(denoiser, self.key, subpath, kappa, inputs, through, pairs=pairs)
+            finally:
+                # Also where it failed: a forward that ends before a site that the record puts earlier is the record's fault.
+                check_order(self.record.layout or (), reached, attention_modules(denoiser.denoiser))
 
     def _draw_inputs(self, denoiser: InstrumentedDenoiser) -> CallInputs:
         """A noised row of the bank, its timestep and its conditioning, where the denoiser is."""
@@ -200,36 +222,47 @@ def key_sites(
     depends on no response pattern, so p stays exact. A record without a layout needs every site and one traced forward.
 
     Raises:
-        NotTestableError: fewer than `MIN_SHARE` of the key's in-sites or of its out-sites are there.
+        NotTestableError: fewer than `MIN_SHARE` of the key's in-sites or of its out-sites are there. The reason does not say how
+            many: whoever publishes it would tell which of a suspect's changes met the key's sites.
+        RecordError: the record counts more sites than its layout offers.
     """
     if record.layout is None:
         with untestable_on_failure():
             sites = trace_on(denoiser, record.bank)
         if len(sites) != record.sites:
             raise NotTestableError(f"the suspect has {len(sites)} attention sites, the record names {record.sites}.")
-        return choose(sites, key, record.in_sites, record.out_sites)
-    if isinstance(key, LeafKey):
-        ins, outs = key.sites(list(record.layout))
-    else:
-        ins, outs = choose(list(record.layout), key, record.in_sites, record.out_sites, record.silent)
+        return _choose(sites, key, record)
+    ins, outs = _choose(record.layout, key, record)
     here = attention_modules(denoiser)
     found_ins, found_outs = (tuple(site for site in part if site.name in here) for part in (ins, outs))
     if len(found_ins) < MIN_SHARE * len(ins) or len(found_outs) < MIN_SHARE * len(outs):
         raise NotTestableError(
-            f"the suspect has {len(found_ins)} of the key's {len(ins)} in-sites and {len(found_outs)} of its {len(outs)} "
-            f"out-sites ({len(here)} of {record.sites} sites); at least {MIN_SHARE:.0%} of each are needed."
+            f"the suspect has {len(here)} attention sites, the record lists {record.sites}, and too few of the key's in-sites "
+            f"or out-sites are among them: at least {MIN_SHARE:.0%} of each are needed."
         )
     return found_ins, found_outs
 
 
+def _choose(
+    sites: Sequence[Site], key: WatermarkKey, record: WatermarkRecord
+) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    if isinstance(key, LeafKey):
+        return key.sites(list(sites))
+    try:
+        return choose(list(sites), key, record.in_sites, record.out_sites, record.silent)
+    except ConfigError as error:
+        raise RecordError(f"the record's counts do not fit its sites: {error}") from error
+
+
 @contextmanager
-def untestable_on_failure(who: str = "the suspect") -> Iterator[None]:
+def untestable_on_failure(who: str = "the suspect", inputs: str = "the record's probe inputs") -> Iterator[None]:
     """Turn what a denoiser raises on inputs that do not fit it into NotTestableError."""
     try:
         yield
     except ShapeError as error:
-        raise NotTestableError(f"{who}'s widths are not the record's: {error}") from error
+        # Without the error's words, which name a site of the key.
+        raise NotTestableError(f"{who}'s sites have other numbers of channels than the record's.") from error
     except (AIAOError, torch.OutOfMemoryError):
         raise  # the latter tells of this machine, not of the suspect
     except UNFIT_ERRORS as error:
-        raise NotTestableError(f"{who} does not take the record's probe inputs: {error!r}") from error
+        raise NotTestableError(f"{who} does not take {inputs}: {error!r}") from error

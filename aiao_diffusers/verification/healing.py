@@ -15,6 +15,7 @@ from ..denoiser.finetune import finetune
 from ..denoiser.inputs import LatentData
 from ..denoiser.sites import unwrap
 from ..errors import NotTestableError
+from .evidence import UNFIT_ERRORS
 
 
 STEPS, RATE, BATCH = 150, 1e-4, 8  # of healing
@@ -45,5 +46,5 @@ def heal_copy(
         return finetune(twin, data, scheduler, steps=steps, lr=RATE, batch_size=BATCH, seed=seed)
     except torch.OutOfMemoryError:
         raise  # it tells of this machine, not of the suspect
-    except (RuntimeError, TypeError, ValueError) as error:
+    except UNFIT_ERRORS as error:
         raise NotTestableError(f"the suspect does not train on the latents given for healing: {error}") from error

@@ -34,6 +34,8 @@ class VerificationOutcome:
             `why`; after `verify(..., all_candidates=True)` also its `verdict`, `log10_p`, `log10_p_holm` and `reason`.
         dating (`dict`): under which `assumption` p holds: the `scheme`, its `commitment`, whether that is `dated` (`status`), when and by
             whom, and the `beacon` that masks and patterns follow from (`verification.dating`).
+        probes (`dict`, *optional*): the judge's own inputs that it was read with: how many (`inputs`), `pipeline`, `seed`,
+            `prompts_sha256`, `sha256` of the file, and what p then `assumes`.
     """
 
     verdict: str
@@ -62,6 +64,7 @@ class VerificationOutcome:
     plan: dict[str, Any] = field(default_factory=dict)
     also_present: tuple[dict[str, Any], ...] = ()
     dating: dict[str, Any] = field(default_factory=dict)
+    probes: dict[str, Any] | None = None
 
     def with_control(self, name: str, control: "VerificationOutcome") -> Self:
         """The same with the answer of one more unmarked model."""
@@ -83,6 +86,22 @@ class VerificationOutcome:
         if self.verdict == "not_testable":
             return "Nothing: the question could not be put to this suspect."
         return PROVES[self.proves]
+
+    @property
+    def probes_in_words(self) -> str:
+        """With whose inputs it was read and what p supposes then; empty where the record's own were."""
+        if self.probes is None:
+            return ""
+        told = self.probes
+        prompts = told["prompts_sha256"]
+        made = (
+            f"no prompts, seed {told['seed']}" if prompts is None else f"prompts {prompts[:16]}, seed {told['seed']}"
+        )
+        return (
+            f"Read with a judge's own probes: {told['inputs']} inputs captured from {told['pipeline']} ({made}; SHA-256 "
+            f"{told['sha256'][:16]}), at amplitude 1, on the suspect's own sites, without twin and reference. p supposes that "
+            f"{told['assumes']}."
+        )
 
     @property
     def controls_in_words(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..denoiser.inputs import LatentData, fitting
 from ..denoiser.instrument import Coordinates, InstrumentedDenoiser, instrument
+from ..denoiser.probes import Probes
 from ..denoiser.setup import eval_mode
 from ..errors import NotTestableError, SiteError
 from ..stats.hits import SiteTest
@@ -29,12 +30,13 @@ FIRST_CHANNELS = 1024  # bits whose floor, 1e-306, is as deep as anyone needs: a
 
 @dataclass(frozen=True)
 class Offers:
-    """What the verifier has beside the suspect: the clean twin, a reference for alignment, latents for healing."""
+    """What the verifier has beside the suspect: the clean twin, a reference for alignment, latents for healing, own probes."""
 
     clean_twin: nn.Module | None = None
     reference: Reference | None = None
     healing: LatentData | None = None
     warnings: tuple[str, ...] = ()
+    probes: Probes | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class PlanRun:
         self.futile = False
         self._wrong: dict[str, np.ndarray] = {}
         self._sights: dict[View, _Sight | None] = {"plain": _Sight(denoiser)}
-        self._best = (math.inf, math.inf)
+        self._best = (True, math.inf, math.inf)
         self._decided = False
 
     @property
@@ -99,7 +101,7 @@ class PlanRun:
         """Take the looks of the plan in order, until one verifies or the reading is hopeless.
 
         Raises:
-            NotTestableError: not even the first look can be taken.
+            NotTestableError: not even the first look can be taken, or no out-site is evidence in any.
         """
         for part in self.plan.passes:
             if (self.verified and not part.regardless) or (self.futile and not part.offered):
@@ -108,6 +110,11 @@ class PlanRun:
                 self._take_beyond(part)
             elif (sight := self._sight(part.view)) is not None:
                 self._take(part, sight)
+        if not self.tests:
+            raise NotTestableError(
+                "every out-site answers alike in most of its channels, so ties would decide: no trigger reaches them, or weights "
+                "are broken."
+            )
         return self
 
     def to_dicts(self) -> tuple[dict[str, Any], ...]:
@@ -195,11 +202,12 @@ class PlanRun:
         self.sequence = self.sequence.look(look.label, trials=len(evidence.trial_log10_p), log10_p=log10_p)
         self.notes.append(note or {})
         self._tell(len(self.sequence.looks), len(self.plan.looks))
+        tests = evidence.tests()
         # Adjusted p-values of an unmarked model are all 1; the raw ones tell which look came nearest.
-        rank = (self.sequence.looks[-1].log10_p_adjusted, log10_p)
+        rank = (not tests, self.sequence.looks[-1].log10_p_adjusted, log10_p)
         if rank < self._best:
             self._best = rank
-            self.response, self.tests, self.by_ranks = dict(evidence.response_sum), evidence.tests(), by_ranks
+            self.response, self.tests, self.by_ranks = dict(evidence.response_sum), tests, by_ranks
 
     def _is_hopeless(self, evidence: Evidence) -> bool:
         """Decides once, at the first amplitude, whether the plain looks go on."""

@@ -16,11 +16,13 @@ from ..denoiser.schedule import noise_schedule
 from ..denoiser.setup import eval_mode, for_reading, placement
 from ..denoiser.sites import attention_modules, first_tensor, trace_on, unwrap
 from ..denoiser.trigger import channel_axis
-from ..errors import NotTestableError, RecordError
+from ..errors import DataError, NotTestableError, RecordError
 from ..files.atomic import write_whole
 from ..files.safetensors_header import load_tensors
+from ..files.text import short
 from ..mark.record import WatermarkRecord
 from ..mark.selection import IN_SPAN, OUT_SPAN, span
+from .evidence import untestable_on_failure
 from .suspect import open_suspect
 
 
@@ -35,12 +37,21 @@ class Reference:
         inputs (`LatentData`): noised latents with conditioning, `(N, ...)`; timesteps: `(N,)`, int64.
         leaving: what processors returned, at the candidates for in-sites; `(N, T, C)` each, T tokens taken of an input.
         entering: what entered processors, at the candidates for out-sites; `(N, T, C)`.
+    Raises:
+        RecordError: a tensor of another shape, or not finite.
     """
 
     inputs: LatentData
     timesteps: torch.Tensor
     leaving: Mapping[str, torch.Tensor]
     entering: Mapping[str, torch.Tensor]
+
+    def __post_init__(self) -> None:
+        count = len(self.inputs)
+        _require_whole(self.timesteps.shape == (count,) and not self.timesteps.is_floating_point(), "timesteps")
+        for name, value in (*self.leaving.items(), *self.entering.items()):
+            right = value.ndim == 3 and len(value) == count and 0 not in value.shape and value.is_floating_point()
+            _require_whole(right and bool(torch.isfinite(value).all()), f"activations of {short(name)}")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """As stored: float16, names with prefixes."""
@@ -79,8 +90,18 @@ class Reference:
             raise RecordError(
                 f"'{path}' is no alignment reference: pass the file that embedding wrote, or the clean twin."
             )
-        inputs = LatentData(tensors["latents"].float(), parts["cond"])
+        try:
+            inputs = LatentData(tensors["latents"].float(), parts["cond"])
+        except DataError as error:
+            raise RecordError(f"the inputs in '{path}' are no reference's: {error}") from error
         return cls(inputs, tensors["timesteps"], parts["leaving"], parts["entering"])
+
+
+def _require_whole(right: bool, what: str) -> None:
+    if not right:
+        raise RecordError(
+            f"the alignment reference's {what} have another shape or kind than its inputs ask for: it was altered or cut."
+        )
 
 
 def observe(
@@ -138,7 +159,11 @@ def reference_for(record: WatermarkRecord, source: Any) -> tuple[Reference, tupl
     else:
         stated, what = record.teacher_sha256, "clean twin"
         with open_clean_twin(record, source) as twin:
-            reference = observe(twin, record.bank, record.scheduler)
+            try:
+                with untestable_on_failure("the clean twin"):
+                    reference = observe(twin, record.bank, record.scheduler)
+            except NotTestableError as error:  # of the record, not of the suspect
+                raise RecordError(f"no reference can be made with this record: {error}") from error
     if stated is None:
         return reference, (
             f"the record names no {what}: an aligned p-value is exact only if it was made without the key.",

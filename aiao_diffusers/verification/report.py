@@ -24,6 +24,8 @@ class VerificationReport(VerificationOutcome):
         lines = [f"# {self.verdict}: {self.suspect}", "", self.proves_in_words, ""]
         if self.dating:
             lines += [self.dating["assumption"], ""]
+        if self.probes is not None:
+            lines += [self.probes_in_words, ""]
         if self.reason:
             lines += [f"Reason: {self.reason}", ""]
         if self.log10_p is not None:

@@ -24,6 +24,7 @@ from ..formats.lora import apply_lora
 from ..formats.model_folder import class_of
 from ..hub.download import Download, pull, pull_own_denoiser, pull_record
 from ..mark.record import WatermarkRecord, has_record
+from .own_schedule import find_schedule
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Suspect:
         own_record (`bool`): the record is the suspect's own copy, which its publisher could have altered.
         also_present: what lies beside the weights that were read, and somebody would load.
         read (`str`): of an upload that holds more, where the weights lie that were read, for a warning.
+        schedule (`dict`, *optional*): its pipeline's scheduler config, of an adapter that of its base.
     """
 
     denoiser: nn.Module
@@ -51,6 +53,7 @@ class Suspect:
     own_record: bool = False
     also_present: tuple[Bystander, ...] = ()
     read: str = ""
+    schedule: Mapping[str, Any] | None = None
 
 
 def label_of(source: Any) -> str:
@@ -158,7 +161,8 @@ def open_suspect(
     module = denoiser_of(suspect)
     if module is not None:
         read_with, own = _choose_record(record, None, False, suspect)
-        yield Suspect(module, label_of(suspect), None, "descent", read_with, own_record=own)
+        schedule = find_schedule(suspect)
+        yield Suspect(module, label_of(suspect), None, "descent", read_with, own_record=own, schedule=schedule)
         return
     place = _locate(suspect, revision, weight_name)
     found = place.judge()
@@ -233,6 +237,7 @@ def _open_model(label: str, found: Artifact, place: _Place, base: Any, record: W
         own_record=own,
         also_present=found.also_present,
         read=_where_read(found, place),
+        schedule=find_schedule(place.root),
     )
 
 
@@ -269,6 +274,7 @@ def _open_adapter(
             own,
             found.also_present,
             _where_read(found, place),
+            under.schedule,
         )
 
 
@@ -299,6 +305,7 @@ class _Base:
     label: str
     record: WatermarkRecord | None
     source: dict[str, Any]
+    schedule: Mapping[str, Any] | None = None
 
 
 def _choose_record(
@@ -322,10 +329,11 @@ def _open_base(base: Any, declared: str | None) -> _Base:
     module = denoiser_of(base) if base is not None else None
     if module is not None:
         # An adapter's names are looked up among those of the plain module.
-        return _Base(unwrap(module), label_of(base), find_record(base), {})
+        return _Base(unwrap(module), label_of(base), find_record(base), {}, find_schedule(base))
     place = _locate(base, None, None) if base is not None else _download(str(declared))
     denoiser = load_denoiser(place.path, dtype=torch.float32)
-    return _Base(denoiser, str(base or declared), find_record(place.root), place.origin("base"))
+    record, schedule = find_record(place.root), find_schedule(place.root)
+    return _Base(denoiser, str(base or declared), record, place.origin("base"), schedule)
 
 
 def require_record(record: Any, found: WatermarkRecord | None) -> WatermarkRecord:

@@ -1,7 +1,7 @@
 """Verify a suspect: open it, read it by a plan that was fixed beforehand, and report what follows."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,20 +12,26 @@ from torch import nn
 
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
+from ..denoiser.inputs import fitting
+from ..denoiser.probes import Probes
 from ..denoiser.setup import Values, denoiser_of, for_reading, running_values, without_ip_adapter
-from ..denoiser.sites import refuse_folded_frames, unwrap
+from ..denoiser.sites import attention_modules, refuse_folded_frames, unwrap
 from ..denoiser.widened import on_known_inputs
 from ..deprecation import warn_renamed
 from ..errors import AIAOError, ConfigError, KeyMismatchError, NotTestableError, RecordError, SeveralSuspectsError
 from ..files.safetensors_header import check_finite
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
+from ..mark.record_checks import check_conditioning
 from ..protocol.leaves import Leaf, LeafKey, open_leaf
 from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
+from .controls import ask_controls
 from .dating import DatingTerms, date_record
 from .evidence import EvidenceReader, key_sites
+from .judge_probes import canonical_record, describe, open_probes
 from .other_candidates import read_others, warn_of_unread
+from .own_schedule import with_own_schedule
 from .plan import ReadingPlan
 from .plan_run import Callback, Offers, PlanRun
 from .reference import open_clean_twin, reference_for
@@ -42,6 +48,7 @@ class VerifyOptions(TypedDict, total=False):
     revision: str | None
     reference: Any
     healing: Any
+    probes: Any
     alpha: float
     trials: int
     seed: int
@@ -56,6 +63,9 @@ class VerifyOptions(TypedDict, total=False):
     twin: Any
 
 
+OWN_COPY = (
+    "read with the suspect's own copy of the record, which its publisher could have altered: pass record= (or --record).",
+)
 PLAN_OPTIONS = ("alpha", "trials", "seed", "early_stop", "amplitudes", "whiten", "commitments")
 
 
@@ -83,7 +93,7 @@ def verify(
             the looks before did not verify (with masks for pairs `2 * (1 + out-sites) * trials`).
         plan (`ReadingPlan`, *optional*): the looks and their order, fixed beforehand; default: `ReadingPlan.thorough()`.
         controls (*optional*): unmarked models that are asked the same question: one, a sequence, or a mapping from names. Their
-            verdicts stand in the report and must be `not_verified`.
+            verdicts stand in the report and must be `not_verified`: one that verifies makes the suspect's `not_testable`.
         weight_name (`str`, *optional*): which file of a folder or repository is meant.
         revision (`str`, *optional*): of a Hub repository.
         all_candidates (`bool`, defaults to False): read all of `report.also_present` too, each at the cost of a suspect. The verdict
@@ -92,6 +102,8 @@ def verify(
             embedding wrote, or the clean twin. Costs 32 evaluations and the looks, only where the plain looks did not verify.
         healing (*optional*): a short key-blind fine-tune of a copy of the suspect before a last set of looks. True trains on the
             record's probe bank, else training latents (`LatentData` or its file). Costs 150 steps of batch 8.
+        probes (*optional*): inputs of the judge's own (`capture_probes`, or the file of `aiao probe`), which take the place of the
+            record's bank, schedule, layout and gains; without a clean twin and a reference. See `judge_probes`.
         callback (*optional*): called after each look at the suspect with the number of looks taken and planned.
         published (*optional*): the day on which the suspect was first public (a date, or its ISO text); a mark is called dated only if
             its commitment is older (`report.dating`).
@@ -102,7 +114,8 @@ def verify(
     Raises:
         ConfigError: an option out of range, or a field of the plan beside a plan; the clean twin is no model, or carries the
             suspect's adapter.
-        RecordError: no record, or it names another reference or twin, or no twin.
+        RecordError: no record, or it names another reference or twin, or no twin; or the suspect contradicts it: another class,
+            sites that run in another order, a condition that its denoiser does not take.
         ProtocolError: a leaf that is not under the record's commitment; a timestamp or beacon in the record given that does not hold.
         SuspectError, UnsafeFileError, SiteError: misuse and broken files.
         HubError: a repository is missing, private, gated or away.
@@ -119,26 +132,30 @@ def verify(
         controls = _only_one("controls", controls, "clean_base", None if old is None else {"clean_base": old})
     chosen_plan = _plan(plan, options)
     terms = DatingTerms.read(options.get("published"), options.get("authorities"))
+    probes = open_probes(options.get("probes"), clean_twin, options.get("reference"))
     given = None if record is None else require_record(record, None)
     where, read = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}, ""
+    told: tuple[str, ...] = ()  # stands in the report whatever comes of the reading
     try:
         with open_suspect(suspect, base, record=given, **where) as found:
             chosen, read = require_record(given, found.record), found.read
+            told = OWN_COPY if found.own_record else ()
             asked = _expand(key, chosen, record)
             dating = date_record(
                 chosen, terms, commitments=chosen_plan.commitments, trusted=record is not None or not found.own_record
             )
-            offers = _offers(chosen, options)
+            offers = _offers(chosen, options, probes)
             twin = _open_clean_twin(chosen, clean_twin, found)
-            with twin as clean, _ready(found, chosen) as found:
+            with twin as clean, _ready(found, chosen, probes) as found:
                 offers, chosen_plan = replace(offers, clean_twin=clean), replace(chosen_plan, leaves=_choices(asked))
                 report = _read(found, asked, chosen, offers, chosen_plan, options.get("callback"))
                 report = replace(report, dating=dating)
     except (NotTestableError, SeveralSuspectsError) as error:
         if isinstance(error, SeveralSuspectsError) and not options.get("all_candidates"):
             raise
-        report = _refuse(label_of(suspect), chosen_plan, error)
-    offered: dict[str, Any] = {name: options.get(name) for name in ("reference", "healing")}
+        report = replace(_refuse(label_of(suspect), chosen_plan, error, told), probes=describe(probes))
+    shared = ("reference", "healing", "published", "authorities")
+    offered: dict[str, Any] = {"probes": probes, **{name: options.get(name) for name in shared}}
     if options.get("all_candidates"):
         commit = report.source.get("suspect", {}).get("commit") or options.get("revision")
         ask = partial(verify, suspect, key, base, record, clean_twin=clean_twin, revision=commit, **offered)
@@ -146,36 +163,39 @@ def verify(
     report = warn_of_unread(report, read)
     if report.verdict == "not_testable":
         return report
-    quick = replace(chosen_plan, early_stop=True)
-    for name, model in _named(controls).items():
-        # Through the same twin and reference: one made with the key in mind gives itself away here.
-        control = verify(model, key, record=chosen, clean_twin=clean_twin, plan=quick, **offered)
-        report = report.with_control(name, control)
-        if clean_twin is not None and control.hashes.get("suspect") == chosen.teacher_sha256:
-            report = report.with_warning(
-                f"{name} is the clean twin, which answers nothing beyond itself: another unmarked model controls that look."
-            )
-    return report
+    # Through the same twin and reference: one made with the key in mind gives itself away here.
+    quick = {"plan": replace(chosen_plan, early_stop=True), "clean_twin": clean_twin, **offered}
+    twin_sha256 = None if clean_twin is None else chosen.teacher_sha256
+    return ask_controls(report, controls, lambda model: verify(model, key, record=chosen, **quick), twin_sha256)
 
 
 @contextmanager
-def _ready(found: Suspect, record: WatermarkRecord) -> Iterator[Suspect]:
-    """The suspect's plain denoiser, able to take the record's probe bank for the length of the block.
+def _ready(found: Suspect, record: WatermarkRecord, probes: Probes | None) -> Iterator[Suspect]:
+    """The suspect's plain denoiser, able to take the inputs that it is read with for the length of the block.
 
     Raises:
         NotTestableError: a denoiser that folds frames into the batch.
+        RecordError: the record is of another class, or its bank holds what no such denoiser takes.
     """
     denoiser = unwrap(found.denoiser)
     refuse_folded_frames(type(denoiser).__name__)
+    record.check_fits(denoiser)
+    bank = record.bank if probes is None else fitting(probes.data, denoiser)
+    check_conditioning(bank, denoiser)
     denoiser, cast = for_reading(denoiser)
-    with without_ip_adapter(denoiser) as notes, on_known_inputs(denoiser, record.bank) as more:
+    with without_ip_adapter(denoiser) as notes, on_known_inputs(denoiser, bank) as more:
         yield replace(found, denoiser=denoiser, warnings=(*found.warnings, *notes, *cast, *more))
 
 
-def _refuse(label: str, plan: ReadingPlan, error: AIAOError) -> VerificationReport:
+def _refuse(label: str, plan: ReadingPlan, error: AIAOError, warnings: tuple[str, ...]) -> VerificationReport:
     """The report on a suspect that cannot answer."""
     beside = tuple(map(asdict, error.also_present))
-    fields: dict[str, Any] = {"reason": str(error), "plan": plan.to_dict(), "also_present": beside}
+    fields: dict[str, Any] = {
+        "reason": str(error),
+        "plan": plan.to_dict(),
+        "also_present": beside,
+        "warnings": warnings,
+    }
     return VerificationReport("not_testable", label, plan.alpha, **fields)
 
 
@@ -218,13 +238,14 @@ def _plan(plan: ReadingPlan | None, options: VerifyOptions) -> ReadingPlan:
     return plan
 
 
-def _offers(record: WatermarkRecord, options: VerifyOptions) -> Offers:
+def _offers(record: WatermarkRecord, options: VerifyOptions, probes: Probes | None) -> Offers:
     # Before any look: a broken offer is misuse, whatever the suspect.
     reference, healing = options.get("reference"), options.get("healing")
     found, warnings = (None, ()) if reference is None else reference_for(record, reference)
     if healing is None or healing is False:
-        return Offers(None, found, None, warnings)
-    return Offers(None, found, record.bank if healing is True else prepare(None, healing), warnings)
+        return Offers(None, found, None, warnings, probes)
+    bank = record.bank if probes is None else probes.data
+    return Offers(None, found, bank if healing is True else prepare(None, healing), warnings, probes)
 
 
 def _open_clean_twin(
@@ -245,20 +266,6 @@ def _open_clean_twin(
     return open_clean_twin(record, source)
 
 
-def _named(controls: Any) -> dict[str, Any]:
-    """Controls by the name that the report gives them."""
-    if controls is None:
-        return {}
-    if isinstance(controls, Mapping):
-        return dict(controls)
-    models = list(controls) if isinstance(controls, list | tuple) else [controls]
-    labels = [label_of(model) for model in models]
-    return {
-        label if labels.count(label) == 1 else f"{label} ({number})": model
-        for number, (label, model) in enumerate(zip(labels, models, strict=True), 1)
-    }
-
-
 def _read(
     found: Suspect,
     key: WatermarkKey,
@@ -268,19 +275,20 @@ def _read(
     callback: Callback | None,
 ) -> VerificationReport:
     denoiser = found.denoiser
-    record.check_fits(denoiser)
     check_finite(Values(denoiser), "the suspect's weights")
-    ins, outs = key_sites(denoiser, key, record)
+    as_read, notes = _as_read(found, record, offers.probes)
+    ins, outs = key_sites(denoiser, key, as_read)
     plan = replace(
         plan,
         clean_twin=offers.clean_twin is not None,
         reference=offers.reference is not None,
         healing=offers.healing is not None,
     )
-    reader = EvidenceReader(key, record, ins, outs, plan.seed)
+    reader = EvidenceReader(key, as_read, ins, outs, plan.seed)
+    reader.evaluations += offers.probes is not None  # the traced forward
     run = PlanRun(plan, reader, denoiser, offers, callback).run()
     source, base_warnings = _sources(found, record)
-    warnings = [*found.warnings, *offers.warnings, *_reading_warnings(run, found), *base_warnings]
+    warnings = [*found.warnings, *offers.warnings, *notes, *_reading_warnings(run, found), *base_warnings]
     tests, plain = run.tests, run.plain
     passed = sum(p <= math.log10(plan.alpha) for p in plain.trial_log10_p)
     return VerificationReport(
@@ -301,6 +309,7 @@ def _read(
         warnings=tuple(warnings),
         looks=run.to_dicts(),
         plan={**plan.to_dict(), "ended": run.ending},
+        probes=describe(offers.probes),
         adapter=found.adapter,
         kind=found.kind,
         source=source,
@@ -317,12 +326,21 @@ def _read(
     )
 
 
+def _as_read(
+    found: Suspect, record: WatermarkRecord, probes: Probes | None
+) -> tuple[WatermarkRecord, tuple[str, ...]]:
+    """What takes the record's place in the reading of this suspect, and words for the report."""
+    if probes is None:
+        return with_own_schedule(record, found.schedule)
+    return canonical_record(record, probes, found.denoiser)
+
+
 def _reading_warnings(run: PlanRun, found: Suspect) -> list[str]:
     """What a reader of the figures must know of how they were read."""
     reader = run.reader
     key, record, ins, outs = reader.key, reader.record, reader.ins, reader.outs
     warnings = list(run.missed)
-    if not run.verified and not run.futile and run.offers.reference is None:
+    if not run.verified and not run.futile and run.offers.reference is None and run.offers.probes is None:
         warnings.append(
             "the alignment looks are not available: pass reference= (the file from embedding, or the clean twin)."
         )
@@ -340,17 +358,32 @@ def _reading_warnings(run: PlanRun, found: Suspect) -> list[str]:
             f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
             f"{record.out_sites} out-sites: read on those."
         )
+    warnings += _layout_warnings(record, attention_modules(run.denoiser))
+    if (lost := len(run.response) - len(run.tests)) > 0:
+        warnings.append(
+            f"{lost} of {len(run.response)} out-sites answered alike in most of their channels: no evidence, left out."
+        )
     if not record.belongs_to(key):
         warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
     if found.own_record and not run.verified:
-        warnings.append(
-            "read with the suspect's own copy of the record, which its publisher could have altered: pass record= (or --record)."
-        )
+        warnings += OWN_COPY
     if run.by_ranks:
         warnings.append(
             "log10_p is by rank scores; hits, bit accuracy and the sites' own p-values are of the same readings."
         )
     return warnings
+
+
+def _layout_warnings(record: WatermarkRecord, here: Collection[str]) -> list[str]:
+    """Sites that only one of record and suspect has: the list of sites decides which of them a key uses, and its writer chose it."""
+    listed = set(here) if record.layout is None else {site.name for site in record.layout}
+    strange, missing = len(set(here) - listed), len(listed - set(here))
+    if not strange and not missing:
+        return []
+    return [
+        f"of the {len(listed)} sites in the record's layout the suspect lacks {missing}, and it has {strange} that are not "
+        "listed: p holds if the record was published before any ancestor of the suspect was."
+    ]
 
 
 def _sources(found: Suspect, record: WatermarkRecord) -> tuple[dict[str, Any], list[str]]:

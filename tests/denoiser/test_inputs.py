@@ -12,6 +12,8 @@ def test_data_refuses_what_it_cannot_use():
         LatentData(torch.zeros(0, 4, 8, 8), {})
     with pytest.raises(DataError, match="rows"):
         LatentData(torch.zeros(2, 4, 8, 8), {"encoder_hidden_states": torch.zeros(3, 1, 1)})
+    with pytest.raises(DataError, match="no rows"):
+        LatentData(torch.zeros(2, 4, 8, 8), {"class_labels": torch.tensor(3)})
     with pytest.raises(DataError, match="NaN"):
         LatentData(torch.full((2, 4, 8, 8), float("nan")), {})
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from aiao_diffusers.denoiser.sites import attention_modules, refuse_folded_frames, trace, unwrap
+from aiao_diffusers.denoiser.sites import attention_modules, refuse_folded_frames, trace, unwrap, watch_order
 from aiao_diffusers.errors import NotTestableError, SiteError
 
 
@@ -36,6 +36,20 @@ class TestSites:
 
 
 @pytest.mark.slow
+def test_the_order_is_seen_of_a_forward_that_ends_early_too():
+    unet, x, keywords = conditional()
+    sites = [site.name for site in trace(unet, lambda: run(unet, x, keywords))]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    unet.mid_block.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt), watch_order(unet) as reached:
+        run(unet, x, keywords)
+    assert reached == sites[: len(reached)] and 0 < len(reached) < len(sites)
+    assert not any(module._forward_pre_hooks for module in unet.modules())
+
+
 def test_wrappers_come_off_whatever_their_order():
     unet, config = tiny_unet(), LoraConfig(r=1, target_modules=["to_q"])
     assert unwrap(unet) is unet

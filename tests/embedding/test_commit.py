@@ -74,6 +74,20 @@ class TestEmbed:
         document = (tmp_path / "aiao" / "commitment.json").read_bytes()
         assert document == canonical(commitment_document(record.committed_fields()))
 
+    @pytest.mark.parametrize("name", ["as_committed", "companions", "bank", "more"])
+    def test_a_file_cannot_ask_for_less(self, bound, tmp_path, name):
+        bound[1].save(tmp_path)
+        path = tmp_path / "aiao" / "watermark.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: False}))
+        with pytest.raises(RecordError, match=name):
+            WatermarkRecord.load(tmp_path)
+
+    def test_a_copy_to_read_with(self, bound):
+        copy = bound[1].as_read(kappa=2.0)
+        assert copy.kappa == 2.0 and copy.commitment == bound[1].commitment
+        with pytest.raises(RecordError, match="changed after"):
+            dataclasses.replace(copy, as_committed=True)
+
     @pytest.mark.parametrize(
         ("field", "value"),
         [

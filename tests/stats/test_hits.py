@@ -11,7 +11,15 @@ import pytest
 from scipy import stats
 
 from aiao_diffusers.errors import ConfigError, NotTestableError, ShapeError
-from aiao_diffusers.stats.hits import SiteTest, combined_log10_p, floor_log10_p, hits, randomised_p, site_log10_p
+from aiao_diffusers.stats.hits import (
+    SiteTest,
+    combined_log10_p,
+    floor_log10_p,
+    hits,
+    is_split,
+    randomised_p,
+    site_log10_p,
+)
 
 
 def balanced_patterns(channels, plus):
@@ -50,6 +58,25 @@ def exact_log10_p(sites):
 
 def relative_error(got, expected):
     return float(abs((Decimal(got) - expected) / expected))
+
+
+class TestSplit:
+    """Which responses are evidence at all."""
+
+    @pytest.mark.parametrize(
+        "d", [[0, 0, 0, 0], [1, 1, 1, 0], [0, 5, 5, 5], [2, 2, 2, 2, 2], [1, 1, 1, 0, 2], [-1e30, 7, 7, 7, 7, 9]]
+    )
+    def test_of_ties_is_none(self, d):
+        assert not is_split(d) and not is_split(np.float32(d) * 3)
+
+    @pytest.mark.parametrize(
+        "d", [[0, 1], [1, 0, 0, 1], [1, 1, 0, 2], [0, 0, 0, 1, 2, 3], [1, 1, 1, 1, 0, 0, 0, 0, 0], [5e-324, 0]]
+    )
+    def test_of_the_suspects_own_is_one(self, d):
+        assert is_split(d) and is_split(d[::-1])
+
+    def test_what_is_not_finite_is_left_to_hits(self):
+        assert is_split([np.nan] * 4) and is_split([np.inf] * 4)
 
 
 class TestHits:

@@ -10,7 +10,8 @@ from torch import nn
 
 from aiao_diffusers import LatentData, WatermarkKey, verify
 from aiao_diffusers.denoiser.sites import trace
-from aiao_diffusers.errors import NotTestableError
+from aiao_diffusers.errors import NotTestableError, RecordError
+from aiao_diffusers.mark.reading import Reading
 from aiao_diffusers.mark.selection import choose
 from aiao_diffusers.verification import plan_run
 from aiao_diffusers.verification.evidence import Evidence, EvidenceReader, key_sites
@@ -62,7 +63,8 @@ class TestFirstTrial:
         ins, outs = tuple(sites[:1]), tuple(sites[-3:])
         bank = LatentData(x, keywords)
         record = SimpleNamespace(
-            bank=bank, kappa=1.0, pairs=False, factors={}, timesteps=1000, noised=lambda x, noise, t: x + noise
+            **{"bank": bank, "kappa": 1.0, "pairs": False, "factors": {}, "timesteps": 1000, "layout": None},
+            noised=lambda x, noise, t: x + noise,
         )
         add = Evidence.add
         monkeypatch.setattr(Evidence, "add", lambda self, path, got: (seen.append(len(got)), add(self, path, got))[1])
@@ -122,3 +124,79 @@ class TestLooks:
             assert whiten == any(look["label"].endswith("whitened") for look in report.looks)
             costs[whiten] = report.denoiser_evals
         assert costs == {True: 3 * 2 * 2 + 80, False: 3 * 2 * 2}
+
+
+class TestTies:
+    """A response that leaves the split to the order of channels is no evidence, whatever the key."""
+
+    def test_an_out_site_that_answers_alike_everywhere_is_left_out(self):
+        alone, both = Evidence(KEY), Evidence(KEY)
+        d = torch.randn(8)
+        subpath = SimpleNamespace(in_sites=())
+        alone.add(subpath, [Reading("b", d)])
+        both.add(subpath, [Reading("a", torch.full((8,), 0.3)), Reading("b", d)])
+        assert both.log10_p() == alone.log10_p() and both.rank_log10_p() == alone.rank_log10_p()
+        assert [test.name for test in both.tests()] == ["b"] and both.trial_bits == alone.trial_bits
+        assert list(both.whitened_by({}).response_sum) == ["b"]
+
+    def test_where_all_do_nothing_is_testable(self, record, monkeypatch):
+        # As a gain of 1e-300 made it, which no record may name any more.
+        monkeypatch.setattr(type(record), "factors", property(lambda self: {s.name: 1e-300 for s in self.layout}))
+        for key in (KEY, KEY.child("another")):
+            report = verify(tiny_unet(), key, record=record, trials=1, amplitudes=(1.0,), whiten=False)
+            assert report.verdict == "not_testable" and "ties would decide" in report.reason and report.log10_p is None
+
+    def test_some_trials_without_evidence_end_nothing(self):
+        seen, subpath = Evidence(KEY), SimpleNamespace(in_sites=())
+        seen.add(subpath, [Reading("a", torch.zeros(8))])
+        assert seen.trial_log10_p == [0.0] and seen.log10_p() == seen.rank_log10_p() == 0.0 and seen.tests() == ()
+        seen.add(subpath, [Reading("a", torch.randn(8))])
+        assert len(seen.tests()) == 1
+
+
+class TestClaimedLayout:
+    def claim(self, record, names):
+        sites = [
+            dataclasses.replace(s, name=name, order=n)
+            for n, (s, name) in enumerate(zip(record.layout, names, strict=True))
+        ]
+        return dataclasses.replace(record, layout=tuple(sites))
+
+    def test_in_another_order_is_refused(self, record):
+        names = [site.name for site in record.layout]
+        for claimed in (names[::-1], [*names[1:], names[0]], [names[1], names[0], *names[2:]]):
+            with pytest.raises(RecordError, match="another order"):
+                verify(tiny_unet(), KEY, record=self.claim(record, claimed), trials=8, amplitudes=(1.0,), whiten=False)
+
+    def test_with_sites_that_nobody_has_is_flagged(self, record):
+        names = [site.name for site in record.layout]
+        claimed = self.claim(record, ["nobody", *names[1:]])
+        report = verify(tiny_unet(), KEY, record=claimed, trials=1, amplitudes=(1.0,), whiten=False)
+        assert any("lacks 1, and it has 1 that are not listed" in text for text in report.warnings)
+        honest = verify(tiny_unet(), KEY, record=record, trials=1, amplitudes=(1.0,), whiten=False)
+        assert not any("listed" in text for text in honest.warnings)
+
+    def test_with_more_sites_asked_for_than_listed_is_typed(self, record):
+        for field in ("in_sites", "out_sites"):
+            with pytest.raises(RecordError, match="counts do not fit"):
+                verify(tiny_unet(), KEY, record=dataclasses.replace(record, **{field: 9}))
+
+
+class TestReasons:
+    def test_do_not_tell_what_the_key_uses(self, record):
+        ins, outs = chosen(record)
+        reasons = {
+            verify(without(tiny_unet(), [s.name for s in lost]), KEY, record=record).reason
+            for lost in (outs, [outs[0], outs[1], ins[0]])
+        }
+        assert len(reasons) == 1  # as many sites are gone, whichever the key has among them
+        wide = dict(tiny_unet().config) | {"block_out_channels": (16, 32)}
+        reason = verify(type(tiny_unet()).from_config(wide).eval(), KEY, record=record).reason
+        assert not any(site.name in reason for site in record.layout)
+
+    def test_own_copy_is_said_where_nothing_can_be_read(self, record):
+        suspect = without(tiny_unet(), [s.name for s in chosen(record)[0]])
+        holder = SimpleNamespace(unet=suspect, record=record)
+        report = verify(holder, KEY)
+        assert report.verdict == "not_testable" and any("own copy of the record" in text for text in report.warnings)
+        assert not verify(holder, KEY, record=record).warnings

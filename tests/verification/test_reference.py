@@ -1,11 +1,15 @@
 """The private file for disguised suspects: round trip and refusals."""
 
 import copy
+import dataclasses
 
 import pytest
+import torch
 from _disguises import as_trained, latents
+from _tiny import tiny_unet
+from safetensors.torch import save_file
 
-from aiao_diffusers import WatermarkKey, verify
+from aiao_diffusers import LatentData, WatermarkKey, verify
 from aiao_diffusers.bench.attacks.disguise import disguise
 from aiao_diffusers.errors import RecordError
 from aiao_diffusers.mark.record import WatermarkRecord
@@ -26,6 +30,30 @@ class TestReference:
         latents().save(tmp_path / "latents.safetensors")
         with pytest.raises(RecordError, match="no alignment reference"):
             Reference.load(tmp_path / "latents.safetensors")
+
+    @pytest.mark.parametrize("kind", ["leaving", "entering", "timesteps", "latents"])
+    @pytest.mark.parametrize(
+        "change", [lambda v: v[:1], lambda v: v.flatten()[0], lambda v: v * torch.nan, lambda v: v[:0]]
+    )
+    def test_tensors_of_another_shape_are_refused(self, tmp_path, kind, change):
+        tensors = observe(as_trained(), latents(), {}, inputs=4).tensors()
+        name = next(name for name in tensors if name.startswith(kind))
+        save_file({**tensors, name: change(tensors[name]).contiguous().clone()}, tmp_path / "r.safetensors")
+        with pytest.raises(RecordError):
+            Reference.load(tmp_path / "r.safetensors")
+
+    def test_a_twin_that_does_not_take_the_records_bank_is_typed(self, record):
+        other = tiny_unet(cross=16)
+        with pytest.raises(RecordError, match="no reference can be made"):
+            verify(tiny_unet(), KEY, record=record, reference=other)
+
+    def test_inputs_that_the_suspect_does_not_take_end_the_aligned_looks_only(self, record):
+        made = observe(tiny_unet(), record.bank, {}, inputs=4)
+        crafted = dataclasses.replace(made, inputs=LatentData(made.inputs.latents, {"surprise": torch.zeros(4)}))
+        few = {"trials": 1, "amplitudes": (1.0,), "whiten": False}
+        report = verify(tiny_unet(), KEY, record=record, reference=crafted, **few)
+        assert report.verdict == "not_verified"
+        assert any("alignment looks are not available" in text for text in report.warnings)
 
 
 @pytest.mark.slow
