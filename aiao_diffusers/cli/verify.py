@@ -80,10 +80,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read a mark."""
-    if html is not None:
-        _check_page(html)
-    if (key is None) == (leaf is None):
-        raise ConfigError("a mark is read with --key FILE, or with --leaf FILE of it.")
+    _check_words(key, leaf, html)
     from ..verification.plan import ReadingPlan
 
     fields = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": not all_trials, "commitments": commitments}
@@ -125,10 +122,14 @@ def _load(key: Path | None, leaf: Path | None) -> "WatermarkKey | LeafOfKey":
     return WatermarkKey.load(key) if key is not None else LeafOfKey.load(str(leaf))
 
 
-def _check_page(html: Path) -> None:
-    """Before the reading, which may take minutes: can the page be written and drawn?"""
+def _check_words(key: Path | None, leaf: Path | None, html: Path | None) -> None:
+    """Before the reading, which may take minutes: is there one key, and can the page be written and drawn?"""
     from ..files.figure import new_figure
 
+    if (key is None) == (leaf is None):
+        raise ConfigError("a mark is read with --key FILE, or with --leaf FILE of it.")
+    if html is None:
+        return
     if html.exists():
         raise OutputExistsError(f"output '{html}' exists: choose another name or remove it.")
     new_figure(1, 1)

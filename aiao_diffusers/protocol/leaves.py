@@ -29,6 +29,7 @@ from ..mark.selection import IN_SPAN, OUT_SPAN, choose, span
 
 
 VERSION = 1
+LEAST_OUT_SITES = 2
 _FIELDS = ("version", "scheme", "commitment", "owner", "in_site", "out_sites", "secrets")
 
 
@@ -146,6 +147,8 @@ class LeafKey(WatermarkKey):
 def split_key(key: WatermarkKey, record: WatermarkRecord) -> list[tuple[str, tuple[str, ...]]]:
     """In-site and out-sites of each leaf, in order of execution; no out-site is in two leaves, but with masks for pairs.
 
+    A leaf has two out-sites or more, for one alone seldom reads at 1e-6; so a key may have fewer leaves than in-sites.
+
     Args:
         key (`WatermarkKey`): the whole one. record (`WatermarkRecord`): of scheme `aiao-2`.
     Raises:
@@ -158,8 +161,8 @@ def split_key(key: WatermarkKey, record: WatermarkRecord) -> list[tuple[str, tup
     ins, outs = ([site.name for site in part] for part in choose(layout, record.drawn(key), *counts, record.silent))
     if record.pairs:
         return [(a, (b,)) for a in ins for b in outs]
-    shares = [(a, tuple(outs[number :: len(ins)])) for number, a in enumerate(ins)]
-    return [(a, share) for a, share in shares if share]
+    count = min(len(ins), max(1, len(outs) // LEAST_OUT_SITES))
+    return [(a, tuple(outs[number::count])) for number, a in enumerate(ins[:count])]
 
 
 def disclose(key: WatermarkKey, record: WatermarkRecord, number: int) -> Leaf:

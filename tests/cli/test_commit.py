@@ -19,7 +19,7 @@ def model(tmp_path_factory):
     return folder
 
 
-SITES = ("--in-sites", 2, "--out-sites", 3)
+SITES = ("--in-sites", 2, "--out-sites", 4)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from aiao_diffusers.protocol.leaves import Leaf, disclose, leaf_by_beacon
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     folder = tmp_path_factory.mktemp("record")
-    commit_tiny()[1].to_record("0" * 64).save(folder)
+    commit_tiny(out_sites=4)[1].to_record("0" * 64).save(folder)
     return folder
 
 
