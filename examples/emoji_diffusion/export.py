@@ -1,5 +1,7 @@
 """Write the shipped fp16 folders from training runs: base, marked (with its record), LoRA, fine-tune, CLIP, latents.
 
+What the runs did not make anew stays as it is.
+
 python export.py --runs runs --out .
 """
 
@@ -27,6 +29,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."))
     args = parser.parse_args()
     for source, name in (("unet/final", "base"), ("marked", "marked"), ("finetuned", "finetuned")):
+        if not (args.runs / source).exists():
+            continue
         pipe = StableDiffusionPipeline.from_pretrained(args.runs / source).to(dtype=torch.float16)
         # transformers keeps the stored dtype where diffusers loads float32: a half text encoder would break the pair.
         pipe.text_encoder.float()
@@ -40,13 +44,16 @@ def main() -> None:
             document = json.loads(path.read_text())
             if isinstance(document, dict) and document.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(document, indent=2) + "\n")
-    shutil.copytree(args.runs / "lora", args.out / "lora", dirs_exist_ok=True)
+    if (args.runs / "lora").exists():
+        shutil.copytree(args.runs / "lora", args.out / "lora", dirs_exist_ok=True)
     clip = args.runs / "scorer/final"
-    CLIPModel.from_pretrained(clip).half().save_pretrained(args.out / "clip")
-    CLIPTokenizer.from_pretrained(clip).save_pretrained(args.out / "clip")
+    if clip.exists():
+        CLIPModel.from_pretrained(clip).half().save_pretrained(args.out / "clip")
+        CLIPTokenizer.from_pretrained(clip).save_pretrained(args.out / "clip")
     (args.out / "latents").mkdir(exist_ok=True)
     for name in ("noto", "twemoji"):
-        shutil.copy(args.runs / f"{name}.safetensors", args.out / "latents")
+        if (args.runs / f"{name}.safetensors").exists():
+            shutil.copy(args.runs / f"{name}.safetensors", args.out / "latents")
     for name in card.CARDS:
         card.write(args.out / name)
     if not (args.out / "demo.key").exists():
