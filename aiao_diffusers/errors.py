@@ -46,6 +46,10 @@ class LeafError(ProtocolError):
     """A leaf of a key is altered, made up, or of another commitment."""
 
 
+class AttestationError(ProtocolError):
+    """A signed report, or the evidence folder around it, is altered, cut, of another signer, or not what a new reading gives."""
+
+
 class OutputExistsError(AIAOError, FileExistsError):
     """An output path exists already and is not overwritten."""
 
