@@ -75,6 +75,19 @@ def local_path(source: str | Path, *, token: str | bool | None = None) -> Path:
     return _locate(source, None, None, HfApi(token=token)).path
 
 
+def judge_source(
+    source: str | Path, weight_name: str | None = None, revision: str | None = None
+) -> tuple[Artifact, Path, dict[str, Any]]:
+    """What a path or repository holds, as `open_suspect` takes it: its artifact, the file or folder that this lies in, and of a
+    repository `repo` and `commit`.
+
+    Raises:
+        SuspectError, HubError, UnsafeFileError, NotTestableError: as `open_suspect`.
+    """
+    place = _locate(source, revision, weight_name)
+    return place.judge(), place.root, place.origin("suspect").get("suspect", {})
+
+
 def _repo_id(source: str | Path) -> str:
     """A source that is no path here as a repository id. What was typed as a path never asks the network."""
     text = str(source)
