@@ -17,6 +17,7 @@ from ._options import epilog
 from ._output import out
 from ._terminal import own_terminal
 from .bench import app as bench_app
+from .check import check
 from .commit import commit
 from .demo import demo
 from .disclose import disclose
@@ -39,6 +40,11 @@ VERBS: tuple[tuple[Any, str, dict[int, str]], ...] = (
         verify,
         "aiao verify suspect/ --key acme.key --record marked/",
         {0: "verified", 3: "ran and did not verify", 4: "not testable"},
+    ),
+    (
+        check,
+        "aiao check evidence/ --signer signer.pub",
+        {0: "holds, verified", 1: "error, or it does not hold", 3: "holds, not verified", 4: "holds, not testable"},
     ),
     (disclose, "aiao disclose marked/ --key acme.key --leaf 1 -o leaf.json", {}),
     (probe, "aiao probe suspect/ --prompts prompts.txt --seed 7 -o probes.safetensors", {}),

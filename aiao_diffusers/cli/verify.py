@@ -1,7 +1,7 @@
 """`aiao verify`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from ._progress import progress
 if TYPE_CHECKING:
     from ..mark.key import WatermarkKey
     from ..protocol.leaves import Leaf as LeafOfKey
+    from ..protocol.signer import Signer
+    from ..verification.plan import ReadingPlan
+    from ..verification.report import VerificationReport
 
 EXIT_CODE = {"verified": 0, "not_verified": 3, "not_testable": 4}
 
@@ -50,6 +53,13 @@ Probes = Annotated[
     Path | None,
     typer.Option(help="Read with these inputs of your own (from `aiao probe`), not with the record's."),
 ]
+Attest = Annotated[
+    Path | None, typer.Option(help="Sign the report with this signer's key (`aiao keygen --signer`); needs -o.")
+]
+Evidence = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="New evidence folder for the signed report, which `aiao check` reads."),
+]
 Fast = Annotated[bool, typer.Option(help="End a hopeless reading after four trials, as `aiao scan` does.")]
 
 
@@ -76,21 +86,22 @@ def verify(
     commitments: Commitments = 1,
     authority: Authority = None,
     healing: Annotated[bool, typer.Option(help="At last, fine-tune a copy for a moment and look again.")] = False,
+    attest: Attest = None,
+    output: Evidence = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Read a mark."""
     _check_words(key, leaf, html)
-    from ..verification.plan import ReadingPlan
-
+    signer = _open_signer(attest, output)
     fields = {"alpha": alpha, "trials": trials, "seed": seed, "early_stop": not all_trials, "commitments": commitments}
-    plan = ReadingPlan.fast(**fields) if fast else ReadingPlan.thorough(**fields)
+    plan = _plan(fast, fields)
     with progress(f"reading {suspect}", len(plan.looks), quiet=quiet or as_json) as step:
         from ..verification.verify import verify as run
 
         report = run(
             suspect,
-            _load(key, leaf),
+            load_key(key, leaf),
             base,
             record,
             clean_twin=clean_twin,
@@ -106,16 +117,59 @@ def verify(
             authorities=authority or None,
             callback=lambda taken, planned: step(taken),
         )
+    _show(report, html, as_json)
+    if signer is not None:
+        _attest(report, suspect, (record, base), signer, output, (weight_name, revision))
+    raise typer.Exit(EXIT_CODE[report.verdict])
+
+
+def _plan(fast: bool, fields: dict[str, Any]) -> "ReadingPlan":
+    from ..verification.plan import ReadingPlan
+
+    return ReadingPlan.fast(**fields) if fast else ReadingPlan.thorough(**fields)
+
+
+def _open_signer(attest: Path | None, output: Path | None) -> "Signer | None":
+    """The signer's key, before the reading: can it sign, and is the folder free?"""
+    if (attest is None) != (output is None):
+        raise ConfigError("--attest SIGNER.KEY signs a report and -o FOLDER is where it goes: pass both, or neither.")
+    if attest is None or output is None:
+        return None
+    from ..protocol.signer import Signer
+    from ..verification.evidence_folder import check_new
+
+    check_new(output)
+    return Signer.load(attest)
+
+
+def _attest(
+    report: "VerificationReport",
+    suspect: str,
+    beside: tuple[str | None, str | None],
+    signer: "Signer",
+    output: Path | None,
+    which: tuple[str | None, str | None],
+) -> None:
+    """Write the evidence folder; the record is that of --record, else of the base, else the suspect's own."""
+    from ..verification.evidence_folder import find_record_read, write_evidence
+
+    weight_name, revision = which
+    record = find_record_read(report, *(source for source in (*beside, suspect) if source is not None))
+    write_evidence(report, suspect, record, signer, str(output), weight_name=weight_name, revision=revision)
+    out.note(f"wrote {output}: hand it to a judge with the key's id {signer.public.keyid}")
+
+
+def _show(report: "VerificationReport", html: Path | None, as_json: bool) -> None:
     if html is not None:
         write_text(html, report.to_html())
     if as_json:
         out.json(report.to_dict())
     else:
         out.text(report.to_markdown())
-    raise typer.Exit(EXIT_CODE[report.verdict])
 
 
-def _load(key: Path | None, leaf: Path | None) -> "WatermarkKey | LeafOfKey":
+def load_key(key: Path | None, leaf: Path | None) -> "WatermarkKey | LeafOfKey":
+    """The key of --key, or the leaf of --leaf."""
     from ..mark.key import WatermarkKey
     from ..protocol.leaves import Leaf as LeafOfKey
 

@@ -25,7 +25,7 @@ from aiao_diffusers.verification.plan import ReadingPlan
 
 
 NAMES = [verb.__name__ for verb, *_ in VERBS]
-PROGRESS = sorted({"commit", "embed", "verify", "push", "scan", "probe", "profile", "demo"})
+PROGRESS = sorted({"check", "commit", "embed", "verify", "push", "scan", "probe", "profile", "demo"})
 
 
 def plain(text: str) -> str:
