@@ -265,7 +265,9 @@ class WatermarkRecord:
             if document.get("loudness") is not None:
                 document["loudness"] = tuple(document["loudness"])
             beside = _read_companions(source) if document.get("scheme") == BOUND_SCHEME else Companions()
-            return cls(**document, layout=layout, bank=LatentData.load(source / BANK), companions=beside, as_committed=True)
+            return cls(
+                **document, layout=layout, bank=LatentData.load(source / BANK), companions=beside, as_committed=True
+            )
         except RecordError:
             raise
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -22,7 +22,7 @@ def test_probes_of_the_base_read_the_marked_model(aiao, key, tmp_path):
     assert told.code == 0 and told.json["inputs"] == 2 and told.json["seed"] == 7
     words = ["--key", key, "--record", ASSETS / "marked", "--probes", made, "--json"]
     seen = aiao("verify", ASSETS / "marked", *words)
-    assert seen.code == 0 and seen.json["log10_p"] < -100 and seen.json["probes"]["sha256"] == told.json["sha256"]
+    assert seen.code == 0 and seen.json["log10_p"] < -40 and seen.json["probes"]["sha256"] == told.json["sha256"]
     assert aiao("verify", ASSETS / "base", "--fast", *words).code == 3
     aiao("verify", ASSETS / "marked", *words, "--clean-twin", ASSETS / "base").refused("ConfigError", "--clean-twin")
 

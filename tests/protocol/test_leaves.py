@@ -131,7 +131,9 @@ def mark_bound_of(key):
     from aiao_diffusers.protocol.beacon import by_hand
 
     unet, data, scheduler = learner()
-    made = commit(unet, key, data, EmbedConfig(**(LEARN | {"steps": 1, "out_sites": 4})), scheduler=scheduler).commitment
+    made = commit(
+        unet, key, data, EmbedConfig(**(LEARN | {"steps": 1, "out_sites": 4})), scheduler=scheduler
+    ).commitment
     return made.with_companions(beacon=json.dumps(by_hand("tiny").to_dict()).encode()).to_record("0" * 64)
 
 

@@ -22,6 +22,7 @@ from tests.hub_server import Cut, HubServer, RateLimit, ServerError
 
 DEMO = WatermarkKey(bytes(range(32)), "Demo")
 KEY = WatermarkKey(bytes.fromhex("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"), "Acme Labs")
+SHIPPED = WatermarkRecord.load(ASSETS / "marked")
 DENOISER = "unet/diffusion_pytorch_model.safetensors"
 REPO = "owner/marked"
 
@@ -70,7 +71,7 @@ class TestArrival:
 
         send(folder, server)
         text = server.read(REPO, "README.md").decode()
-        assert DEMO.commitment in text
+        assert SHIPPED.commitment in text
         assert hashlib.sha256(server.read(REPO, "aiao/watermark.json")).hexdigest() in text
 
     def test_results_in_both_forms(self, server, folder):
@@ -108,7 +109,7 @@ class TestArrival:
         assert push(folder, REPO, token=token, revision="refs/pr/1").oid == server.sha(REPO, "refs/pr/1")
         api.merge_pull_request(REPO, 1)
         text = server.read(REPO, "README.md").decode()
-        assert "# Theirs" in text and DEMO.commitment in text
+        assert "# Theirs" in text and SHIPPED.commitment in text
 
     def test_pull_request_against_a_branch_is_misuse(self, server, folder):
         with pytest.raises(ConfigError):
@@ -158,7 +159,7 @@ assert all(torch.equal(p, pictures[0]) for p in pictures)
 UNet2DConditionModel.from_pretrained("{REPO}", subfolder="unet", token="{server.token}")
 print(pipe.record.commitment, pipe.verify(WatermarkKey(bytes(range(32)), "Demo")).verdict)
 """
-        assert python(code).split() == [DEMO.commitment, "verified"]
+        assert python(code).split() == [SHIPPED.commitment, "verified"]
 
     def test_a_pipeline_pushes_itself(self, server, folder, python):
         server.add_repo(REPO, {"README.md": b"---\nlicense: mit\n---\n# Mine\n\nMy words.\n"})
@@ -175,7 +176,9 @@ except ConfigError:
 """
         assert python(code).strip() == server.sha(REPO)
         text = server.read(REPO, "README.md").decode()
-        assert text.startswith("---\nlicense: mit\n") and "# Mine\n\nMy words.\n" in text and DEMO.commitment in text
+        assert (
+            text.startswith("---\nlicense: mit\n") and "# Mine\n\nMy words.\n" in text and SHIPPED.commitment in text
+        )
         assert json.loads(server.read(REPO, "model_index.json"))["_class_name"] == "StableDiffusionPipeline"
 
 

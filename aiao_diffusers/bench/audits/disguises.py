@@ -135,7 +135,7 @@ def leakage(
         bit accuracy of the mean difference against the true patterns, over all out-sites, and mean and deviation of the
         same over `keys` wrong ones.
     """
-    own = observe(marked, record.bank, record.scheduler)
+    key, own = record.drawn(key), observe(marked, record.bank, record.scheduler)
     outs = key_sites(marked, key, record)[1]
     change = {s.name: (own.entering[s.name] - clean.entering[s.name].float()).mean((0, 1)).numpy() for s in outs}
 
@@ -160,7 +160,8 @@ def run(assets: Path, *, seeds: int, steps: int, only: str = "", progress: Progr
     base, marked, tuned = (
         load_denoiser(assets / name, dtype=torch.float32) for name in ("base", "marked", "finetuned")
     )
-    reference = observe(base, record.bank, record.scheduler)
+    # The reference that the record names is the owner's, and private; this one is made from the clean twin.
+    record, reference = record.as_read(reference_sha256=None), observe(base, record.bank, record.scheduler)
     style = LatentData.load(assets / "latents" / "twemoji.safetensors")
     leak = leakage(marked, reference, key, record)
     every = suspects(key, base, marked, {"full fine-tune": tuned}, style, record.scheduler, steps)

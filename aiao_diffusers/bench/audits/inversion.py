@@ -61,6 +61,7 @@ def nearness(
     denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, context: AttackContext, *, starts: int, steps: int
 ) -> Nearness:
     """Invert `denoiser` without `key`, then compare with it. The denoiser's weights stay."""
+    key = record.drawn(key)
     ins, outs = key_sites(denoiser, key, record)
     with expose(denoiser, context) as target:
         found = invert(target, starts=starts, steps=steps)

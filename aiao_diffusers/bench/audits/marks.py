@@ -70,6 +70,7 @@ def mark(
     denoiser: nn.Module, base: nn.Module, key: WatermarkKey, record: WatermarkRecord, *, wrong: int, seed: int
 ) -> dict[str, Any]:
     """How well the mark reads, and how little wrong masks call it up."""
+    key = record.drawn(key)
     ins, outs = key_sites(denoiser, key, record)
     report = verify(denoiser, key, record=record, trials=200, seed=seed, early_stop=False, amplitudes=(1.0,))
     alone = bits_under(denoiser, key, record, [(key, sub_path([s], outs)) for s in ins], trials=TRIALS, seed=seed)

@@ -86,6 +86,7 @@ def readings(
     Yields:
         the key's triples `(channels, plus, hits)`, one an out-site, in the order of `keys`.
     """
+    keys = [record.drawn(key) for key in keys]
     sites = list(record.layout) if record.layout is not None else trace_on(denoiser, record.bank)
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     low, high = probe_timesteps(record.timesteps)

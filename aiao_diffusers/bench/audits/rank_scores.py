@@ -58,6 +58,7 @@ def read(
     plan = ReadingPlan(
         trials=trials, seed=seed, amplitudes=(1.0,), early_stop=False, clean_twin=clean_twin is not None
     )
+    key = record.drawn(key)
     reader = EvidenceReader(key, record, *key_sites(denoiser, key, record), seed)
     run = PlanRun(plan, reader, denoiser, Offers(clean_twin)).run()
     views: tuple[View, ...] = ("plain",) if clean_twin is None else ("plain", "beyond the twin")
