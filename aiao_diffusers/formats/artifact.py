@@ -8,6 +8,20 @@ from typing import Any
 from ..files.safetensors_header import Header
 
 
+_EFFECTS = {
+    "textual_inversion": "it changes the prompt's embedding only",
+    "text_encoder_only": "it changes text encoders only",
+    "ip_adapter": "it adds layers to the denoiser, which are not read here, and leaves the weights that are there as they are",
+    "motion_adapter": "it adds layers to the denoiser, which are not read here, and leaves the weights that are there as they are",
+    "controlnet": "it is a network beside the denoiser, which adds to its activations and leaves its weights as they are",
+}
+
+
+def effect_of(kind: str) -> str:
+    """What a file of a kind that carries no weights of a denoiser does to one, in words for a refusal."""
+    return _EFFECTS.get(kind, "it holds no weights of a denoiser that are known here")
+
+
 @dataclass(frozen=True)
 class Bystander:
     """Weights that lie beside the judged ones and were not read.

@@ -245,7 +245,9 @@ def _judge_together(folder: Path, found: Sequence[Artifact]) -> Artifact:
     warnings = found[0].warnings
     if adapters and {artifact.kind for artifact in others} <= _BESIDE_A_LORA:
         names = ", ".join(f"{artifact.path.name} ({artifact.kind})" for artifact in others)
-        notes = (f"the folder also holds {names}, which changes no denoiser by itself",) if others else ()
+        notes = (
+            (f"the folder also holds {names}, which leaves the denoiser's own weights as they are",) if others else ()
+        )
         found, warnings = adapters, (*adapters[0].warnings, *notes)
     kinds = sorted({artifact.kind for artifact in found})
     kind, detail = kinds[0], found[0].detail

@@ -32,7 +32,7 @@ from ..files.strict_json import read_json
 from ..files.text import short
 from .adapter_algebra import Scaling, new_bias, new_weight, rank_of, scaling_of
 from .adapter_keys import Group, Parsed, parse
-from .artifact import Artifact
+from .artifact import Artifact, effect_of
 from .bystanders import PEFT_FILE
 from .detect import detect, detect_adapter, judge_header, only_adapter
 from .families import base_hint, differ
@@ -101,16 +101,11 @@ def _pick(source: str | Path | Artifact, weight_name: str | None) -> Artifact:
 def _read(source: str | Path | Artifact, weight_name: str | None) -> _File:
     found = _pick(source, weight_name)
     if found.kind != "lora":
-        fix = {
-            "denoiser": "It is a whole model: load it with load_denoiser.",
-            "single_file": "It is a whole model: load it with load_denoiser.",
-            "text_encoder_only": "It changes text encoders only.",
-            "textual_inversion": "It changes the prompt's embedding only.",
-            "ip_adapter": "It adds layers to the denoiser, which are not read here.",
-        }.get(found.kind, "It is not a fine-tune of the denoiser.")
+        whole = found.kind in ("pipeline", "denoiser", "single_file")
+        fix = "it is a whole model: load it with load_denoiser" if whole else effect_of(found.kind)
         raise LoraNotLoadedError(
-            f"{found.path.name!r} holds no LoRA of a denoiser but {found.kind} ({found.detail}): 0 modules would change. "
-            f"{fix}"
+            f"{found.path.name!r} holds no LoRA of a denoiser but {found.kind} ({found.detail}): 0 modules would change; "
+            f"{fix}."
         )
     (header,) = found.headers
     path = header.path

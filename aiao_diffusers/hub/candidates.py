@@ -13,7 +13,7 @@ from ..errors import AIAOError, NotTestableError, SuspectError, UnsafeFileError
 from ..files.mistaken import START_BYTES, mistaken_for
 from ..files.paths import PICKLE_SUFFIXES
 from ..files.text import short
-from ..formats.artifact import Artifact, Bystander
+from ..formats.artifact import Artifact, Bystander, effect_of
 from ..formats.bystanders import CHANGES_A_DENOISER, list_bystanders
 from ..formats.detect import judge_header
 from ..formats.model_folder import (
@@ -219,9 +219,7 @@ def _judge_file(remote: Remote, name: str) -> Candidate:
     artifact = _artifact_of(remote, name)
     kind = artifact.kind
     if kind not in CHANGES_A_DENOISER:
-        raise NotTestableError(
-            f"{short(name)} in {remote.repo_id} is {kind} ({artifact.detail}): it does not change the denoiser's own weights."
-        )
+        raise NotTestableError(f"{short(name)} in {remote.repo_id} is {kind} ({artifact.detail}): {effect_of(kind)}.")
     config = f"{name.rpartition('/')[0]}/adapter_config.json".lstrip("/")
     return Candidate(kind, name, artifact, (config,) if kind == "lora" and config in remote.files else ())
 

@@ -16,7 +16,7 @@ from ..denoiser.sites import unwrap
 from ..errors import AIAOError, HubError, NotTestableError, RecordError, SeveralSuspectsError, SuspectError
 from ..files.paths import PICKLE_SUFFIXES
 from ..files.text import short
-from ..formats.artifact import Artifact, Bystander
+from ..formats.artifact import Artifact, Bystander, effect_of
 from ..formats.bystanders import CHANGES_A_DENOISER
 from ..formats.checkpoint import load_denoiser
 from ..formats.detect import detect
@@ -193,9 +193,7 @@ def open_suspect(
         if found.several and found.kind == "unknown":
             raise NotTestableError(f"'{suspect}' holds {found.detail}.")
         if found.kind != "lora":
-            raise NotTestableError(
-                f"'{suspect}' is {found.kind} ({found.detail}): it does not change the denoiser's own weights."
-            )
+            raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): {effect_of(found.kind)}.")
         with _open_adapter(label_of(suspect), found, place, base, record) as opened:
             yield opened
     except AIAOError as error:

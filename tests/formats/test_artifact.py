@@ -13,6 +13,7 @@ from torch import nn
 from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import LoraNotLoadedError, NotTestableError, SuspectError
 from aiao_diffusers.files import safetensors_header
+from aiao_diffusers.formats.artifact import effect_of
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.detect import detect
 from aiao_diffusers.formats.lora import apply_lora
@@ -112,3 +113,17 @@ def test_a_folder_with_a_config_of_another_kind_is_no_bare_file(tmp_path, unet):
         with pytest.raises(SuspectError):
             load_denoiser(source, base=unet)
     assert tensor_sha256(load_denoiser(detect(tmp_path, "x.safetensors"), base=unet)) == tensor_sha256(unet)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("ip_adapter", "adds layers to the denoiser"),
+        ("motion_adapter", "adds layers to the denoiser"),
+        ("controlnet", "adds to its activations"),
+        ("text_encoder_only", "text encoders only"),
+        ("unknown", "known here"),
+    ],
+)
+def test_what_a_kind_does_to_a_denoiser_is_told_and_never_denied(kind, said):
+    assert said in effect_of(kind) and "not change" not in effect_of(kind)

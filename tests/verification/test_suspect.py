@@ -119,6 +119,12 @@ class TestInMemory:
         report = verify(tmp_path if where == "folder" else model, KEY, record=record, trials=1)
         assert report.verdict == "not_testable" and "folds frames into the batch" in report.reason
 
+    def test_an_ip_adapter_adds_layers_and_is_told_so(self, record, tmp_path):
+        save_file({"image_proj.proj.weight": torch.ones(4, 4)}, tmp_path / "ip.safetensors")
+        report = verify(tmp_path / "ip.safetensors", KEY, tiny_unet(), record, trials=1)
+        assert report.verdict == "not_testable" and "it adds layers to the denoiser" in report.reason
+        assert "not change" not in report.reason
+
 
 def motion_adapter() -> MotionAdapter:
     return MotionAdapter(

@@ -61,7 +61,8 @@ def _diffusers_old(change: Change, folder: Path) -> Path:
     return save(folder / "pytorch_lora_weights.safetensors", state)
 
 
-def _peft(change: Change, folder: Path, **options: Any) -> Path:
+def write_peft(change: Change, folder: Path, **options: Any) -> Path:
+    """As `PeftModel.save_pretrained`; `options` are fields of its config."""
     state: State = {}
     for module, (down, up) in change.factors.items():
         factor = 4.0 / (len(down) ** 0.5 if options.get("use_rslora") else len(down))
@@ -69,9 +70,12 @@ def _peft(change: Change, folder: Path, **options: Any) -> Path:
         state |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up / factor}
         if options.get("use_dora"):
             merged = change.weight(module) + change.delta(module)
-            state[f"{stem}.lora_magnitude_vector"] = merged.flatten(1).norm(dim=1)
+            size = merged.flatten(1).norm(dim=1)
+            kernel = [1] * (merged.dim() - 2)  # of convolutions peft keeps the dimensions
+            state[f"{stem}.lora_magnitude_vector"] = size.reshape(1, -1, *kernel) if kernel else size
     ranks = {module: len(down) for module, (down, _) in change.factors.items()}
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4.0, "rank_pattern": ranks, **options}
+    config["target_modules"] = list(change.factors)
     save(folder / "adapter_model.safetensors", state)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
@@ -128,7 +132,7 @@ def _pivotal(change: Change, folder: Path) -> Path:
 
 
 def _peft_parts(change: Change, folder: Path) -> Path:
-    _peft(change, folder / "unet")
+    write_peft(change, folder / "unet")
     return folder
 
 
@@ -164,7 +168,7 @@ def _with_text_encoders(change: Change, folder: Path) -> Path:
 
 
 def _by_patterns(change: Change, folder: Path) -> Path:
-    _peft(change, folder)
+    write_peft(change, folder)
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text())
     config["rank_pattern"] = {f"({re.escape(name)}|nothing[0-9]+)": r for name, r in config["rank_pattern"].items()}
@@ -197,6 +201,13 @@ def _train_by_peft(change: Change, kind: str) -> Any:
     return held.eval()
 
 
+def _load_by_peft(change: Change, folder: Path) -> Any:
+    """What peft itself makes of a saved adapter."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(copy.deepcopy(change.base), folder).merge_and_unload().eval()
+
+
 def _of_peft(kind: str) -> Callable[[Change, Path], Path]:
     def write(change: Change, folder: Path) -> Path:
         _train_by_peft(change, kind).save_pretrained(folder)
@@ -213,12 +224,13 @@ def _merge_of_peft(kind: str) -> Callable[[Change], State]:
     return merge
 
 
+BY_PEFT: dict[str, Any] = {"stock": _load_by_peft, "oracle": "peft"}
 ADAPTERS = (
     Format("diffusers, with its config in the header", _diffusers),
     Format("diffusers, old attention processors", _diffusers_old, attention_only=True),
-    Format("native peft folder", _peft),
-    Format("native peft, rank-stabilised", lambda c, f: _peft(c, f, use_rslora=True)),
-    Format("native peft, DoRA", lambda c, f: _peft(c, f, use_dora=True)),
+    Format("native peft folder", write_peft, **BY_PEFT),
+    Format("native peft, rank-stabilised", lambda c, f: write_peft(c, f, use_rslora=True), **BY_PEFT),
+    Format("native peft, DoRA", lambda c, f: write_peft(c, f, use_dora=True), **BY_PEFT),
     Format("native peft, one folder a part", _peft_parts),
     Format("kohya, alpha and text encoder", write_kohya),
     Format("kohya, original LDM names", lambda c, f: _ldm(c, f, True)),
@@ -236,12 +248,12 @@ ADAPTERS = (
     Format("kohya DoRA, names half dotted", lambda c, f: _kohya_dora(c, f, dotted=True)),
     Format("names of a compiled, wrapped pipeline", _wrapped),
     Format("many text-encoder keys in ComfyUI's names", _with_text_encoders),
-    Format("native peft, ranks by regular expressions", _by_patterns),
+    Format("native peft, ranks by regular expressions", _by_patterns, **BY_PEFT),
     Format("LyCORIS GLoRA", lambda c, f: _lycoris(c, f, "glora")),
-    Format("native peft, OFT", _of_peft("OFT"), merge=_merge_of_peft("OFT"), attention_only=True),
-    Format("native peft, BOFT", _of_peft("BOFT"), merge=_merge_of_peft("BOFT"), attention_only=True),
-    Format("native peft, GLoRA", _of_peft("GLORA"), merge=_merge_of_peft("GLORA"), attention_only=True),
-    Format("native peft, VeRA", _of_peft("VERA"), merge=_merge_of_peft("VERA"), attention_only=True),
+    Format("native peft, OFT", _of_peft("OFT"), merge=_merge_of_peft("OFT"), attention_only=True, **BY_PEFT),
+    Format("native peft, BOFT", _of_peft("BOFT"), merge=_merge_of_peft("BOFT"), attention_only=True, **BY_PEFT),
+    Format("native peft, GLoRA", _of_peft("GLORA"), merge=_merge_of_peft("GLORA"), attention_only=True, **BY_PEFT),
+    Format("native peft, VeRA", _of_peft("VERA"), merge=_merge_of_peft("VERA"), attention_only=True, **BY_PEFT),
     Format("repository of several adapters", _several, weight_name="first/kohya.safetensors"),
     Format("adapter beside a textual inversion", _pivotal),
 )

@@ -1,20 +1,31 @@
 """One mathematical change of a U-Net, written in every shape that people upload."""
 
-import importlib.util
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from ...formats.module_names import ldm_names
 from .adapter_files import ADAPTERS, write_kohya
 from .change import Change, Factors, Format, State, save
+from .model_files import PICKLE, Part, in_memory, layouts, upload, which_file, whole_models
 
 
-__all__ = ["ADAPTERS", "NO_FINE_TUNE", "Change", "Factors", "Format", "State", "whole_models"]
+__all__ = [
+    "ADAPTERS",
+    "NO_FINE_TUNE",
+    "REFUSED",
+    "Change",
+    "Factors",
+    "Format",
+    "State",
+    "groups",
+    "in_files",
+    "whole_models",
+]
+
+
+REFUSED = "Refused, by name"
 
 
 def _only(key: str, *shape: int) -> Callable[[Change, Path], Path]:
@@ -34,18 +45,28 @@ def _zero(change: Change, folder: Path) -> Path:
 
 
 def _pickle(_: Change, folder: Path) -> Path:
-    (folder / "pytorch_lora_weights.bin").write_bytes(b"\x80\x04.")
+    (folder / "pytorch_lora_weights.bin").write_bytes(PICKLE)
     return folder
 
 
-def _writer_of_quantised(method: str) -> Callable[[Change, Path], Path]:
-    def write(change: Change, folder: Path) -> Path:
-        folder = _folder(change, folder)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
-        return folder
+def _saved_as(content: bytes) -> Callable[[Change, Path], Path]:
+    """What a failed download leaves under the name of weights."""
+
+    def write(_: Change, folder: Path) -> Path:
+        (folder / "x.safetensors").write_bytes(content)
+        return folder / "x.safetensors"
 
     return write
+
+
+def _two_adapters(change: Change, folder: Path) -> Path:
+    for name in ("a.safetensors", "b.safetensors"):
+        write_kohya(change, folder).rename(folder / name)
+    return folder
+
+
+def _quantised(method: str) -> Callable[[Change, Path], Path]:
+    return upload(Part(fields={"quantization_config": {"quant_method": method}}))
 
 
 def _tensors_of(layout: str) -> Callable[[Change, Path], Path]:
@@ -60,6 +81,7 @@ def _tensors_of(layout: str) -> Callable[[Change, Path], Path]:
     return write
 
 
+VARIANTS = (Part(variant="fp16", dtype=torch.float16), Part(variant="non_ema"))
 NO_FINE_TUNE = (
     Format("LoRA whose change is zero", _zero, loads=False),
     Format("textual inversion alone", _only("<toy>", 1, 128), "textual_inversion", False),
@@ -93,116 +115,47 @@ NO_FINE_TUNE = (
     ),
     Format("FLUX LoRA", _only("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", 4, 3072), loads=False),
     Format("pickle (`.bin`)", _pickle, "UnsafeFileError", False),
-    Format("bitsandbytes folder", _writer_of_quantised("bitsandbytes"), "denoiser", False),
-    Format("torchao folder", _writer_of_quantised("torchao"), "denoiser", False),
-    Format("optimum-quanto folder, width not stated", _writer_of_quantised("quanto"), "denoiser", False),
+    Format("bitsandbytes folder", _quantised("bitsandbytes"), "denoiser", False),
+    Format("torchao folder", _quantised("torchao"), "denoiser", False),
+    Format("optimum-quanto folder, width not stated", _quantised("quanto"), "denoiser", False),
     Format("bitsandbytes tensors in one file", _tensors_of("bitsandbytes"), "denoiser", False),
     Format("integer tensors in one file", _tensors_of("integers"), "denoiser", False),
+    *(
+        Format(f"{name} saved as `.safetensors`", _saved_as(content), "UnsafeFileError", False)
+        for name, content in (
+            (
+                "git-lfs pointer",
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n",
+            ),
+            ("HTML page", b"<!doctype html><html><body>Not found</body></html>"),
+            ("JSON error", b'{"error": "Repository not found"}'),
+        )
+    ),
+    Format("two variants, no plain file", upload(*VARIANTS), "SeveralSuspectsError", False),
+    Format(
+        "a variant beside a plain pickle",
+        upload(VARIANTS[0], files={"diffusion_pytorch_model.bin": PICKLE}),
+        "UnsafeFileError",
+        False,
+    ),
+    Format("two adapters in one folder", _two_adapters, loads=False),
+    Format("config of `UNetMotionModel`", upload(Part(fields={"_class_name": "UNetMotionModel"})), "denoiser", False),
 )
 """Nothing that a verdict could be about: `not_testable`, or a typed error."""
 
 
-def _folder(change: Change, folder: Path, shard: str | None = None, dtype: torch.dtype | None = None) -> Path:
-    base: Any = change.base  # ModelMixin's config methods are untyped
-    model = type(base).from_config(base.config)
-    model.load_state_dict(change.merged())
-    options = {"max_shard_size": shard} if shard else {}
-    if dtype is not None:
-        options["variant"] = "fp16"
-        model = model.to(dtype)
-    model.save_pretrained(folder, **options)
-    return folder
+def in_files() -> tuple[Format, ...]:
+    """Every format that lies in a file or folder."""
+    return (*ADAPTERS, *whole_models(), *layouts(), *which_file(), *NO_FINE_TUNE)
 
 
-def _pipeline(change: Change, folder: Path) -> Path:
-    _folder(change, folder / "unet")
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    return folder
-
-
-def original_state(change: Change) -> State:
-    """The whole denoiser after the change, in original LDM keys."""
-    state, names = change.merged(), ldm_names(dict(change.base.named_modules()))
-    found = {}
-    for key, value in state.items():
-        module, _, leaf = key.rpartition(".")
-        found[f"model.diffusion_model.{names[module]}.{leaf}"] = value
-    return found
-
-
-def _original(change: Change, folder: Path, extra: bool = False, dtype: torch.dtype = torch.float32) -> Path:
-    state = {key: value.to(dtype) for key, value in original_state(change).items()}
-    if extra:
-        averaged = {"model_ema." + k.removeprefix("model.").replace(".", ""): v + 1 for k, v in state.items()}
-        state |= averaged | {"first_stage_model.decoder.conv_in.weight": torch.ones(8, 4, 3, 3)}
-        state |= {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(7)[None]}
-    return save(folder / "model.safetensors", state)
-
-
-def _scaled_float8(change: Change, folder: Path) -> Path:
-    state: State = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
-    for key, value in original_state(change).items():
-        state[key] = value
-        if value.dim() == 2:
-            scale = value.abs().amax() / 448
-            state[key] = (value / scale).to(torch.float8_e4m3fn)
-            state[key.removesuffix("weight") + "scale_weight"] = scale
-    return save(folder / "model.safetensors", state)
-
-
-def _quanto(change: Change, folder: Path) -> Path:
-    """As diffusers saves a model that optimum-quanto holds in int8: linear layers alone."""
-    folder = _folder(change, folder)
-    state: State = {}
-    for key, value in change.merged().items():
-        state[key] = value
-        if value.dim() == 2 and key.endswith(".weight"):
-            scale = value.abs().amax(1, keepdim=True) / 127
-            state[f"{key}._data"], state[f"{key}._scale"] = (value / scale).round().to(torch.int8), scale
-            for note in ("input_scale", "output_scale"):
-                state[f"{key.removesuffix('weight')}{note}"] = torch.ones(())
-            del state[key]
-    config = json.loads((folder / "config.json").read_text())
-    stored = {"quant_method": "quanto", "weights_dtype": "int8", "modules_to_not_convert": None}
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
-    save(folder / "diffusion_pytorch_model.safetensors", state)
-    return folder
-
-
-def _gguf(change: Change, folder: Path, quantised: bool) -> Path:
-    import gguf
-
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(folder / "model.gguf", "sd")
-    for key, tensor in original_state(change).items():
-        value = tensor.numpy()
-        if quantised and value.ndim == 2 and value.shape[1] % 32 == 0:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(key, gguf.quants.quantize(value, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return folder / "model.gguf"
-
-
-def whole_models() -> Iterator[Format]:
-    """Checkpoints with the change fused in; GGUF where its package is installed."""
-    yield Format("pipeline folder (DreamBooth, fused LoRA)", _pipeline, "pipeline")
-    yield Format("denoiser folder", _folder, "denoiser")
-    yield Format("denoiser folder, sharded", lambda c, f: _folder(c, f, "100KB"), "denoiser")
-    half = torch.float16
-    yield Format("denoiser folder, float16 variant", lambda c, f: _folder(c, f, None, half), "denoiser", rounding=0.01)
-    yield Format("single file, diffusers keys", lambda c, f: save(f / "model.safetensors", c.merged()), "denoiser")
-    yield Format("optimum-quanto int8 folder", _quanto, "denoiser", rounding=0.05)
-    yield Format("single file, original keys, no VAE", _original, "single_file")
-    yield Format("single file, with VAE, text and EMA", lambda c, f: _original(c, f, True), "single_file")
-    brain, float8 = torch.bfloat16, torch.float8_e4m3fn
-    yield Format("single file in bfloat16", lambda c, f: _original(c, f, False, brain), "single_file", rounding=0.1)
-    yield Format("single file in float8", lambda c, f: _original(c, f, False, float8), "single_file", rounding=0.5)
-    yield Format("single file in float8 with scales", _scaled_float8, "single_file", rounding=0.2)
-    if importlib.util.find_spec("gguf") is not None:
-        yield Format("GGUF, plain", lambda c, f: _gguf(c, f, False), "single_file")
-        yield Format("GGUF, Q8_0", lambda c, f: _gguf(c, f, True), "single_file", rounding=0.05)
+def groups() -> dict[str, tuple[Format, ...]]:
+    """Every format under the heading that the tables give it."""
+    return {
+        "Adapters": ADAPTERS,
+        "Whole models: how numbers are stored": tuple(whole_models()),
+        "Whole models: inputs, configs and names": tuple(layouts()),
+        "Which file of an upload is read": tuple(which_file()),
+        "In memory": tuple(in_memory()),
+        REFUSED: NO_FINE_TUNE,
+    }

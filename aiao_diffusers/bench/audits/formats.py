@@ -1,7 +1,9 @@
-"""The table of formats: what each is recognised as, whether it loads, and what the verdict says of it.
+"""The audit of formats: what each is recognised as, whether it loads, and what the verdict says of it.
 
 Every adapter row is the same change of the same denoiser, that of the example's LoRA with convolutions and varying ranks
-added; every whole model is that change fused in. The oracle is the denoiser whose weights were patched directly.
+added; every whole model is that change fused in. The oracle is the denoiser that a stock library loads of the same input, or
+whose weights were patched directly. Where other weights lie beside, they are the clean model's beside the marked one, and the
+marked one's beside the clean: a reader of the wrong file turns both verdicts.
 """
 
 import tempfile
@@ -9,18 +11,19 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from ...denoiser.setup import for_reading
+from ...denoiser.sites import unwrap
 from ...errors import AIAOError
 from ...files.peak import Peak
 from ...files.safetensors_header import load_tensors
-from ...files.text import markdown_table, short
 from ...formats.adapter_algebra import scaling_of
 from ...formats.adapter_keys import parse
 from ...formats.checkpoint import load_denoiser
@@ -31,46 +34,14 @@ from ...mark.record import WatermarkRecord
 from ...verification.verify import verify
 from ..context import ASSETS
 from ..progress import Progress, log_progress
-from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Factors, Format, State, whole_models
+from .format_files import Change, Factors, Format, groups, whole_models
+from .format_tables import Row
 
 
 CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.0.conv_shortcut", "conv_in")
 MIB = 2**20
-COLUMNS = (
-    *("format", "detected", "loads", "modules", "oracle error"),
-    *("on the marked model", "on the clean model", "s", "peak MiB"),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One format.
-
-    Args:
-        format: its name. kind: as detected. loads: whether a denoiser came of it. refusal: the error where none did.
-        modules, delta_norm: what an adapter changed.
-        oracle_error: largest difference of the noise prediction from that of directly patched weights, as a share of the
-            largest difference that the change makes; 1 would be an adapter that did not load.
-        marked, clean: verdict on the marked and on the clean model with this file, with log10 p.
-        seconds, peak_mib: of loading it. peak_ratio: peak_mib over the denoiser's size as float32; None where the
-            system does not tell. as_expected: kind, error and both verdicts are those that the format stands for.
-    """
-
-    format: str
-    kind: str
-    loads: bool
-    refusal: str | None
-    modules: int | None
-    delta_norm: float | None
-    oracle_error: float | None
-    marked: str
-    marked_log10_p: float | None
-    clean: str
-    clean_log10_p: float | None
-    seconds: float
-    peak_mib: float | None
-    peak_ratio: float | None
-    as_expected: bool
+CPU, REFUSAL = torch.device("cpu"), 400
+PLACES = {"marked": "marked", "clean": "base"}
 
 
 def change_of(base: nn.Module, lora: Path, seed: int = 0) -> Change:
@@ -94,17 +65,17 @@ def change_of(base: nn.Module, lora: Path, seed: int = 0) -> Change:
     return Change(base, factors)
 
 
-def _predict(denoiser: nn.Module, record: WatermarkRecord) -> torch.Tensor:
-    row = record.bank.take(torch.tensor([0]))
-    noise = torch.randn(row.latents.shape, generator=torch.Generator().manual_seed(0))
-    t = torch.tensor([record.timesteps // 2])
-    with torch.no_grad():
-        sample = record.noised(row.latents, noise, t)
-        return denoiser(sample, timestep=t, **row.keywords(torch.device("cpu"), torch.float32)).sample
+class _Verdict(NamedTuple):
+    verdict: str
+    log10_p: float | None
+    reason: str | None
 
 
 @contextmanager
-def _open_fine_tune(source: Path, base: nn.Module, weight_name: str | None) -> Iterator[tuple[nn.Module, Any]]:
+def _open_fine_tune(source: Any, base: nn.Module, weight_name: str | None) -> Iterator[tuple[nn.Module, Any]]:
+    if isinstance(source, nn.Module):
+        yield for_reading(unwrap(source))[0], None
+        return
     found = detect(source, weight_name)
     if found.kind in ("pipeline", "denoiser", "single_file"):
         yield load_denoiser(source, base=base, dtype=torch.float32), None
@@ -127,18 +98,17 @@ class Bench:
         self.record = WatermarkRecord.load(assets / "marked")
         self.trials, self.seed = trials, seed
         lora = assets / "lora" / "pytorch_lora_weights.safetensors"
-        self.changes = {}
-        for name, folder in (("marked", "marked"), ("clean", "base")):
-            denoiser = load_denoiser(assets / folder, dtype=torch.float32)
-            self.changes[name] = change_of(denoiser, lora, seed)
+        models = {name: load_denoiser(assets / path, dtype=torch.float32) for name, path in PLACES.items()}
+        twins = {"marked": models["clean"], "clean": models["marked"]}
+        self.changes = {
+            name: replace(change_of(model, lora, seed), twin=twins[name]) for name, model in models.items()
+        }
 
-    def row(self, fmt: Format, folder: Path) -> Row:
+    def row(self, fmt: Format, folder: Path, group: str = "") -> Row:
         """Write the format under `folder`, load it, compare it with the oracle, and verify both models with it."""
         sources = {name: fmt.write(change, folder / name) for name, change in self.changes.items()}
         source, change = sources["marked"], self.changes["marked"]
         kind, refusal, adapter, error = _kind(source, fmt.weight_name), None, None, None
-        states = (Change(change.base, {}).merged(), fmt.merged(change))
-        bare, wanted = (_predict(_copy(change, state), self.record) for state in states)
         peak, started = Peak(), time.perf_counter()
         try:
             with peak.measured():
@@ -146,67 +116,92 @@ class Bench:
                 denoiser, adapter = context.__enter__()
             seconds = time.perf_counter() - started
             try:
-                mine = _predict(denoiser, self.record)
-                error = float((mine - wanted).abs().max() / (wanted - bare).abs().max())
+                mine = self._predict(denoiser)
             finally:
                 context.__exit__(None, None, None)
+            bare, wanted = self._predict(change.base), self._predict(_oracle(fmt, change, source))
+            error = float((mine - wanted).abs().max() / (wanted - bare).abs().max())
         except AIAOError as reason:
             seconds, refusal = time.perf_counter() - started, f"{type(reason).__name__}: {reason}"
         verdicts = {name: self._verdict(sources[name], self.changes[name], fmt) for name in sources}
         size = sum(p.numel() * 4 for p in change.base.parameters()) / MIB
         return Row(
             format=fmt.name,
+            group=group,
             kind=kind,
             loads=refusal is None,
-            refusal=None if refusal is None else short(refusal, 300),
+            refusal=None if refusal is None else _told(verdicts["marked"].reason or refusal, folder / "marked"),
             modules=getattr(adapter, "modules", None),
             delta_norm=getattr(adapter, "delta_norm", None),
+            oracle=fmt.oracle if refusal is None else None,
             oracle_error=error,
-            marked=verdicts["marked"][0],
-            marked_log10_p=verdicts["marked"][1],
-            clean=verdicts["clean"][0],
-            clean_log10_p=verdicts["clean"][1],
+            marked=verdicts["marked"].verdict,
+            marked_log10_p=verdicts["marked"].log10_p,
+            clean=verdicts["clean"].verdict,
+            clean_log10_p=verdicts["clean"].log10_p,
             seconds=seconds,
             peak_mib=peak.mib,
             peak_ratio=None if peak.mib is None else peak.mib / size,
             as_expected=_meets_expectation(fmt, kind, refusal, error, verdicts),
         )
 
-    def _verdict(self, source: Path, change: Change, fmt: Format) -> tuple[str, float | None]:
+    def _predict(self, denoiser: Any) -> torch.Tensor:
+        """The noise prediction of one input; channels that the record does not know are zero."""
+        row = self.record.bank.take(torch.tensor([0]))
+        noise = torch.randn(row.latents.shape, generator=torch.Generator().manual_seed(0))
+        t = torch.tensor([self.record.timesteps // 2])
+        with torch.no_grad():
+            sample = self.record.noised(row.latents, noise, t)
+            lacking = denoiser.config.in_channels - sample.shape[1]  # not of its layer, which an adapter may wrap
+            sample = nn.functional.pad(sample, (0, 0, 0, 0, 0, lacking))
+            predicted: torch.Tensor = denoiser(sample, timestep=t, **row.keywords(CPU, torch.float32)).sample
+        return predicted
+
+    def _verdict(self, source: Any, change: Change, fmt: Format) -> _Verdict:
         try:
             report = verify(
                 source,
                 self.key,
-                base=change.base,
+                base=None if isinstance(source, nn.Module) else change.base,
                 record=self.record,
                 weight_name=fmt.weight_name,
                 trials=self.trials,
                 seed=self.seed,
             )
         except AIAOError as error:
-            return type(error).__name__, None
-        return report.verdict, report.log10_p
+            return _Verdict(type(error).__name__, None, f"{type(error).__name__}: {error}")
+        return _Verdict(report.verdict, report.log10_p, report.reason)
 
 
-def _kind(source: Path, weight_name: str | None) -> str:
+def _kind(source: Any, weight_name: str | None) -> str:
+    if isinstance(source, nn.Module):
+        return "in memory"
     try:
         return detect(source, weight_name).kind
     except AIAOError as error:
         return type(error).__name__
 
 
-def _copy(change: Change, state: State) -> nn.Module:
-    """A denoiser of its own that holds `state`."""
-    base: Any = change.base
-    model = type(base).from_config(base.config)
-    model.load_state_dict(state)
-    return model.eval()
+def _oracle(fmt: Format, change: Change, source: Any) -> nn.Module:
+    """The denoiser that the source stands for: by a stock library where one loads it, else by patched weights."""
+    if fmt.stock is None:
+        patched: nn.Module = change.model(fmt.merged(change))
+        return patched
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a config's fields that a stock loader does not know
+        return fmt.stock(change, source)
+
+
+def _told(refusal: str, folder: Path) -> str:
+    """A refusal without the place where the input happened to lie."""
+    text = " ".join(refusal.replace(f"{folder}/", "").replace(str(folder), "FOLDER").split())
+    return text if len(text) <= REFUSAL else text[: REFUSAL - 1] + "…"
 
 
 def _meets_expectation(
-    fmt: Format, kind: str, refusal: str | None, error: float | None, verdicts: dict[str, tuple[str, float | None]]
+    fmt: Format, kind: str, refusal: str | None, error: float | None, verdicts: dict[str, _Verdict]
 ) -> bool:
-    marked, clean = verdicts["marked"][0], verdicts["clean"][0]
+    marked, clean = verdicts["marked"].verdict, verdicts["clean"].verdict
     if not fmt.loads:
         return kind == fmt.kind and refusal is not None and "verified" not in (marked, clean)
     fits = error is not None and error <= fmt.rounding
@@ -222,13 +217,13 @@ def run(assets: Path = ASSETS, trials: int = 4, seed: int = 0, progress: Progres
         SuspectError, KeyFileError, RecordError: `assets` is not the example's folder.
     """
     bench = Bench(assets, trials, seed)
-    formats = (*ADAPTERS, *whole_models(), *NO_FINE_TUNE)
+    formats = [(group, fmt) for group, members in groups().items() for fmt in members]
     rows: list[Row] = []
-    for fmt in formats:
+    for group, fmt in formats:
         with tempfile.TemporaryDirectory() as folder:
             for name in bench.changes:
                 (Path(folder) / name).mkdir()
-            rows.append(bench.row(fmt, Path(folder)))
+            rows.append(bench.row(fmt, Path(folder), group))
         progress(len(rows), len(formats), f"{fmt.name}: {rows[-1].marked}, {rows[-1].clean}")
     return rows
 
@@ -264,26 +259,3 @@ def memory(
         rows.append((fmt.name, size, None if peak.mib is None else peak.mib / size, seconds))
         progress(len(rows), len(formats), "")
     return rows
-
-
-def table(rows: Iterable[Row]) -> str:
-    """Rows as a Markdown table."""
-    lines = []
-    for row in rows:
-        verdicts = []
-        for verdict, log10_p in ((row.marked, row.marked_log10_p), (row.clean, row.clean_log10_p)):
-            verdicts.append(verdict if log10_p is None else f"{verdict} ({log10_p:.1f})")
-        error = "" if row.oracle_error is None else f"{row.oracle_error:.1e}"
-        peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
-        told = (row.format, row.kind, "yes" if row.loads else "no", str(row.modules or ""), error)
-        lines.append((*told, *verdicts, f"{row.seconds:.2f}", peak))
-    return markdown_table(COLUMNS, lines) + "\n"
-
-
-def memory_table(rows: Iterable[tuple[str, float, float | None, float]]) -> str:
-    """What `memory` returns as a Markdown table."""
-    cells = (
-        (name, f"{size:.0f}", "" if ratio is None else f"{ratio:.2f}", f"{seconds:.1f}")
-        for name, size, ratio, seconds in rows
-    )
-    return markdown_table(("format", "denoiser MiB", "peak over it", "s"), cells) + "\n"

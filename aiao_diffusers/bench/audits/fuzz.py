@@ -32,7 +32,7 @@ from ...formats.checkpoint import load_denoiser
 from ...formats.detect import detect
 from ...formats.lora import apply_lora
 from ..progress import Progress, log_progress
-from .format_files import ADAPTERS, NO_FINE_TUNE, Change, Format, whole_models
+from .format_files import Change, Format, in_files
 
 
 SECONDS = 5.0
@@ -273,7 +273,7 @@ def fuzz(rounds: int, seed: int = 2026, start: int = 0, progress: Progress = log
     change, result = small_change(base), Result()
     # Seeds of the generator are independent of PYTHONHASHSEED and of the formats' number of files.
     random_, watch = random.Random(seed), _Watch(base, seed)
-    formats = (*ADAPTERS, *whole_models(), *NO_FINE_TUNE)
+    formats = in_files()
     with _scratch() as root:
         sources = []
         for number, fmt in enumerate(formats):
@@ -299,7 +299,8 @@ def _spoil(place: Path, random_: random.Random) -> tuple[float, Path]:
     """Edit one file of `place`; the size of all of them in MiB, and the victim's name within."""
     files = sorted(p for p in place.rglob("*") if p.is_file())
     victim = random_.choice(files)
-    data, tensors = victim.read_bytes(), victim.suffix == ".safetensors"
+    data = victim.read_bytes()
+    tensors = victim.suffix == ".safetensors" and data[8:9] == b"{"  # a page of a failed download has that name too
     sound = tensors and random_.random() < 0.5
     victim.write_bytes(rewrite(data, random_) if sound else mutate(data, tensors, random_))
     return sum(p.stat().st_size for p in files) / 2**20, victim.relative_to(place)

@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from aiao_diffusers.bench.audits import fuzz
 from aiao_diffusers.bench.audits.change import Change, save
 
 
@@ -36,3 +37,20 @@ def test_merged_weights_are_changed_and_the_base_is_not():
 def test_a_saved_state_comes_back(tmp_path):
     path = save(tmp_path / "new" / "x.safetensors", {"a": torch.arange(4.0)[::2]})
     assert torch.equal(load_file(path)["a"], torch.tensor([0.0, 2.0]))
+
+
+def test_a_decoy_is_the_twin_or_else_the_base_at_half():
+    made = change()
+    other = nn.Sequential(nn.Linear(3, 2), nn.Conv2d(2, 4, 3))
+    assert torch.equal(made.decoy()["0.weight"], made.base.state_dict()["0.weight"] / 2)
+    assert torch.equal(Change(made.base, made.factors, other).decoy()["1.bias"], other.state_dict()["1.bias"])
+
+
+def test_a_model_has_the_inputs_that_its_tensors_ask_for():
+    base = fuzz.small_unet()
+    made, state = Change(base, {}), base.state_dict()
+    same = made.model(state)
+    assert all(torch.equal(value, state[name]) for name, value in same.state_dict().items()) and not same.training
+    state |= {"conv_in.weight": torch.zeros(8, 9, 3, 3), "time_embedding.cond_proj.weight": torch.zeros(8, 5)}
+    wide = made.model(state)
+    assert wide.config.in_channels == 9 and wide.config.time_cond_proj_dim == 5

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiao_diffusers.bench.audits import format_files, fuzz
+from aiao_diffusers.bench.audits.model_files import layouts, which_file
 from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import AIAOError
 from aiao_diffusers.formats.checkpoint import load_denoiser
@@ -39,7 +40,10 @@ def test_an_adapter_is_its_patched_weights(change, tmp_path, fmt):
     assert size > 0.1
 
 
-@pytest.mark.parametrize("fmt", list(format_files.whole_models()), ids=lambda f: f.name)
+WHOLE = (*format_files.whole_models(), *layouts(), *which_file())
+
+
+@pytest.mark.parametrize("fmt", WHOLE, ids=lambda f: f.name)
 def test_a_whole_model_is_its_patched_weights(change, tmp_path, fmt):
     source, wanted = fmt.write(change, tmp_path), oracle(change, fmt)
     assert detect(source).kind == fmt.kind
@@ -47,6 +51,26 @@ def test_a_whole_model_is_its_patched_weights(change, tmp_path, fmt):
     assert state.keys() == wanted.keys()
     size = max(float(change.delta(m).abs().max()) for m in change.factors)
     assert max(float((state[k] - wanted[k]).abs().max()) for k in state) <= max(SINGLE * fmt.rounding, 1e-6) * size
+
+
+STOCK = [fmt for fmt in (*format_files.ADAPTERS, *WHOLE) if fmt.stock is not None]
+
+
+@pytest.mark.parametrize("fmt", STOCK, ids=lambda f: f.name)
+def test_a_stock_library_loads_the_patched_weights(change, tmp_path, fmt):
+    """The two oracles agree: what was written is what a stranger's own tool would run."""
+    state, wanted = fmt.stock(change, fmt.write(change, tmp_path)).state_dict(), oracle(change, fmt)
+    assert state.keys() == wanted.keys() and fmt.oracle in ("diffusers", "peft")
+    size = max(float(change.delta(m).abs().max()) for m in fmt.modules(change))
+    assert max(float((state[k] - wanted[k]).abs().max()) for k in state) <= max(SINGLE * fmt.rounding, 1e-5) * size
+
+
+def test_every_format_has_a_name_and_a_heading_of_its_own():
+    names = [fmt.name for members in format_files.groups().values() for fmt in members]
+    assert len(names) == len(set(names)) > 100
+    files = [fmt.name for fmt in format_files.in_files()]
+    in_memory = [fmt.name for fmt in format_files.groups()["In memory"]]
+    assert sorted(files + in_memory) == sorted(names)
 
 
 @pytest.mark.parametrize("fmt", format_files.NO_FINE_TUNE, ids=lambda f: f.name)

@@ -1,10 +1,14 @@
 """The table of formats and the fuzz: both must be able to fail."""
 
+from dataclasses import replace
+
 import pytest
 from _shipped import ASSETS
 
 from aiao_diffusers.bench.audits import format_files, fuzz
-from aiao_diffusers.bench.audits.formats import Bench, table
+from aiao_diffusers.bench.audits.format_tables import table
+from aiao_diffusers.bench.audits.formats import Bench, unexpected
+from aiao_diffusers.bench.audits.model_files import Part, upload
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,25 @@ def test_rows_of_the_shipped_model_and_a_row_that_is_off(tmp_path):
         (tmp_path / "half" / part).mkdir(parents=True)
     row = bench.row(half, tmp_path / "half")
     assert row.oracle_error > 0.1 and not row.as_expected
+
+
+@pytest.mark.slow
+def test_weights_beside_and_models_in_memory_and_a_reader_of_the_wrong_file(tmp_path):
+    bench, groups = Bench(ASSETS, trials=2), format_files.groups()
+    beside, held = groups["Which file of an upload is read"][0], groups["In memory"][1]
+
+    def row(fmt, name):
+        for part in bench.changes:
+            (tmp_path / name / part).mkdir(parents=True)
+        return bench.row(fmt, tmp_path / name, "a group")
+
+    assert row(beside, "beside").as_expected and row(beside, "again").oracle == "diffusers"
+    assert row(held, "held").as_expected
+    # The same upload, of which a stock loader would run the other weights: both verdicts turn, and so does the error.
+    turned = replace(beside, stock=None, write=lambda c, f: upload(Part(decoy=True, shards=True), Part())(c, f))
+    wrong = row(turned, "wrong")
+    assert (wrong.marked, wrong.clean) == ("not_verified", "verified") and wrong.oracle_error > 0.1
+    assert unexpected([wrong]) == [beside.name]
 
 
 def halved(change: format_files.Change) -> format_files.Change:
