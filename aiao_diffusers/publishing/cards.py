@@ -235,6 +235,7 @@ def finetune_report(
         proves=PROVES[report.proves],
         controls=[(name, _describe_control(value)) for name, value in report.controls.items()],
         warnings=[_escape(text) for text in report.warnings],
+        assumption=_escape(report.dating.get("assumption", "")),
         weights_sha256=report.hashes.get("suspect") or "not stated",
         record_sha256=record_sha256,
         **_describe_claim(record.owner, record.commitment, record.scheme),
