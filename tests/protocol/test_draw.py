@@ -4,12 +4,17 @@ import json
 from datetime import timedelta
 
 import pytest
+from _kind import extra
 
 from aiao_diffusers.errors import BeaconError
 from aiao_diffusers.protocol.beacon import DELAY, by_hand
 from aiao_diffusers.protocol.drand import QUICKNET
 from aiao_diffusers.protocol.draw import draw_beacon, read_beacon
-from tests.protocol._rounds import PUBLISHED
+
+
+extra("py_ecc")
+
+from tests.protocol._rounds import PUBLISHED  # noqa: E402
 
 
 DATED = QUICKNET.time_of(1000) - DELAY - timedelta(seconds=1)

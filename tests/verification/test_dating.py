@@ -5,6 +5,7 @@ import json
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from _kind import extra
 from _tiny import commit_tiny, learner, mark_pairs
 
 from aiao_diffusers import WatermarkKey, verify
@@ -12,8 +13,13 @@ from aiao_diffusers.errors import BeaconError, ConfigError, TimestampError
 from aiao_diffusers.protocol.beacon import DELAY, by_hand, from_drand, round_after
 from aiao_diffusers.protocol.drand import QUICKNET
 from aiao_diffusers.verification.dating import DatingTerms, date_record
-from tests.protocol._authority import Authority
-from tests.protocol._rounds import PUBLISHED
+
+
+for module in ("asn1crypto", "cryptography", "py_ecc", "rfc3161_client"):
+    extra(module)
+
+from tests.protocol._authority import Authority  # noqa: E402
+from tests.protocol._rounds import PUBLISHED  # noqa: E402
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
