@@ -167,8 +167,10 @@ def check_date(token: bytes, digest: bytes, terms: DatingTerms) -> Timestamp:
     """`check_timestamp` by the authorities that the verifier trusts."""
     if terms.authorities is not None:
         return check_timestamp(token, digest, terms.authorities)
-    import certifi
-
+    try:
+        import certifi
+    except ImportError as error:
+        raise MissingExtraError("certifi is not installed: run `pip install 'aiao_diffusers[evidence]'`.") from error
     return check_timestamp(token, digest, [Path(certifi.where()).read_bytes()])
 
 
