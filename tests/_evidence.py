@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from _kind import extra
 from _tiny import commit_tiny, learner
 
 from aiao_diffusers import VerificationReport, WatermarkRecord
@@ -14,8 +15,13 @@ from aiao_diffusers.protocol.drand import QUICKNET
 from aiao_diffusers.protocol.signer import Signer
 from aiao_diffusers.verification.dating import DatingTerms, date_record
 from aiao_diffusers.verification.plan import ReadingPlan
-from tests.protocol._authority import Authority
-from tests.protocol._rounds import PUBLISHED
+
+
+for module in ("asn1crypto", "cryptography", "py_ecc", "rfc3161_client"):
+    extra(module)
+
+from tests.protocol._authority import Authority  # noqa: E402
+from tests.protocol._rounds import PUBLISHED  # noqa: E402
 
 
 SIGNER, OTHER = Signer(bytes(range(32))), Signer(bytes(32))

@@ -67,7 +67,7 @@ class TestWhichIsRead:
             {"trained_betas": [0.1], "num_train_timesteps": 10**12},
             {"beta_start": float("nan")},
         ],
-        ids=str,
+        ids=["flow", "empty", "a list", "unheard of", "too many", "nan"],  # a config's own text has a set's order
     )
     def test_one_that_is_none_leaves_the_records_and_says_so(self, record, config):
         read, warnings = with_own_schedule(record, config)
