@@ -28,8 +28,8 @@ from ..context import AttackContext, open_data, open_pipe
 from ..progress import Progress, log_progress
 
 
-PLAN = ReadingPlan(amplitudes=(1.0,), whiten=False, early_stop=False)
-"""Every trial and every look at amplitude 1, so that p is not that of the first look which suffices."""
+PLAN = ReadingPlan(early_stop=False)
+"""Every trial and every look at amplitude 1, and louder ones where none verifies: p is not that of the first look which suffices."""
 BATCH, WEIGHT = 8, 10.0
 
 
@@ -162,5 +162,5 @@ def markdown(result: dict[str, Any]) -> str:
         f"{before:.4f} to {after:.4f}."
     )
     outs = ", ".join(str(len(names)) for _, names in result["sites"])
-    head = f"log10 p, {result['trials']} trials at amplitude 1, seed {result['seed']}; out-sites of each leaf: {outs}"
+    head = f"log10 p of every look, {result['trials']} trials, seed {result['seed']}; out-sites of each leaf: {outs}"
     return f"{head}\n\n{markdown_table(columns, cells)}\n\n{told}\n"
