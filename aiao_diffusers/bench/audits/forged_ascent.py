@@ -45,11 +45,12 @@ def ascend_bank(
     Args:
         keys: as they will be expanded, or as the claimant guesses that they will be; the mean over them climbs.
         rows (`int`): noised copies of the row in a step.
-        within (`float`, *optional*): how far from a real row it may go, in units of that row's rms; default: anywhere.
+        within (`float`, *optional*): how far from a real row latents and conditioning may go, in units of their rms there; default:
+            anywhere.
     """
     start = claim.bank.take(torch.zeros(1, dtype=torch.long))
     moved = _Moved(start, within)
-    optimizer = torch.optim.Adam(moved.free, lr=BANK_LR)
+    optimizer = torch.optim.Adam([{"params": [tensor], "lr": moved.step_of(tensor)} for tensor in moved.free])
     with _frozen_weights(denoiser), _wire(denoiser, claim) as wired:
         for paths, generator in _draws(claim, keys, steps, seed):
             record = replace(claim, bank=moved.bank()).unchecked()
@@ -63,7 +64,7 @@ def ascend_bank(
 
 
 class _Moved:
-    """A row of a bank on its way: latents, and unless it has to stay near a real row the conditioning too.
+    """A row of a bank on its way: latents and conditioning.
 
     Args:
         start (`LatentData`): the real row. within (`float`, *optional*): as for `ascend_bank`.
@@ -73,8 +74,7 @@ class _Moved:
         self.start, self.within = start, within
         self.latents = start.latents.clone().requires_grad_(True)
         self.conditioning = {
-            name: value.clone().requires_grad_(within is None and value.is_floating_point())
-            for name, value in start.conditioning.items()
+            name: value.clone().requires_grad_(value.is_floating_point()) for name, value in start.conditioning.items()
         }
 
     @property
@@ -99,15 +99,25 @@ class _Moved:
         )
         return CallInputs(sample, inputs.timestep, given.keywords(sample.device, sample.dtype))
 
+    def step_of(self, tensor: torch.Tensor) -> float:
+        """Its learning rate: a tenth of the way to the rim, where there is one."""
+        return BANK_LR if self.within is None else 0.1 * self.within * _rms(tensor)
+
     @torch.no_grad()
     def stay_near(self) -> None:
-        """Back to the rim where it went too far."""
-        if self.within is not None:
-            away = self.latents - self.start.latents
-            share = self.within * float(
-                (self.start.latents.square().mean() / away.square().mean().clamp(min=1e-12)).sqrt()
-            )
-            self.latents.copy_(self.start.latents + away * min(1.0, share))
+        """Back to the rim where something went too far."""
+        if self.within is None:
+            return
+        real = {"": self.start.latents, **self.start.conditioning}
+        for name, tensor in {"": self.latents, **self.conditioning}.items():
+            if tensor.requires_grad:
+                away = tensor - real[name]
+                share = self.within * _rms(real[name]) / max(_rms(away), 1e-12)
+                tensor.copy_(real[name] + away * min(1.0, share))
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    return float(tensor.detach().square().mean().sqrt())
 
 
 def push_twin(

@@ -20,6 +20,7 @@ from torch import nn
 
 from ...denoiser.hashes import weights_sha256
 from ...denoiser.inputs import LatentData
+from ...denoiser.probes import Probes, capture_probes
 from ...errors import AIAOError
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
@@ -46,7 +47,7 @@ class Effort:
 
     Args:
         steps (`int`): of gradient ascent on a bank; half of it where the schedule is frozen, a third on a twin.
-        keys (`int`): secrets tried on a public model; a tenth of it with a list of sites each, ten times as many where no model
+        keys (`int`): secrets tried on a public model; a third of them with a list of sites each, ten times as many where no model
             takes part.
         guesses (`int`): beacons that a forgery under `aiao-2` is made for.
         tune (`int`): steps of the fine-tune, which the claimant never sees.
@@ -54,7 +55,7 @@ class Effort:
 
     steps: int = 100
     keys: int = 300
-    guesses: int = 3
+    guesses: int = 2
     tune: int = 30
 
 
@@ -64,14 +65,14 @@ class Scene:
 
     Args:
         honest (`Claim`): the truth about the unmarked model, in the claimant's name. later (`nn.Module`): the fine-tune.
-        probes (*optional*): of `capture_probes`. seed (`int`): of the claimant; the judge's is another.
+        probes (`Probes`, *optional*): of the judge. seed (`int`): of the claimant; the judge's is another.
     """
 
     pipe: Any
     honest: Claim
     later: nn.Module
     effort: Effort = Effort()
-    probes: Any = None
+    probes: Probes | None = None
     seed: int = 0
 
     @property
@@ -99,8 +100,10 @@ def _frozen(scene: Scene, claim: Claim, guesses: Sequence[WatermarkKey]) -> Clai
 
 
 def _layout(scene: Scene, claim: Claim, guesses: Sequence[WatermarkKey]) -> Claim:
-    keys = max(1, scene.effort.keys // 10)
-    return search_layout(scene.denoiser, claim, guesses[0], keys=keys, trials=2, seed=scene.seed)
+    # On one row without noise, so that what suits the key in the search suits it whenever it is read.
+    bare = replace(claim.with_fields(scheduler=FROZEN), bank=claim.bank.take(torch.zeros(1, dtype=torch.long)))
+    keys = max(1, scene.effort.keys // 3)
+    return search_layout(scene.denoiser, bare, guesses[0], keys=keys, trials=1, seed=scene.seed)
 
 
 def _loudness(scene: Scene, claim: Claim, guesses: Sequence[WatermarkKey]) -> Claim:
@@ -273,8 +276,6 @@ def run(
 
 def open_scene(assets: Path, effort: Effort, seed: int) -> Scene:
     """The shipped unmarked pipeline, a fine-tune of it made here, and a judge's probes."""
-    from ...denoiser.probes import capture_probes
-
     places = (assets.absolute(),)
     pipe = open_pipe("base", places)
     record = WatermarkRecord.load(assets / "marked")

@@ -16,7 +16,7 @@ def forgery(
     trials: Annotated[int, typer.Option(min=1, help="Of each look.")] = 4,
     steps: Annotated[int, typer.Option(min=3, help="Of gradient ascent on a probe bank.")] = 100,
     keys: Annotated[int, typer.Option(min=1, help="Secrets that the claimant tries.")] = 300,
-    guesses: Annotated[int, typer.Option(min=1, help="Beacons that the claimant guesses.")] = 3,
+    guesses: Annotated[int, typer.Option(min=1, help="Beacons that the claimant guesses.")] = 2,
     tune: Annotated[int, typer.Option(min=1, help="Steps of the fine-tune that the claimant never sees.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the claimant; the judge's is another.")] = 0,
     results: Annotated[
