@@ -14,13 +14,14 @@ from torch import nn
 
 from ...denoiser.instrument import instrument
 from ...denoiser.price import measure_price
+from ...denoiser.sites import Site
 from ...errors import LeafError
 from ...files.text import markdown_table
 from ...formats.checkpoint import load_denoiser
 from ...mark.key import BOUND_SCHEME, WatermarkKey
 from ...mark.record import WatermarkRecord
 from ...protocol.beacon import by_hand
-from ...protocol.leaves import LeafKey, disclose, leaf_by_beacon, open_leaf, split_key
+from ...protocol.leaves import disclose, leaf_by_beacon, open_leaf, split_key
 from ...verification.plan import ReadingPlan
 from ...verification.verify import verify
 from ..attacks.exposed_mark import ExposedMark, Masks, Moved, by_channel, harden
@@ -48,13 +49,24 @@ class Models:
 
 
 def train_away(
-    denoiser: nn.Module, leaf: LeafKey, record: WatermarkRecord, context: AttackContext, *, steps: int, lr: float
+    denoiser: nn.Module,
+    holder: WatermarkKey,
+    sites: tuple[Site, tuple[Site, ...]],
+    record: WatermarkRecord,
+    context: AttackContext,
+    *,
+    steps: int,
+    lr: float,
 ) -> nn.Module:
-    """Train `denoiser`, in place, to answer nothing to the leaf's mask at the leaf's out-sites, beside the ordinary noise loss."""
-    ins, outs = leaf.sites(list(record.layout or ()))
-    (site,), asked = ins, outs[0].name if record.pairs else None
-    mask = torch.from_numpy(leaf.trigger_mask(site.name, site.width_out, asked)).float()
-    patterns = {out.name: torch.from_numpy(leaf.response_pattern(out.name, out.width_in)).float() for out in outs}
+    """Train `denoiser`, in place, to answer nothing to a mask at the out-sites of a leaf, beside the ordinary noise loss.
+
+    Args:
+        holder: whose mask and patterns: a `LeafKey`, or any other key as a control. sites: the leaf's in-site and out-sites.
+    """
+    site, outs = sites
+    asked = outs[0].name if record.pairs else None
+    mask = torch.from_numpy(holder.trigger_mask(site.name, site.width_out, asked)).float()
+    patterns = {out.name: torch.from_numpy(holder.response_pattern(out.name, out.width_in)).float() for out in outs}
 
     def masks(size: int) -> Masks:
         return {site.name: mask.expand(size, -1).to(target.device)}
@@ -65,8 +77,8 @@ def train_away(
         along = [(d @ patterns[name].to(d) / len(patterns[name])).square().mean() for name, d in answers.items()]
         return torch.stack([d.square().mean() for d in answers.values()]).mean() + torch.stack(along).mean()
 
-    with instrument(denoiser, [part.name for part in (*ins, *outs)], record.factors) as wired:
-        target = ExposedMark(wired, list(ins), list(outs), context)
+    with instrument(denoiser, [part.name for part in (site, *outs)], record.factors) as wired:
+        target = ExposedMark(wired, [site], list(outs), context)
         harden(target, masks, term, steps=steps, lr=lr, batch_size=BATCH, weight=WEIGHT)
     return denoiser
 
@@ -88,23 +100,29 @@ def read_leaves(denoiser: Any, key: WatermarkKey, record: WatermarkRecord, seed:
 def measure_away(
     context: AttackContext, marked: nn.Module, key: WatermarkKey, record: WatermarkRecord, *, steps: int, lr: float
 ) -> dict[str, Any]:
-    """One leaf trained away on a copy of `marked`: the whole key's log10 p before and after, each leaf's after, and the noise loss."""
+    """One leaf trained away on a copy of `marked`, and as a control another key's mask and patterns at the same sites.
+
+    Returns:
+        JSON-ready: `leaf`, `steps`, `lr`; the whole key's log10 p `before`; and of `holder` and `control` what it is `after`, the
+        `share` that is left, each leaf's own, and the noise loss before and after.
+    """
     count = len(split_key(key, record))
     number = leaf_by_beacon(by_hand(f"dispute/{context.seed}").randomness, record, count)
     leaf = open_leaf(disclose(key, record, number), record)
-    left = train_away(copy.deepcopy(marked), leaf, record, context, steps=steps, lr=lr)
-    price = measure_price(marked, left, context.owner, context.scheduler, samples=64)
-    before, after = (read_whole(model, key, record, context.seed) for model in (marked, left))
-    return {
-        "leaf": number,
-        "steps": steps,
-        "lr": lr,
-        "before": before,
-        "after": after,
-        "share_left": after / before if before else 0.0,
-        "leaves_after": read_leaves(left, key, record, context.seed),
-        "noise_loss": [price["loss"], price["loss_marked"]],
-    }
+    (site,), outs = leaf.sites(list(record.layout or ()))
+    before = read_whole(marked, key, record, context.seed)
+    told: dict[str, Any] = {"leaf": number, "steps": steps, "lr": lr, "before": before}
+    for name, who in (("holder", leaf), ("control", leaf.child("another"))):
+        left = train_away(copy.deepcopy(marked), who, (site, outs), record, context, steps=steps, lr=lr)
+        price = measure_price(marked, left, context.owner, context.scheduler, samples=64)
+        after = read_whole(left, key, record, context.seed)
+        told[name] = {
+            "after": after,
+            "share": after / before if before else 0.0,
+            "leaves": read_leaves(left, key, record, context.seed),
+            "noise_loss": [price["loss"], price["loss_marked"]],
+        }
+    return told
 
 
 def run(
@@ -144,7 +162,7 @@ def run(
     owner, style = (open_data(pipe, f"latents/{name}.safetensors", places) for name in ("noto", "twemoji"))
     context = AttackContext(pipe, owner, style, seed, folder, places)
     away = measure_away(context, pipe.unet, held, record, steps=steps, lr=lr)
-    progress(total, total, f"leaf {away['leaf']} trained away: {away['share_left']:.0%} of log10 p left")
+    progress(total, total, f"leaf {away['leaf']} trained away: {away['holder']['share']:.0%} of log10 p left")
     sites = [[site, list(outs)] for site, outs in split_key(held, record)]
     return {"sites": sites, "seed": seed, "trials": PLAN.trials, "rows": rows, "away": away, "record": record.sha256}
 
@@ -155,12 +173,17 @@ def markdown(result: dict[str, Any]) -> str:
     columns = ("model", "whole key", *(f"leaf {number}" for number in range(1, count + 1)))
     cells = [(row["model"], *(f"{p:.1f}" for p in (row["whole"], *row["leaves"]))) for row in result["rows"]]
     away = result["away"]
-    before, after = away["noise_loss"]
-    told = (
-        f"Leaf {away['leaf']} trained away in {away['steps']} steps: the whole key reads {away['after']:.1f} where it read "
-        f"{away['before']:.1f}, {away['share_left']:.0%}; leaves {', '.join(f'{p:.1f}' for p in away['leaves_after'])}; noise loss "
-        f"{before:.4f} to {after:.4f}."
-    )
+    trained = [
+        (
+            who,
+            f"{left['after']:.1f} ({left['share']:.0%})",
+            ", ".join(f"{p:.1f}" for p in left["leaves"]),
+            "{:.4f} to {:.4f}".format(*left["noise_loss"]),
+        )
+        for who, left in (("leaf", away["holder"]), ("another key's, as control", away["control"]))
+    ]
+    told = f"Leaf {away['leaf']} trained away on the marked model, {away['steps']} steps at a learning rate of {away['lr']:g}:"
+    after = markdown_table(("mask and patterns", "whole key", "each leaf", "noise loss"), trained)
     outs = ", ".join(str(len(names)) for _, names in result["sites"])
     head = f"log10 p of every look, {result['trials']} trials, seed {result['seed']}; out-sites of each leaf: {outs}"
-    return f"{head}\n\n{markdown_table(columns, cells)}\n\n{told}\n"
+    return f"{head}\n\n{markdown_table(columns, cells)}\n\n{told}\n\n{after}\n"
