@@ -6,9 +6,11 @@ from .._options import epilog
 from .disguise import disguise
 from .embed import embed
 from .fast_plan import fast_plan
+from .forgery import forgery
 from .formats import formats
 from .fuzz import fuzz
 from .inversion import inversion
+from .leaves import leaves
 from .list import list_names
 from .memory import memory
 from .nulls import nulls
@@ -32,6 +34,8 @@ for name, verb, example, failure in (
     ("fast-plan", fast_plan, "aiao bench fast-plan --suite quick", ""),
     ("embed", embed, "aiao bench embed --images 0", ""),
     ("inversion", inversion, "aiao bench inversion --seeds 3", ""),
+    ("forgery", forgery, "aiao bench forgery --draws 100 -o forgery", "scheme aiao-2 gave a verdict"),
+    ("leaves", leaves, "aiao bench leaves --steps 100", ""),
     ("fuzz", fuzz, "aiao bench fuzz --rounds 1000", "a loader broke a promise"),
 ):
     app.command(name, epilog=epilog(example, {1: f"error, or {failure}"} if failure else {}))(verb)
