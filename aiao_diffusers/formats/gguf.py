@@ -6,9 +6,10 @@ convolutions, in rows of 256, and its true shape in a field of the file; without
 
 import importlib.util
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +22,11 @@ from .upstream import UPSTREAM_ERRORS
 
 
 SHAPE_FIELD = "comfy.gguf.orig_shape."
+MAX_ENTRIES = 2**16
+"""Of all arrays in the fields together; a shape has four, and lists of words belong to language models. Our choice."""
+_STRING, _ARRAY = 8, 9
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a field's value by GGUF's number of its type, strings and arrays aside."""
 
 
 def read_gguf_header(path: Path) -> Header:
@@ -37,6 +43,7 @@ def read_gguf_header(path: Path) -> Header:
     import gguf
 
     try:
+        _check_counts(path)
         reader = gguf.GGUFReader(path)
         tensors = {}
         for t in reader.tensors:
@@ -47,6 +54,54 @@ def read_gguf_header(path: Path) -> Header:
         return Header(path, tensors, {}, path.stat().st_size)
     except UPSTREAM_ERRORS as error:
         raise UnsafeFileError(f"{path.name!r} is no sound GGUF file: {short(str(error))}") from error
+
+
+class _Fields:
+    """Walks over the fields of a GGUF file, whose values nobody keeps."""
+
+    def __init__(self, file: BinaryIO, size: int, order: str) -> None:
+        self.file, self.size, self.order, self.left = file, size, order, MAX_ENTRIES
+
+    def number(self, form: str) -> int:
+        """The next number; `form` as `struct` has it."""
+        form = self.order + form
+        value: int = struct.unpack(form, self.file.read(struct.calcsize(form)))[0]
+        return value
+
+    def skip(self, count: int) -> None:
+        """Pass over bytes that must be there."""
+        if count > self.size - self.file.tell():
+            raise ValueError("a field is longer than the file")
+        self.file.seek(count, 1)
+
+    def value(self, kind: int, depth: int = 0) -> None:
+        """Pass over a value."""
+        if kind == _STRING:
+            self.skip(self.number("Q"))
+        elif kind != _ARRAY:
+            self.skip(_SIZES[kind])
+        else:
+            of, count = self.number("I"), self.number("Q")
+            self.left -= count
+            if self.left < 0 or depth > 3:
+                raise ValueError(f"its fields list more than {MAX_ENTRIES} entries")
+            for _ in range(count):
+                self.value(of, depth + 1)
+
+
+def _check_counts(path: Path) -> None:
+    """Bound what the fields list: the library believes a count, walks on behind the file's end, and keeps an object for each."""
+    with path.open("rb") as file:
+        magic, version = struct.unpack("<4sI", file.read(8))
+        if magic != b"GGUF":
+            raise ValueError("it does not start as one")
+        fields = _Fields(
+            file, path.stat().st_size, "<" if version & 0xFFFF else ">"
+        )  # as the library tells them apart
+        fields.number("Q")
+        for _ in range(fields.number("Q")):
+            fields.skip(fields.number("Q"))
+            fields.value(fields.number("I"))
 
 
 def _true_shape(reader: Any, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """GGUF files load whole or not at all, with the numbers that their own library unpacks."""
 
 import importlib.util
+import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import NotTestableError, UnsafeFileError, WrongBaseError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.detect import LDM_PREFIX, detect
-from aiao_diffusers.formats.gguf import SHAPE_FIELD, read_gguf_header, unpack
+from aiao_diffusers.formats.gguf import MAX_ENTRIES, SHAPE_FIELD, read_gguf_header, unpack
 from aiao_diffusers.formats.module_names import ldm_names
 
 
@@ -169,3 +171,51 @@ class TestPackings:
         path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n")
         with pytest.raises(UnsafeFileError, match="is a git-lfs pointer"):
             load_denoiser(path, base=unet)
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(2**62, 0), (10**7, 0), (MAX_ENTRIES + 1, MAX_ENTRIES + 1), (3, 0)], ids=lambda n: str(n)
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_list_that_is_longer_than_the_file_or_than_any_shape_is_refused_before_it_is_walked(
+    tmp_path, count, size, order
+):
+    name = SHAPE_FIELD.encode() + b"x"
+    head = b"GGUF" + struct.pack(f"{order}IQQ", 3, 0, 1) + struct.pack(f"{order}Q", len(name)) + name
+    path = tmp_path / "x.gguf"
+    path.write_bytes(head + struct.pack(f"{order}IIQ", 9, 0, count) + bytes(size))
+    spent = time.process_time()
+    with pytest.raises(UnsafeFileError, match="no sound GGUF file"):
+        read_gguf_header(path)
+    assert time.process_time() - spent < 1
+
+
+def test_lists_within_lists_and_lengths_of_strings_are_bounded_too(tmp_path):
+    path = tmp_path / "x.gguf"
+    start = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x"
+    deep = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000
+    wide = struct.pack("<IIQ", 9, 9, 2) + struct.pack("<IQ", 0, MAX_ENTRIES) + bytes(MAX_ENTRIES)
+    long = struct.pack("<IQ", 8, 2**63)
+    unknown = struct.pack("<I", 99)
+    for content in (deep, wide, long, unknown):
+        path.write_bytes(start + content)
+        with pytest.raises(UnsafeFileError, match="no sound GGUF file"):
+            read_gguf_header(path)
+
+
+def test_fields_of_every_kind_are_passed_over(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "sd1")
+    writer.add_string("a", "words")
+    writer.add_array("b", ["several", "words"])
+    writer.add_array("c", [1, 2, 3])
+    writer.add_bool("d", True)
+    writer.add_float64("e", 0.5)
+    writer.add_uint16("f", 7)
+    writer.add_tensor("w", np.ones((2, 3), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert read_gguf_header(tmp_path / "x.gguf").tensors["w"].shape == (2, 3)
