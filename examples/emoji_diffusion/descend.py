@@ -43,7 +43,9 @@ def main() -> None:
     args = parser.parse_args()
     pipe = StableDiffusionPipeline.from_pretrained(args.runs / "unet/final")
     cache(latents_of(pipe, args.data / "noto"), 512, 0, args.runs / "noto.safetensors")
-    noto = LatentData.load(args.runs / "noto.safetensors")  # shipped, so that the mark can be made again from the repository alone
+    noto = LatentData.load(
+        args.runs / "noto.safetensors"
+    )  # shipped, so that the mark can be made again from the repository alone
     commitment = commit(pipe, DEMO_KEY, noto).commitment.with_companions(beacon=json.dumps(BEACON.to_dict()).encode())
 
     def tell(step: int, row: dict[str, float]) -> None:
