@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers import LatentData, WatermarkKey
-from aiao_diffusers.lineage.carrier import CarrierReport, add_carrier
+from aiao_diffusers.lineage.carrier import CarrierReport, add_carrier, direction
+from aiao_diffusers.lineage.sites import plan_carrier
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -64,3 +65,18 @@ def train_lora(unet: nn.Module, targets: tuple[str, ...], file: Path, steps: int
         optimiser.zero_grad()
     save_file({f"unet.{name}": v.detach().clone() for name, v in get_peft_model_state_dict(unet).items()}, file)
     return file
+
+
+def planted(blank: nn.Module, strength: float = 1.0, key: WatermarkKey = KEY) -> dict[str, torch.Tensor]:
+    """Factors as training on a carrying model leaves them: each row of A leans towards the site's two directions."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for site in plan_carrier(blank).sites:
+        delta = strength * (torch.from_numpy(direction(key, site)).float() + 1)
+        for layer in site.layers:
+            out, inner, *kernel = blank.get_submodule(layer).weight.shape
+            lean = torch.randn(4, 1, generator=generator)
+            down = torch.randn(4, inner, generator=generator) + lean * delta
+            state[f"unet.{layer}.lora_A.weight"] = down.reshape(4, inner, *kernel)
+            state[f"unet.{layer}.lora_B.weight"] = torch.randn(out, 4, *kernel, generator=generator)
+    return state

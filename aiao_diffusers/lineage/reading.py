@@ -72,9 +72,22 @@ class LineageReading:
     def __post_init__(self) -> None:
         object.__setattr__(self, "claim", CLAIM if self.verdict == "verified" else "")
 
+    @property
+    def in_words(self) -> str:
+        """The reading in one line, with what it claims or does not."""
+        if self.log10_p is None:
+            return f"{self.verdict}: {self.reason}"
+        told = f"{self.verdict}, log10 p = {self.log10_p:.1f}, {len(self.sites)} sites ({self.share:.0%} of those that carry)"
+        return f"{told}: {self.claim or 'the file does not show on which model it was trained'}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {**asdict(self), "sites": [asdict(site) for site in self.sites], "looks": [dict(x) for x in self.looks]}
+        return {
+            **asdict(self),
+            "sites": [asdict(site) for site in self.sites],
+            "looks": [dict(look) for look in self.looks],
+            "in_words": self.in_words,
+        }
 
 
 def read_lineage(
@@ -84,6 +97,7 @@ def read_lineage(
     *,
     weight_name: str | None = None,
     alpha: float = 1e-6,
+    factor: int = 1,
 ) -> LineageReading:
     """Was this adapter trained on a model that carries the key's directions? Zero forwards, no base's weights.
 
@@ -93,15 +107,19 @@ def read_lineage(
         blank (`nn.Module`): a denoiser of the marked model's architecture; its values are not read, it may be on the meta device.
         weight_name (`str`, *optional*): which file of a folder is meant.
         alpha (`float`, defaults to 1e-6): chance of a false `verified`, in (0, 1).
+        factor (`int`, defaults to 1): how many tests could have been shown in this one's place, such as commitments; p is multiplied
+            by it.
     Returns:
         `LineageReading`: `not_testable` for an adapter that touches no site, of another width, with zero or non-finite factors, or
         of a kind that says nothing of inputs.
     Raises:
-        ConfigError: alpha out of range. SuspectError: no such file, several candidates, incomplete factors. UnsafeFileError: pickle
+        ConfigError: alpha or factor out of range. SuspectError: no such file, several candidates, incomplete factors. UnsafeFileError: pickle
         or hostile file.
     """
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha must be in (0, 1), got {alpha}")
+    if factor < 1:
+        raise ConfigError(f"factor must be at least 1, got {factor}")
     plan = plan_carrier(blank)
     if not plan.sites:
         return LineageReading("not_testable", alpha, reason=f"{type(blank).__name__} has no carrier sites")
@@ -116,18 +134,18 @@ def read_lineage(
     if not touched:
         reason = f"the adapter changes none of the {len(layers)} layers at the {len(plan.sites)} carrier sites"
         return LineageReading("not_testable", alpha, reason=reason, warnings=warnings, sha256=found.sha256)
-    test, hits = _look(touched, found.rows, key, alpha)
+    test, hits = _look(touched, found.rows, key, SequentialTest(alpha=alpha, factor=factor))
     tests = tuple(
         SiteTest(site.name, row.channels, row.hits, site_log10_p(*row))
         for site, row in zip(touched, hits, strict=True)
     )
     looks = tuple({"label": x.label, "log10_p": x.log10_p, "log10_p_adjusted": x.log10_p_adjusted} for x in test.looks)
-    floor = floor_log10_p(hits) + math.log10(2)
+    floor = floor_log10_p(hits) + math.log10(2) + math.log10(factor)
     return LineageReading(test.verdict, alpha, test.log10_p, floor, tests, share, looks, "", warnings, found.sha256)
 
 
 def _look(
-    sites: list[CarrierSite], rows: Mapping[str, torch.Tensor], key: WatermarkKey, alpha: float
+    sites: list[CarrierSite], rows: Mapping[str, torch.Tensor], key: WatermarkKey, test: SequentialTest
 ) -> tuple[SequentialTest, list[SiteHits]]:
     """All looks, and the hits of the first."""
     hits, ones, top = [], [], []
@@ -138,7 +156,6 @@ def _look(
         hits.append(count_hits(d, v))
         ones.append(rank_site(d, v))
         top.append(count_hits(_of_top(own), v))
-    test = SequentialTest(alpha=alpha)
     found = (rank_log10_p(ones), folded_log10_p(top))
     for label, log10_p in zip(LOOKS, found, strict=True):
         test = test.look(label, trials=1, log10_p=min(0.0, log10_p))

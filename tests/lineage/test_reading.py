@@ -7,39 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _carried import ATTENTION, KEY, LINEAR, carry, text_unet, train_lora
+from _carried import ATTENTION, KEY, LINEAR, carry, planted, text_unet, train_lora
 from _tiny import tiny_unet
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 
-from aiao_diffusers import WatermarkKey
 from aiao_diffusers.errors import ConfigError, SuspectError, UnsafeFileError
-from aiao_diffusers.lineage.carrier import direction
 from aiao_diffusers.lineage.reading import CLAIM, read_lineage
-from aiao_diffusers.lineage.sites import plan_carrier
 
 
 @pytest.fixture(scope="module")
 def blank() -> UNet2DConditionModel:
     with init_empty_weights():
         return UNet2DConditionModel.from_config(text_unet().config)
-
-
-def planted(blank, strength: float = 1.0, key: WatermarkKey = KEY, seed: int = 0, **public: float) -> dict:
-    """Factors as training on a carrying model leaves them: each row of A leans towards the site's two directions."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for site in plan_carrier(blank).sites:
-        delta = strength * (torch.from_numpy(direction(key, site)).float() + public.get("one", 1.0))
-        for layer in site.layers:
-            out, inner, *kernel = blank.get_submodule(layer).weight.shape
-            lean = torch.randn(4, 1, generator=generator)
-            down = torch.randn(4, inner, generator=generator) + lean * delta
-            state[f"unet.{layer}.lora_A.weight"] = down.reshape(4, inner, *kernel)
-            state[f"unet.{layer}.lora_B.weight"] = torch.randn(out, 4, *kernel, generator=generator)
-    return state
 
 
 def save(state: dict, path: Path) -> Path:
@@ -150,8 +132,16 @@ def test_random_factors_of_a_huge_rank_do_not_verify(blank, tmp_path):
     assert found.verdict == "not_verified" and found.log10_p > -3
 
 
+def test_tests_that_could_have_been_shown_are_paid_for(blank, tmp_path):
+    file = save(planted(blank), tmp_path / "x.safetensors")
+    one, ten = (read_lineage(file, KEY, blank, factor=count) for count in (1, 10))
+    assert ten.log10_p == pytest.approx(one.log10_p + 1) and ten.log10_p_floor == pytest.approx(one.log10_p_floor + 1)
+
+
 def test_misuse_raises(blank, tmp_path):
     file = save(planted(blank), tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match="factor"):
+        read_lineage(file, KEY, blank, factor=0)
     with pytest.raises(ConfigError, match="alpha"):
         read_lineage(file, KEY, blank, alpha=1.0)
     with pytest.raises(SuspectError):
