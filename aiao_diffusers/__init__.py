@@ -81,8 +81,8 @@ _HOMES = {
     "verify": "verification.verify",
 }
 _MODULES = frozenset(
-    "bench cards cli data denoiser deprecation embedding errors files formats hub mark pipeline protocol publishing record "
-    "scanning stats verification".split()
+    "bench cards cli data denoiser deprecation embedding errors files formats hub lineage mark pipeline protocol publishing "
+    "record scanning stats verification".split()
 )
 
 

@@ -20,6 +20,7 @@ FLOORS = (
     ("protocol",),
     ("formats",),
     ("hub",),
+    ("lineage",),
     ("verification",),
     ("embedding", "scanning", "publishing"),
     ("pipeline",),

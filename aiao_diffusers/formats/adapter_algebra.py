@@ -203,6 +203,15 @@ def scaling_of(group: Group, scaling: Scaling | None) -> float:
     return 1.0 if scaling is None or group.algorithm == "glora" else scaling.of(group.module, rank)
 
 
+def product_of(group: Group, shape: tuple[int, ...]) -> torch.Tensor:
+    """What the factors of a LoRA, LoHa or LoKr multiply to, before any scale; `shape` is the weight's, `(out, in, *kernel)`.
+
+    Raises:
+        WrongBaseError: a factor does not fit.
+    """
+    return {"lora": _lora, "loha": _loha, "lokr": _lokr}[group.algorithm](group, shape).reshape(shape)
+
+
 def new_weight(
     group: Group, weight: torch.Tensor, factor: float, scale: float, cayley: Cayley | None = None
 ) -> torch.Tensor:
@@ -234,7 +243,7 @@ def new_weight(
         if group.algorithm == "vera":
             return weight + scale * _vera(group, weight)
         return weight + scale * (weight * _path(group, "A", shape) + _path(group, "B", shape))
-    delta = factor * {"lora": _lora, "loha": _loha, "lokr": _lokr}[group.algorithm](group, shape).reshape(shape)
+    delta = factor * product_of(group, shape)
     if "magnitude" in group.factors:
         return _decompose(weight + scale * delta, group, "magnitude")
     if "dora_scale" in group.factors:

@@ -41,7 +41,7 @@ from .packing import packing_of
 from .peft_config import alphas_in_metadata, config_in_metadata, scaling_from
 
 
-__all__ = ["LoadedLora", "apply_lora", "check_adapter_fits"]
+__all__ = ["AdapterFile", "LoadedLora", "apply_lora", "check_adapter_fits", "read_adapter"]
 
 
 MAX_UNUSED_SHARE = 0.5
@@ -77,7 +77,9 @@ class LoadedLora:
 
 
 @dataclass(frozen=True)
-class _File:
+class AdapterFile:
+    """One adapter's tensors, and what the file or the config beside it says of their scale."""
+
     path: Path
     state: dict[str, torch.Tensor]
     scaling: Scaling | None
@@ -98,7 +100,12 @@ def _pick(source: str | Path | Artifact, weight_name: str | None) -> Artifact:
     return judge_header(found.headers[0]) if len(found.headers) == 1 else found
 
 
-def _read(source: str | Path | Artifact, weight_name: str | None) -> _File:
+def read_adapter(source: str | Path | Artifact, weight_name: str | None) -> AdapterFile:
+    """Read the one adapter that is meant; its values are finite.
+
+    Raises:
+        LoraNotLoadedError, NotTestableError, SuspectError, UnsafeFileError: as `apply_lora`.
+    """
     found = _pick(source, weight_name)
     if found.kind != "lora":
         whole = found.kind in ("pipeline", "denoiser", "single_file")
@@ -125,7 +132,7 @@ def _read(source: str | Path | Artifact, weight_name: str | None) -> _File:
             warnings = (f"{path.name} has no adapter_config.json: alpha is unknown, taken equal to the rank",)
     scaling = None if config is None else scaling_from(config, path.name)
     alphas = alphas_in_metadata(header.metadata) if scaling is None else {}
-    return _File(path, state, scaling, bool(config and config.get("use_dora")), warnings, alphas)
+    return AdapterFile(path, state, scaling, bool(config and config.get("use_dora")), warnings, alphas)
 
 
 def _modules(denoiser: nn.Module) -> dict[str, nn.Module]:
@@ -291,7 +298,9 @@ def _measure(plan: _Plan) -> tuple[int, float, float]:
     return changed, math.sqrt(squared), math.sqrt(original)
 
 
-def _judge(file: _File, parsed: Parsed, plan: _Plan, scale: float, base: Mapping[str, tuple[int, ...]]) -> LoadedLora:
+def _judge(
+    file: AdapterFile, parsed: Parsed, plan: _Plan, scale: float, base: Mapping[str, tuple[int, ...]]
+) -> LoadedLora:
     """What the plan amounts to; raises where it is nothing, half an adapter, or that of another base."""
     modules, delta_norm, before = _measure(plan)
     unused, shapes = tuple(parsed.unused), _shapes(file.state)
@@ -357,7 +366,7 @@ def apply_lora(
     """
     if not math.isfinite(scale):
         raise SuspectError(f"scale is {scale}, expected a finite number")
-    file = _read(source, weight_name)
+    file = read_adapter(source, weight_name)
     # Under a caller's inference_mode the new tensors would be inference tensors, which a parameter cannot hold.
     with torch.inference_mode(False), torch.no_grad():
         parsed = parse(file.state, denoiser)

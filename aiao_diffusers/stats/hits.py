@@ -152,7 +152,7 @@ def combined_log10_p(sites: Sequence[tuple[int, int, int]]) -> float:
 
     Source: hypergeometric tail (Fisher's exact test with both margins fixed); the tilting is Esscher's.
     """
-    kinds, total = _count(sites)
+    kinds, total = count_sites(sites)
     return _log_upper_tail(kinds, total) / _LN10
 
 
@@ -165,7 +165,7 @@ def floor_log10_p(sites: Sequence[tuple[int, int, int]]) -> float:
     Raises:
         NotTestableError, ConfigError: as for `combined_log10_p`.
     """
-    kinds, _ = _count(sites)
+    kinds, _ = count_sites(sites)
     return -sum(count * float(log_binom(channels, n)) for (channels, n), count in kinds.items()) / _LN10
 
 
@@ -187,12 +187,12 @@ def randomised_p(sites: Sequence[tuple[int, int, int]], u: float) -> float:
     """
     if not 0 <= u < 1:
         raise ConfigError(f"u must be in [0, 1), got {u}")
-    kinds, total = _count(sites)
+    kinds, total = count_sites(sites)
     more, at_least = (math.exp(_log_upper_tail(kinds, start)) for start in (total + 1, total))
     return more + u * (at_least - more)
 
 
-class _HitLaw:
+class HitLaw:
     """The law of j at one site: hypergeometric, on 0 .. n; a `tail.Law`."""
 
     def __init__(self, channels: int, n: int) -> None:
@@ -230,13 +230,13 @@ def _log_upper_tail(kinds: Counter[tuple[int, int]], start: int) -> float:
         return 0.0
     if start > top:
         return -math.inf
-    laws = [(_HitLaw(channels, n), count) for (channels, n), count in kinds.items()]
+    laws = [(HitLaw(channels, n), count) for (channels, n), count in kinds.items()]
     window = Window(0, top + 1, fft.next_fast_len(top + 1, real=True))
     # At |theta| = 100 all mass is at an end: exp(100) exceeds sites x C^2 by far for any C that fits in memory.
     return log_upper_tail(laws, start, window, steepest=100, tolerance=1e-3)
 
 
-def _count(sites: Sequence[tuple[int, int, int]]) -> tuple[Counter[tuple[int, int]], int]:
+def count_sites(sites: Sequence[tuple[int, int, int]]) -> tuple[Counter[tuple[int, int]], int]:
     """Sites by kind (C, n), and the sum of their j."""
     if not len(sites):
         raise NotTestableError("no site was compared: nothing compared is never a verdict")

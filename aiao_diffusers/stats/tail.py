@@ -82,8 +82,10 @@ def log_upper_tail(
     log_norm = 0.0
     for law, count in laws:
         part, norm = law.spectrum(theta, window.size)
-        spectrum *= part**count
-        log_norm += count * norm
+        # A law conditioned on a rare event comes with little mass, whose power would underflow: 0.02 of it in 180 laws.
+        mass_of_one = float(part[0].real)
+        spectrum *= (part / mass_of_one) ** count
+        log_norm += count * (norm + math.log(mass_of_one))
     # The FFT's first value is that of 0, or of any multiple of its size.
     mass = np.roll(fft.irfft(spectrum, window.size), -(window.first % window.size))[: window.count]
     offset = np.arange(window.count) + (window.first - start)

@@ -36,6 +36,8 @@ class VerificationOutcome:
             whom, and the `beacon` that masks and patterns follow from (`verification.dating`).
         probes (`dict`, *optional*): the judge's own inputs that it was read with: how many (`inputs`), `pipeline`, `seed`,
             `prompts_sha256`, `sha256` of the file, and what p then `assumes`.
+        lineage (`dict`, *optional*): of an adapter, what its file alone says of the model that it was trained on, with a verdict and
+            a p of its own (`lineage.reading.LineageReading`); the verdict above is on what runs, adapter and base together.
     """
 
     verdict: str
@@ -65,6 +67,7 @@ class VerificationOutcome:
     also_present: tuple[dict[str, Any], ...] = ()
     dating: dict[str, Any] = field(default_factory=dict)
     probes: dict[str, Any] | None = None
+    lineage: dict[str, Any] | None = None
 
     def with_control(self, name: str, control: "VerificationOutcome") -> Self:
         """The same with the answer of one more unmarked model."""

@@ -38,6 +38,7 @@ class Suspect:
         also_present: what lies beside the weights that were read, and somebody would load.
         read (`str`): of an upload that holds more, where the weights lie that were read, for a warning.
         schedule (`dict`, *optional*): its pipeline's scheduler config, of an adapter that of its base.
+        adapter_file: of an adapter, its file, which is read alone for its lineage too.
     """
 
     denoiser: nn.Module
@@ -54,6 +55,7 @@ class Suspect:
     also_present: tuple[Bystander, ...] = ()
     read: str = ""
     schedule: Mapping[str, Any] | None = None
+    adapter_file: Artifact | None = None
 
 
 def label_of(source: Any) -> str:
@@ -286,6 +288,7 @@ def _open_adapter(
             found.also_present,
             _where_read(found, place),
             under.schedule,
+            found,
         )
 
 

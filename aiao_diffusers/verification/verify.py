@@ -26,6 +26,7 @@ from ..mark.record_checks import check_conditioning
 from ..protocol.leaves import Leaf, LeafKey, open_leaf
 from ..stats.hits import floor_log10_p
 from ..stats.multiple import clopper_pearson
+from .adapter_lineage import read_adapter_lineage
 from .controls import ask_controls
 from .dating import DatingTerms, date_record
 from .evidence import EvidenceReader, key_sites
@@ -149,7 +150,7 @@ def verify(
             with twin as clean, _ready(found, chosen, probes) as found:
                 offers, chosen_plan = replace(offers, clean_twin=clean), replace(chosen_plan, leaves=_choices(asked))
                 report = _read(found, asked, chosen, offers, chosen_plan, options.get("callback"))
-                report = replace(report, dating=dating)
+                report = replace(report, dating=dating, lineage=read_adapter_lineage(found, asked, chosen_plan))
     except (NotTestableError, SeveralSuspectsError) as error:
         if isinstance(error, SeveralSuspectsError) and not options.get("all_candidates"):
             raise

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from aiao_diffusers.errors import ConfigError, NotTestableError, ShapeError
 from aiao_diffusers.stats.hits import combined_log10_p, count_hits
@@ -90,3 +91,13 @@ def test_misuse_is_refused():
         rank_site(np.zeros(2), np.array([1, 1]))
     with pytest.raises(NotTestableError, match="not finite"):
         rank_site(np.array([np.nan, 0.0]), np.array([1, -1]))
+
+
+@pytest.mark.slow
+def test_hundreds_of_wide_sites_keep_their_mass():
+    # One site's law has 0.02 of its mass at the right count: to the power of 210 that is below any float.
+    width, sites = 1280, 210
+    spread = np.sqrt(sites * width / (width - 1) * (scores(width) ** 2).sum() / 4)
+    for shift in (-1.5, 0.0, 1.5, 6.0):
+        rows = [(width, width // 2, 0)] * (sites - 1) + [(width, width // 2, round(shift * spread))]
+        assert rank_log10_p(rows) == pytest.approx(stats.norm.logsf(shift) / np.log(10), rel=0.03)

@@ -1,0 +1,1 @@
+"""The lineage carrier: constant secret directions in clean activations, which adapters trained on the model inherit."""

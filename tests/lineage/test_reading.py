@@ -1,0 +1,192 @@
+"""Adapters trained on a model that carries the key are told from those of its clean twin, from their files alone."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _carried import ATTENTION, KEY, LINEAR, carry, planted, text_unet, train_lora
+from _tiny import tiny_unet
+from accelerate import init_empty_weights
+from diffusers import UNet2DConditionModel
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from safetensors.torch import load_file, save_file
+
+from aiao_diffusers.errors import ConfigError, SuspectError, UnsafeFileError
+from aiao_diffusers.lineage.reading import CLAIM, read_lineage
+
+
+@pytest.fixture(scope="module")
+def blank() -> UNet2DConditionModel:
+    with init_empty_weights():
+        return UNet2DConditionModel.from_config(text_unet().config)
+
+
+def save(state: dict, path: Path) -> Path:
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return path
+
+
+def test_an_adapter_that_inherited_the_directions_verifies_and_others_do_not(blank, tmp_path):
+    own = read_lineage(save(planted(blank), tmp_path / "own.safetensors"), KEY, blank)
+    assert own.verdict == "verified" and own.log10_p < -50 and own.claim == CLAIM
+    assert own.log10_p >= own.log10_p_floor and own.share == 1.0 and len(own.sites) == 24
+    assert [look["label"] for look in own.looks] == ["ones", "top"]
+    wrong = read_lineage(tmp_path / "own.safetensors", KEY.child("wrong"), blank)
+    clean = read_lineage(save(planted(blank, 0.0), tmp_path / "clean.safetensors"), KEY, blank)
+    beacon = read_lineage(tmp_path / "own.safetensors", KEY.drawn_with(bytes(32)), blank)
+    for control in (wrong, clean, beacon):
+        assert control.verdict == "not_verified" and control.log10_p > -3 and control.claim == ""
+    assert json.loads(json.dumps(own.to_dict()))["sites"][0]["channels"] == 64
+
+
+def test_the_second_look_reads_where_the_public_direction_was_removed(blank, tmp_path):
+    state = planted(blank)
+    for name, value in state.items():
+        if "lora_A" in name:
+            state[name] = value - value.mean(1, keepdim=True)
+    found = read_lineage(save(state, tmp_path / "x.safetensors"), KEY, blank)
+    assert found.looks[0]["log10_p"] > -3 and found.looks[1]["log10_p"] < -50
+    assert found.verdict == "verified"
+
+
+@pytest.mark.slow
+def test_wrong_keys_are_verified_no_more_often_than_p_says(blank, tmp_path):
+    file = save(planted(blank), tmp_path / "x.safetensors")
+    ps = np.array([10 ** read_lineage(file, KEY.child(str(n)), blank).log10_p for n in range(60)])
+    assert (ps <= 0.1).mean() <= 0.2 and ps.min() > 1e-4
+
+
+def test_spelling_dtype_and_scale_change_nothing(blank, tmp_path):
+    state = planted(blank, 0.3)
+    plain = read_lineage(save(state, tmp_path / "plain.safetensors"), KEY, blank)
+    kohya = read_lineage(save(convert_state_dict_to_kohya(state), tmp_path / "kohya.safetensors"), KEY, blank)
+    loud = {name: value * (1e-12 if "lora_A" in name else 1e6) for name, value in state.items()}
+    scaled = read_lineage(save(loud, tmp_path / "scaled.safetensors"), KEY, blank)
+    half = {name: value.bfloat16() for name, value in state.items()}
+    rounded = read_lineage(save(half, tmp_path / "half.safetensors"), KEY, blank)
+    assert plain.log10_p < -6
+    assert kohya.log10_p == pytest.approx(plain.log10_p) == scaled.log10_p
+    assert rounded.log10_p == pytest.approx(plain.log10_p, rel=0.1)
+
+
+def test_part_of_the_sites_is_read_by_those_alone(blank, tmp_path):
+    state = {name: value for name, value in planted(blank).items() if "attn2.to_q" in name}
+    found = read_lineage(save(state, tmp_path / "x.safetensors"), KEY, blank)
+    assert found.share == pytest.approx(4 / 24) and len(found.sites) == 4
+    assert found.log10_p_floor == pytest.approx(-4 * math.log10(math.comb(64, 32)) + math.log10(2))
+
+
+def swapped(state: dict) -> dict:
+    return {
+        name: state[name.replace("lora_A", "lora_X").replace("lora_B", "lora_A").replace("lora_X", "lora_B")]
+        for name in state
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: {n: v * 0 for n, v in state.items()}, "changes none"),
+        (lambda state: {n: v * torch.nan for n, v in state.items()}, "NaN or Inf"),
+        (lambda state: {n: v for n, v in state.items() if "to_k" in n}, "no tensors|none|changes none"),
+        (swapped, "shape"),
+        (lambda state: {n: torch.cat([v, v], 1) if "lora_A" in n else v for n, v in state.items()}, "shape"),
+        (
+            lambda state: {
+                "unet.elsewhere.lora_A.weight": torch.ones(2, 4),
+                "unet.elsewhere.lora_B.weight": torch.ones(4, 2),
+            },
+            "none",
+        ),
+    ],
+    ids=["zero", "nan", "keys alone", "swapped", "another width", "another base"],
+)
+def test_what_cannot_answer_is_not_testable_with_the_reason(blank, tmp_path, change, told):
+    state = planted(blank)
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"
+    state |= {f"{key}.lora_A.weight": torch.ones(4, 64), f"{key}.lora_B.weight": torch.ones(64, 4)}
+    found = read_lineage(save(change(state), tmp_path / "x.safetensors"), KEY, blank)
+    assert found.verdict == "not_testable" and found.log10_p is None
+    assert any(word in found.reason for word in told.split("|"))
+
+
+def test_an_architecture_without_sites_is_not_testable(blank, tmp_path):
+    file = save(planted(blank), tmp_path / "x.safetensors")
+    assert "no carrier sites" in read_lineage(file, KEY, torch.nn.Linear(2, 2)).reason
+    assert read_lineage(file, KEY, tiny_unet()).verdict == "not_testable"
+
+
+def test_random_factors_of_a_huge_rank_do_not_verify(blank, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(
+            *([1000, *v.shape[1:]] if "lora_A" in name else [v.shape[0], 1000, *v.shape[2:]]), generator=generator
+        )
+        for name, v in planted(blank).items()
+        if "attn1" in name
+    }
+    found = read_lineage(save(state, tmp_path / "x.safetensors"), KEY, blank)
+    assert found.verdict == "not_verified" and found.log10_p > -3
+
+
+def test_tests_that_could_have_been_shown_are_paid_for(blank, tmp_path):
+    file = save(planted(blank), tmp_path / "x.safetensors")
+    one, ten = (read_lineage(file, KEY, blank, factor=count) for count in (1, 10))
+    assert ten.log10_p == pytest.approx(one.log10_p + 1) and ten.log10_p_floor == pytest.approx(one.log10_p_floor + 1)
+
+
+def test_misuse_raises(blank, tmp_path):
+    file = save(planted(blank), tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match="factor"):
+        read_lineage(file, KEY, blank, factor=0)
+    with pytest.raises(ConfigError, match="alpha"):
+        read_lineage(file, KEY, blank, alpha=1.0)
+    with pytest.raises(SuspectError):
+        read_lineage(tmp_path / "none.safetensors", KEY, blank)
+    (tmp_path / "x.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(UnsafeFileError):
+        read_lineage(tmp_path / "x.bin", KEY, blank)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, Path]:
+    """Stock LoRAs, trained on the model that carries the key's directions and on its clean twin."""
+    folder, made = tmp_path_factory.mktemp("trained"), {}
+    for targets, layers in (("attention", ATTENTION), ("linear", LINEAR)):
+        for origin in ("carrying", "clean"):
+            unet = text_unet()
+            if origin == "carrying":
+                carry(unet)
+            made[f"{origin} {targets}"] = train_lora(unet, layers, folder / f"{origin}-{targets}.safetensors")
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", ["attention", "linear"])
+def test_stock_loras_are_told_from_those_of_the_clean_twin(trained, blank, targets):
+    own = read_lineage(trained[f"carrying {targets}"], KEY, blank)
+    assert own.verdict == "verified" and own.log10_p < -8
+    clean = read_lineage(trained[f"clean {targets}"], KEY, blank)
+    wrong = [read_lineage(trained[f"carrying {targets}"], KEY.child(str(n)), blank) for n in range(5)]
+    for control in (clean, *wrong):
+        assert control.verdict == "not_verified" and control.log10_p > -3
+
+
+@pytest.mark.slow
+def test_rounding_truncation_and_conversion_leave_the_reading(trained, blank, tmp_path):
+    state = load_file(trained["carrying linear"])
+    eight = {n: v.to(torch.float8_e4m3fn).float() for n, v in state.items()}
+    kohya = convert_state_dict_to_kohya(state)
+    cut = {}
+    for name, down in state.items():
+        if "lora_A" in name:
+            up = state[name.replace("lora_A", "lora_B")]
+            u, s, v = torch.linalg.svd(up.flatten(1) @ down.flatten(1), full_matrices=False)
+            cut[name] = v[:2].reshape(2, *down.shape[1:])
+            cut[name.replace("lora_A", "lora_B")] = (u[:, :2] * s[:2]).reshape(len(up), 2, *up.shape[2:])
+    for number, made in enumerate((eight, kohya, cut)):
+        found = read_lineage(save(made, tmp_path / f"{number}.safetensors"), KEY, blank)
+        assert found.verdict == "verified" and found.log10_p < -7

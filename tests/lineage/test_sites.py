@@ -1,0 +1,71 @@
+"""Which places of a denoiser can carry a direction, by its modules alone."""
+
+from collections import Counter
+
+import pytest
+import torch
+from _carried import text_unet
+from _tiny import tiny_unconditional
+from accelerate import init_empty_weights
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+
+from aiao_diffusers.lineage.sites import plan_carrier
+
+
+def test_each_block_of_a_text_unet_has_six_sites():
+    unet = text_unet()
+    plan = plan_carrier(unet)
+    assert Counter(site.kind for site in plan.sites) == dict.fromkeys(
+        ("attention", "attention_output", "query", "feed_forward", "projection_in", "projection_out"), 4
+    )
+    assert plan.left_out == {}
+    assert len({site.name for site in plan.sites}) == 24
+    layers = [layer for site in plan.sites for layer in site.layers]
+    assert len(layers) == len(set(layers)) == 28
+    for site in plan.sites:
+        assert {unet.get_submodule(layer).weight.shape[1] for layer in site.layers} == {site.width}
+        assert not any(layer.endswith("to_k") for layer in site.layers)
+
+
+def test_a_blank_model_has_the_same_plan():
+    with init_empty_weights():
+        blank = UNet2DConditionModel.from_config(text_unet().config)
+    assert next(blank.parameters()).is_meta
+    assert plan_carrier(blank) == plan_carrier(text_unet())
+
+
+def test_attention_of_an_unconditional_unet_is_carried_by_its_biases():
+    plan = plan_carrier(tiny_unconditional())
+    assert {site.kind for site in plan.sites} == {"attention", "attention_output"}
+    assert {site.shifted.rpartition(".")[2] for site in plan.sites} == {"group_norm", "to_v"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"only_cross_attention": True}, "reads text"),
+        (
+            {
+                "down_block_types": ("DownBlock2D", "SimpleCrossAttnDownBlock2D"),
+                "up_block_types": ("SimpleCrossAttnUpBlock2D", "UpBlock2D"),
+                "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+            },
+            "text has values beside",
+        ),
+    ],
+)
+def test_attention_that_mixes_in_text_is_left_out_with_the_reason(changes, reason):
+    plan = plan_carrier(text_unet(**changes))
+    assert plan.left_out and all(reason in told for told in plan.left_out.values())
+    left = {name.rpartition(".transformer_blocks")[0] for name in plan.left_out}
+    assert not any(site.kind.startswith("attention") and site.name.startswith(tuple(left)) for site in plan.sites)
+
+
+def test_adaptive_norms_are_left_out_with_the_reason():
+    with torch.device("meta"):
+        transformer = DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=8
+        )
+    plan = plan_carrier(transformer)
+    assert plan.sites == ()
+    assert "ada_norm_zero" in plan.left_out["transformer_blocks.0"]
