@@ -1,5 +1,7 @@
 """An adapter's file is read alone too, and the two claims are kept apart."""
 
+from html import unescape
+
 import pytest
 from _carried import KEY, planted
 from _tiny import tiny_unet
@@ -19,6 +21,7 @@ class TestLineage:
         assert report.verdict == "not_verified" and report.proves == "nothing"
         assert report.lineage["verdict"] == "verified" and report.lineage["log10_p"] < -6
         assert report.lineage["claim"] in report.to_markdown()
+        assert report.lineage["claim"] in unescape(report.to_html())
         assert report.to_dict()["lineage"]["share"] == 1.0
 
     @pytest.mark.slow
