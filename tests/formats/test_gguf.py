@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _kind import extra
 from _tiny import ldm_state, tiny_unet
 from diffusers import UNet2DConditionModel
 from torch import nn
@@ -180,6 +181,7 @@ class TestPackings:
 def test_a_list_that_is_longer_than_the_file_or_than_any_shape_is_refused_before_it_is_walked(
     tmp_path, count, size, order
 ):
+    extra("gguf")
     name = SHAPE_FIELD.encode() + b"x"
     head = b"GGUF" + struct.pack(f"{order}IQQ", 3, 0, 1) + struct.pack(f"{order}Q", len(name)) + name
     path = tmp_path / "x.gguf"
@@ -191,6 +193,7 @@ def test_a_list_that_is_longer_than_the_file_or_than_any_shape_is_refused_before
 
 
 def test_lists_within_lists_and_lengths_of_strings_are_bounded_too(tmp_path):
+    extra("gguf")
     path = tmp_path / "x.gguf"
     start = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x"
     deep = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000
