@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import nn
@@ -43,13 +44,16 @@ def config_changes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     return {name: value for name, value in said.items() if name in config and config[name] != value}
 
 
-def blank_like(base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> ModelMixin | None:
+def blank_like(
+    base: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, to_be_filled: bool = True
+) -> ModelMixin | None:
     """An empty model of the architecture that the file has, or None where the base has it itself.
 
     Every weight is on the meta device: the file must hold them all. Adapters that sit in the base's layers stay behind.
 
     Args:
         base: plain, as `unwrap` gives it. shapes: as in `config_changes`.
+        to_be_filled (defaults to True): as for `rebuild`.
     """
     if not isinstance(base, ModelMixin):
         return None
@@ -58,16 +62,21 @@ def blank_like(base: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> ModelM
     if not changes and not any(hasattr(module, "base_layer") for module in base.modules()):
         return None
     try:
-        return rebuild(base, changes)
+        return rebuild(base, changes, to_be_filled=to_be_filled)
     except UPSTREAM_ERRORS:
         return None  # the base's own names and shapes then say what does not fit
 
 
-def rebuild(model: ModelMixin, changes: Mapping[str, Any]) -> ModelMixin:
-    """A model of the same config but for `changes`, its weights on the meta device and its buffers real."""
+def rebuild(model: ModelMixin, changes: Mapping[str, Any], *, to_be_filled: bool = True) -> ModelMixin:
+    """A model of the same config but for `changes`, its weights on the meta device.
+
+    Args:
+        to_be_filled (defaults to True): with real buffers, so that a file's weights make it whole. accelerate patches `nn.Module` for that,
+            and with it what any other thread builds meanwhile: pass False where threads compare names and shapes alone.
+    """
     shaped: Any = model  # ModelMixin's config methods are untyped
     # Private fields say among others which values are the class's defaults, and those would come back.
     config = {name: value for name, value in shaped.config.items() if not name.startswith("_")}
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False) if to_be_filled else torch.device("meta"):
         blank: ModelMixin = type(shaped).from_config({**config, **changes})
     return blank

@@ -123,7 +123,7 @@ def _fit_names(found: Artifact, base: Resident, what: str) -> tuple[dict[str, st
 
 def _widen(base: Resident, shapes: Shapes) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the architecture that a file's tensors (`shapes`) widen the base to, as `verify` reads it; else None."""
-    blank = blank_like(base.blank, shapes)
+    blank = blank_like(base.blank, shapes, to_be_filled=False)  # in a thread of its own
     return None if blank is None else {name: tuple(value.shape) for name, value in blank.state_dict().items()}
 
 

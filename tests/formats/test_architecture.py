@@ -1,5 +1,7 @@
 """A bare file widens its base's architecture as its tensors say, and changes the base in nothing."""
 
+from threading import Thread
+
 import pytest
 import torch
 from _tiny import ldm_state, run, tiny_unconditional, tiny_unet
@@ -111,3 +113,21 @@ def test_a_hostile_shape_builds_nothing_that_the_file_does_not_hold(tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(WrongBaseError, match="conv_in"):
         load_denoiser(tmp_path / "x.safetensors", base=tiny_unet())
+
+
+@pytest.mark.parametrize("to_be_filled", [True, False])
+def test_comparing_names_leaves_what_other_threads_build(monkeypatch, to_be_filled):
+    """A scan compares headers in threads while a model is loaded in another; accelerate's patch would reach that one."""
+    seen, build = [], UNet2DConditionModel.from_config.__func__
+
+    def slowly(cls, config, **options):
+        thread = Thread(target=lambda: seen.append(nn.Linear(2, 2).weight.is_meta))
+        thread.start()
+        thread.join()
+        return build(cls, config, **options)
+
+    base, asked = tiny_unet(), shapes(other(in_channels=9))
+    monkeypatch.setattr(UNet2DConditionModel, "from_config", classmethod(slowly))
+    blank = blank_like(base, asked, to_be_filled=to_be_filled)
+    assert next(blank.parameters()).is_meta and shapes(blank) == asked
+    assert seen == [to_be_filled]  # True is why threads ask for the other
