@@ -34,7 +34,7 @@ inspect.unwrap(price.predictions).__kwdefaults__["samples"] = 32  # as in confte
 
 def stop_at(wanted):
     def callback(step, row):
-        print("step", step, flush=True)
+        print("step " + str(step) + "\\n", end="", flush=True)
         if step == wanted:
             raise KeyboardInterrupt
     return callback
@@ -107,7 +107,7 @@ except KeyboardInterrupt:
 Accelerator().wait_for_everyone()
 cut, report = train(out / "state", steps=6)
 assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
-print("rank", rank, "done", flush=True)
+print("rank " + str(rank) + " done\\n", end="", flush=True)  # in one write: two processes share the stream
 """
     words = command(body, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     # What `accelerate launch --cpu` sets; without it accelerate takes every process for the only one.
