@@ -60,6 +60,8 @@ def commit(
         raise ConfigError(
             "one of --tsa and --token dates a commitment, one of --beacon and --by-hand draws its beacon."
         )
+    if authority and (tsa, token, beacon) == (None, None, None):
+        raise ConfigError("--authority checks a timestamp: it goes with --tsa, --token or --beacon.")
     if record_of is not None:
         if key is None or output is None:
             raise ConfigError("a new commitment needs --key and -o/--output.")

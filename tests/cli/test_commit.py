@@ -77,6 +77,7 @@ class TestRefusals:
             (("--key", "a.key"), ("--key",)),
             (("--beacon", "drand"), ("--tsa",)),
             (("--token", "no.tsr"), ("no.tsr",)),
+            (("--by-hand", "a", "--authority", "root.pem"), ("--authority",)),
             (("--by-hand", "a", "--beacon", "drand"), ("--by-hand",)),
         ],
     )

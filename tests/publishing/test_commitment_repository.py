@@ -4,23 +4,18 @@ import hashlib
 
 import pytest
 from _tiny import commit_tiny
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 
 from aiao_diffusers.errors import CommitmentError, HubError
 from aiao_diffusers.publishing.cards import CardFields
 from aiao_diffusers.publishing.commitment_repository import publish_commitment
-from tests.hub_server import HubServer, ServerError
+from tests.hub_server import ServerError
 
 
 REPO = "owner/commitment"
 
 
-@pytest.fixture(autouse=True)
-def endpoint(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+pytestmark = pytest.mark.usefixtures("endpoint")
 
 
 @pytest.fixture

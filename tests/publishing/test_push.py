@@ -10,14 +10,14 @@ import pytest
 import torch
 import yaml
 from _shipped import ASSETS
-from huggingface_hub import EvalResult, HfApi, ModelCard, constants
+from huggingface_hub import EvalResult, HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, push, verify
 from aiao_diffusers.errors import CardError, ConfigError, HubError, PushRefusedError, RecordError, SuspectError
 from aiao_diffusers.publishing import cards
 from aiao_diffusers.publishing.cards import BEGIN, END, CardFields
-from tests.hub_server import Cut, HubServer, RateLimit, ServerError
+from tests.hub_server import Cut, RateLimit, ServerError
 
 
 DEMO = WatermarkKey(bytes(range(32)), "Demo")
@@ -27,13 +27,7 @@ DENOISER = "unet/diffusion_pytorch_model.safetensors"
 REPO = "owner/marked"
 
 
-@pytest.fixture(autouse=True)
-def endpoint(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`push` asks the Hub that the process was started with; here that is the test's server."""
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+pytestmark = pytest.mark.usefixtures("endpoint")
 
 
 @pytest.fixture
