@@ -1,13 +1,19 @@
-"""The architecture that a bare file of weights has, told by its base's config and by what its tensors widen of it."""
+"""The architecture of a denoiser without its weights: of a config, and of a bare file, told by its base's config and by what its
+tensors widen of it."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import nn
 
+from ..denoiser.sites import refuse_folded_frames
+from ..errors import SuspectError
+from ..files.text import short
+from .model_folder import check_config, class_of, fields_of, is_denoiser_name
 from .upstream import UPSTREAM_ERRORS
 
 
@@ -80,3 +86,43 @@ def rebuild(model: ModelMixin, changes: Mapping[str, Any], *, to_be_filled: bool
     with init_empty_weights(include_buffers=False) if to_be_filled else torch.device("meta"):
         blank: ModelMixin = type(shaped).from_config({**config, **changes})
     return blank
+
+
+def known_config(config: Mapping[str, Any], where: object, tensors: int) -> tuple[type[ModelMixin], dict[str, Any]]:
+    """The denoiser's class that a config names, and the config under that class's name.
+
+    Args:
+        config: as diffusers writes it. where: named in errors. tensors: how many a file holds, which bounds the layers.
+    Raises:
+        SuspectError: no denoiser of this version of diffusers, or one that folds frames into the batch. UnsafeFileError: a number that
+        asks for more than such a model has.
+    """
+    model_class = _find_class(class_of(config)[0], where)
+    check_config({name: config[name] for name in config.keys() & fields_of(model_class)}, tensors)
+    return model_class, {**config, "_class_name": model_class.__name__}
+
+
+def blank_of_config(model_class: type[ModelMixin], config: Mapping[str, Any]) -> ModelMixin:
+    """A model of this config, all of it on the meta device.
+
+    Raises:
+        SuspectError: it cannot be built.
+    """
+    built: Any = model_class  # ModelMixin's config methods are untyped
+    try:
+        with torch.device("meta"):
+            blank: ModelMixin = built.from_config(dict(config))
+    except UPSTREAM_ERRORS as error:
+        raise SuspectError(f"{model_class.__name__} cannot be built from config.json: {short(str(error))}") from error
+    return blank
+
+
+def _find_class(name: object, where: object) -> type[ModelMixin]:
+    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+        raise SuspectError(f"{where}: _class_name is {short(name)}, expected the name of a diffusers model")
+    found = getattr(diffusers, name, None)
+    # Only classes that diffusers itself exports: a class named by a repository must never be imported.
+    if not isinstance(found, type) or not issubclass(found, ModelMixin) or not is_denoiser_name(name):
+        raise SuspectError(f"{where}: {short(name)} is no denoiser of diffusers {diffusers.__version__}")
+    refuse_folded_frames(name)
+    return found

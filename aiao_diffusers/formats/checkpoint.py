@@ -17,23 +17,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from diffusers import ModelMixin
 from torch import nn
 
-from ..denoiser.sites import refuse_folded_frames, unwrap
+from ..denoiser.sites import unwrap
 from ..errors import NotTestableError, SuspectError, WrongBaseError
 from ..files.safetensors_header import Header, check_finite
 from ..files.text import short
-from .architecture import GUIDANCE, ORIGINAL_GUIDANCE, blank_like, rebuild
+from .architecture import (
+    GUIDANCE,
+    ORIGINAL_GUIDANCE,
+    blank_like,
+    blank_of_config,
+    known_config,
+    rebuild,
+)
 from .artifact import Artifact
 from .detect import LDM_PREFIX, detect_denoiser
 from .fit import bare_names, compare_shapes, fit_original, fit_weights, folder_names, original_part
 from .gguf import read_gguf_header, unpack
-from .model_folder import DENOISER_FOLDERS, check_config, class_of, fields_of, is_denoiser_name
+from .model_folder import DENOISER_FOLDERS
 from .module_names import strip_wrappers
 from .packing import plain_tensors
 from .upstream import UPSTREAM_ERRORS
@@ -96,34 +102,18 @@ def _load_folder(found: Artifact, dtype: torch.dtype | None) -> nn.Module:
     """A denoiser by its own config."""
     config: Any = found.config
     what, headers = str(found.path), found.headers
-    model_class = _find_class(class_of(config)[0], found.path / "config.json")
-    config = {**config, "_class_name": model_class.__name__}
     names = folder_names(found)
-    check_config({name: config[name] for name in config.keys() & fields_of(model_class)}, len(names))
+    model_class, config = known_config(config, found.path / "config.json", len(names))
     try:
-        with torch.device("meta"):
-            blank = model_class.from_config(config).state_dict()
-    except UPSTREAM_ERRORS as error:
-        raise SuspectError(
-            f"{what}: {model_class.__name__} cannot be built from config.json: {short(str(error))}"
-        ) from error
+        blank = blank_of_config(model_class, config).state_dict()
+    except SuspectError as error:
+        raise SuspectError(f"{what}: {error}") from error
     names = fit_weights(headers, names, _shapes(blank), what)
     # Buffers are real, for those that no file holds come from the config.
     with init_empty_weights(include_buffers=False):
         model = model_class.from_config(config)
     _fill(model, read_weights(headers, names, blank, dtype or torch.float32))
     return _finish(_cast(model, dtype), what)
-
-
-def _find_class(name: object, where: Path) -> type[ModelMixin]:
-    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
-        raise SuspectError(f"{where}: _class_name is {short(name)}, expected the name of a diffusers model")
-    found = getattr(diffusers, name, None)
-    # Only classes that diffusers itself exports: a class named by a repository must never be imported.
-    if not isinstance(found, type) or not issubclass(found, ModelMixin) or not is_denoiser_name(name):
-        raise SuspectError(f"{where}: {short(name)} is no denoiser of diffusers {diffusers.__version__}")
-    refuse_folded_frames(name)
-    return found
 
 
 def _load_bare(found: Artifact, base: nn.Module) -> nn.Module:

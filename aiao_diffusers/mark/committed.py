@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..denoiser.sites import Site
+from .carried import lineage_document
 from .key import BOUND_SCHEME, WatermarkKey, encode, response_label, trigger_label
 from .selection import IN_SPAN, OUT_SPAN, span
 
@@ -22,6 +23,8 @@ COMMITTED = (
     *("kappa", "response", "loudness", "layout", "scheduler", "probe_sha256", "teacher_sha256", "reference_sha256"),
 )
 """Fields of a record that its commitment covers; `probe_sha256` is the hash of the probe bank's file."""
+LINEAGE = "lineage"
+"""Covered too, and absent where the mark has no carrier."""
 VERSION_FIELD, VERSION = "aiao", 2  # sorts before every other field
 
 
@@ -53,6 +56,8 @@ def commitment_document(fields: Mapping[str, Any]) -> dict[str, Any]:
         document["loudness"] = [repr(float(gain)) for gain in document["loudness"]]
     document["layout"] = [_site_row(site) for site in document["layout"] or ()]
     document["scheduler"] = json.dumps(document["scheduler"], sort_keys=True)
+    if fields.get(LINEAGE) is not None:
+        document[LINEAGE] = lineage_document(fields[LINEAGE])
     return {VERSION_FIELD: VERSION, **document}
 
 

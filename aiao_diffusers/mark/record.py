@@ -18,7 +18,8 @@ from ..errors import RecordError, SuspectError, UnsafeFileError
 from ..files.atomic import write_bytes
 from ..files.strict_json import read_json
 from ..files.text import short
-from .committed import COMMITTED, Companions, canonical, commitment_document, commitment_sha256
+from .carried import check_carried
+from .committed import COMMITTED, LINEAGE, Companions, canonical, commitment_document, commitment_sha256
 from .key import BEACON_BYTES, BOUND_SCHEME, SCHEME, SCHEMES, WatermarkKey
 from .record_checks import is_gain
 from .selection import IN_SPAN, span
@@ -65,6 +66,8 @@ class WatermarkRecord:
         reference_sha256 (`str`, *optional*): the same of the alignment reference made from it (`Reference`).
         key_sha256 (`str`, *optional*), leaves_sha256 (`str`, *optional*), beacon (`str`, *optional*): of scheme `aiao-2` alone:
             the key's fingerprint, the root over its leaf secrets, and the public randomness that masks and patterns expand from.
+        lineage (`dict`, *optional*): of a model with a lineage carrier, its `strength` and the denoiser's `architecture` (diffusers'
+            config), by which an adapter's file is read without any base (`carried`).
         companions (`Companions`): what dates the commitment and shows the beacon's draw; no part of any hash.
         as_committed (`bool`): False of a copy that a suspect is read with in the record's place (`as_read`).
     Raises:
@@ -91,6 +94,7 @@ class WatermarkRecord:
     key_sha256: str | None = None
     leaves_sha256: str | None = None
     beacon: str | None = None
+    lineage: dict[str, Any] | None = None
     companions: Companions = field(default=Companions(), repr=False, compare=False)
     as_committed: bool = field(default=True, repr=False, compare=False)
 
@@ -137,6 +141,8 @@ class WatermarkRecord:
         latents = self.bank.latents
         _require(latents.is_floating_point(), "probe bank", latents.dtype, "latents of floating point")
         _require(known == steps, "noise schedule", known, f"as many betas as it has timesteps ({steps})")
+        if self.lineage is not None:
+            check_carried(self.lineage)
         self._check_commitment()
 
     def _check_commitment(self) -> None:
@@ -165,7 +171,7 @@ class WatermarkRecord:
 
     def committed_fields(self) -> dict[str, Any]:
         """The fields that a commitment of scheme `aiao-2` covers."""
-        values = {name: getattr(self, name, None) for name in COMMITTED}
+        values = {name: getattr(self, name, None) for name in (*COMMITTED, LINEAGE)}
         return {**values, "probe_sha256": bank_sha256(self.bank)}
 
     def belongs_to(self, key: WatermarkKey) -> bool:

@@ -23,7 +23,16 @@ from ..errors import AIAOError, CommitmentError, KeyMismatchError, OutputExistsE
 from ..files.atomic import write_bytes
 from ..files.strict_json import parse_json
 from ..files.text import short
-from ..mark.committed import COMMITTED, VERSION, VERSION_FIELD, Companions, canonical, commitment_document
+from ..mark.carried import parse_lineage
+from ..mark.committed import (
+    COMMITTED,
+    LINEAGE,
+    VERSION,
+    VERSION_FIELD,
+    Companions,
+    canonical,
+    commitment_document,
+)
 from ..mark.key import BEACON_BYTES, WatermarkKey
 from ..mark.record import MAX_COMPANION_BYTES, WatermarkRecord, bank_bytes, bank_sha256
 from .beacon import Beacon
@@ -51,8 +60,7 @@ class Commitment:
     companions: Companions = Companions()
 
     def __post_init__(self) -> None:
-        if set(self.fields) != set(COMMITTED):
-            wrong = sorted(set(self.fields) ^ set(COMMITTED))
+        if wrong := sorted((set(self.fields) - {LINEAGE}) ^ set(COMMITTED)):
             raise CommitmentError(f"a commitment has other fields ({', '.join(wrong)}): make it with `aiao commit`.")
         if bank_sha256(self.bank) != self.fields["probe_sha256"]:
             raise CommitmentError(
@@ -200,7 +208,7 @@ def parse_fields(raw: bytes, where: str) -> dict[str, Any]:
     version = document.pop(VERSION_FIELD, None)
     if version != VERSION:
         raise CommitmentError(f"it is of version {short(version)}; this version of the library reads {VERSION}.")
-    wrong = sorted(set(document) ^ set(COMMITTED))
+    wrong = sorted((set(document) - {LINEAGE}) ^ set(COMMITTED))
     if wrong:
         raise CommitmentError(f"it has unknown fields or lacks some: {short(', '.join(wrong))}.")
     try:
@@ -210,7 +218,9 @@ def parse_fields(raw: bytes, where: str) -> dict[str, Any]:
             document["loudness"] = tuple(float(gain) for gain in document["loudness"])
         document["layout"] = tuple(Site(n, order, *widths) for order, (n, *widths) in enumerate(document["layout"]))
         document["scheduler"] = json.loads(document["scheduler"])
-    except (TypeError, ValueError, RecursionError) as error:
+        if LINEAGE in document:
+            document[LINEAGE] = parse_lineage(document[LINEAGE])
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise CommitmentError(f"a field is of the wrong kind ({short(str(error))}).") from error
     return document
 

@@ -1,6 +1,7 @@
 """Our mark, as a method of the benchmark; its ablations are settings of `EmbedConfig`."""
 
 import dataclasses
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...embedding.commit import commit
 from ...embedding.embed import EmbedConfig, embed
 from ...embedding.layer_profile import LayerProfile, self_profile
 from ...errors import ConfigError
 from ...formats.checkpoint import load_denoiser
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
+from ...protocol.beacon import by_hand
 from ...verification.verify import verify
 from ..context import AttackContext
 from ..registry import known, method
@@ -32,6 +35,7 @@ class AIAO(EmbedConfig):
     `twin`: look at what the suspect answers beyond the clean twin too, whatever the looks before it say.
     Reading may escalate where plain looks do not verify: `aligned`, to an alignment, for which the owner lays the clean twin
     open; `healed`, to a short key-blind fine-tune of the suspect on the owner's data.
+    `committed`: under scheme `aiao-2`, committed to beforehand; its beacon is drawn by hand, from the seed.
     `carrier`: with `train: lazy`, which layers those are by a short fine-tune of the base on the owner's data: `lazy` ones, or,
     to see what that choice is worth, `busy` or `random` ones.
     Ablations: no decoys `dec: 0, proj: 0, corr: 0`; one fixed sub-path `in_sites: 1, out_sites: 1`.
@@ -42,6 +46,7 @@ class AIAO(EmbedConfig):
     twin: bool = False
     aligned: bool = False
     healed: bool = False
+    committed: bool = False
     carrier: str = "lazy"
 
     def __post_init__(self) -> None:
@@ -59,8 +64,9 @@ class AIAO(EmbedConfig):
     @property
     def settings(self) -> dict[str, Any] | None:
         """Every setting of a mark that is made here, so that results end with the defaults they were measured under."""
-        # Not `pairs` where it is off: such marks were made, and results kept, before there was a choice.
-        found = {name: value for name, value in dataclasses.asdict(self).items() if name != "pairs" or value}
+        # Not where these are off: such marks were made, and results kept, before there was a choice.
+        later = ("pairs", "committed")
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name not in later or value}
         return None if self.marked else found
 
     def own_key(self, key: WatermarkKey, context: AttackContext) -> WatermarkKey:
@@ -86,8 +92,14 @@ class AIAO(EmbedConfig):
             return
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(EmbedConfig)}
         config = EmbedConfig(**fields | {"seed": context.seed})
-        profile = self._profile(denoiser, context) if self.train == "lazy" else None
-        embed(denoiser, key, context.owner, config, scheduler=context.scheduler, profile=profile).record.save(folder)
+        options: dict[str, Any] = {"scheduler": context.scheduler}
+        if self.committed:
+            made = commit(denoiser, key, context.owner, config, **options).commitment
+            beacon = by_hand(f"benchmark, seed {context.seed}").to_dict()
+            options["commitment"] = made.with_companions(beacon=json.dumps(beacon).encode())
+        if self.train == "lazy":
+            options["profile"] = self._profile(denoiser, context)
+        embed(denoiser, key, context.owner, config, **options).record.save(folder)
 
     def _profile(self, denoiser: nn.Module, context: AttackContext) -> LayerProfile:
         """Whose laziest layers are those of `carrier`."""
