@@ -22,3 +22,11 @@ def epilog(example: str, exit_codes: Mapping[int, str] | None = None) -> str:
     codes = {**EXIT_CODES, **(exit_codes or {})}
     meanings = ", ".join(f"{code} {codes[code]}" for code in sorted(codes))
     return f"Example: {example}\n\nExit codes: {meanings}. Errors are one line; --debug shows the traceback."
+
+
+Lineage = Annotated[
+    float, typer.Option(help="Strength of what LoRAs inherit (`verify` then tells it from their file); 0: none.")
+]
+LineageOnly = Annotated[
+    bool, typer.Option("--lineage-only", help="Nothing but that: seconds, no training, no change of any picture.")
+]

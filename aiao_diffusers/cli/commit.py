@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ._options import AsJson, Quiet
+from ._options import AsJson, Lineage, LineageOnly, Quiet
 from ._output import out
 from ._progress import progress
 
@@ -29,7 +29,7 @@ Drand = Annotated[
 ]
 ByHand = Annotated[str | None, typer.Option(help="Draw the beacon from a text instead; reports say so.")]
 Push = Annotated[str | None, typer.Option(help="Publish it in this repository, whose history dates it too.")]
-OWN_RECIPE = ("in_sites", "out_sites", "pairs", "seed", "data")
+OWN_RECIPE = ("in_sites", "out_sites", "pairs", "lineage", "lineage_only", "seed", "data")
 
 
 def commit(
@@ -42,6 +42,8 @@ def commit(
     in_sites: Annotated[int, typer.Option(help="Sites that the key selects for triggers.")] = 5,
     out_sites: Annotated[int, typer.Option(help="Sites that the key selects to answer.")] = 7,
     pairs: Annotated[bool, typer.Option(help="A mask for each pair of sites.")] = False,
+    lineage: Lineage = 0.25,
+    lineage_only: LineageOnly = False,
     seed: Annotated[int, typer.Option(help="Seed of probe bank and gains.")] = 0,
     tsa: Tsa = None,
     token: Token = None,
@@ -69,7 +71,8 @@ def commit(
             raise ConfigError(
                 "the beacon is drawn after the date: run `aiao commit COMMITMENT --beacon drand` an hour later."
             )
-        recipe = {"in_sites": in_sites, "out_sites": out_sites, "pairs": pairs, "seed": seed}
+        recipe = {"in_sites": in_sites, "out_sites": out_sites, "pairs": pairs, "lineage": lineage, "seed": seed}
+        recipe |= {"lineage_only": lineage_only}
         with progress(f"committing to {record_of}", quiet=quiet or as_json):
             made = _make(record_of, key, output, data, recipe)
         path = output

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import ConfigError, OutputExistsError
-from ._options import AsJson, Quiet
+from ._options import AsJson, Lineage, LineageOnly, Quiet
 from ._output import out
 from ._progress import progress
 
@@ -44,6 +44,8 @@ def embed(
     data: Data = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps; 0 with --edit.")] = 500,
     edit: Edit = 0.0,
+    lineage: Lineage = 0.25,
+    lineage_only: LineageOnly = False,
     max_price: MaxPrice = 0.0045,
     in_sites: Annotated[int, typer.Option(help="Sites that the key selects for triggers.")] = 5,
     out_sites: Annotated[int, typer.Option(help="Sites that the key selects to answer.")] = 7,
@@ -71,6 +73,8 @@ def embed(
 
     config = EmbedConfig(
         steps=steps,
+        lineage=lineage,
+        lineage_only=lineage_only,
         edit=edit,
         max_price=max_price or None,
         in_sites=in_sites,

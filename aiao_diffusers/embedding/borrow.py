@@ -2,13 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from ..denoiser.setup import eval_mode, placement
-from .weight_change import WeightChange
+
+
+class Undoable(Protocol):
+    """A change of a denoiser that can be taken back."""
+
+    def undo(self) -> None:
+        """Take it back; of no effect where nothing was changed."""
 
 
 @contextmanager
@@ -41,10 +48,11 @@ def borrow(denoiser: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def undo_on_failure(update: WeightChange) -> Iterator[None]:
-    """Give the denoiser its original weights back when the block raises, on Ctrl-C too."""
+def undo_on_failure(*changes: Undoable) -> Iterator[None]:
+    """Give the denoiser its original weights back when the block raises, on Ctrl-C too; the last change is named first."""
     try:
         yield
     except BaseException:
-        update.undo()
+        for change in changes:
+            change.undo()
         raise

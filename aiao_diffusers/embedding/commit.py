@@ -1,18 +1,20 @@
 """Commit to a mark before it is embedded, and hold embedding to what was committed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
 from ..errors import CommitmentError, ConfigError
-from ..mark.committed import leaf_hashes, merkle_root
+from ..mark.committed import LINEAGE, leaf_hashes, merkle_root
 from ..mark.key import BOUND_SCHEME, WatermarkKey
 from ..mark.record import WatermarkRecord, bank_sha256
 from ..protocol.commitment import Commitment
 from ..verification.reference import Reference
 from .borrow import borrow
 from .config import EmbedConfig
+from .lineage_change import planned_field
 from .public_record import choose_bank, public_fields
 from .subject import CleanTwin, Subject, observe_clean_twin
 from .validation import find_trainable, trace_sites
@@ -47,7 +49,7 @@ def commit(
         model: the pipeline to be marked, or its denoiser together with `scheduler`.
         key (`WatermarkKey`): whose mark it will be.
         data: as for `embed`; the probe bank and the reference are made of it.
-        config (`EmbedConfig`, *optional*): numbers of sites, kappa, pairs, response, loudest, bank_size and seed are used.
+        config (`EmbedConfig`, *optional*): numbers of sites, kappa, pairs, response, loudest, lineage, bank_size and seed are used.
         scheduler: the noise schedule; default: the pipeline's.
         earlier (`WatermarkRecord`, *optional*): of a further mark, the first one's; its gains are taken over.
     Returns:
@@ -69,6 +71,7 @@ def commit(
         "key_sha256": key.fingerprint,
         "leaves_sha256": merkle_root(leaf_hashes(key, layout, pairs=config.pairs)).hex(),
         "probe_sha256": bank_sha256(bank),
+        LINEAGE: planned_field(subject),
     }
     assert clean_twin.reference is not None  # observed above
     return Committed(Commitment(fields, bank), clean_twin.reference)
@@ -100,8 +103,14 @@ def committed_config(commitment: Commitment, config: EmbedConfig | None) -> Embe
         ConfigError: one given that differs from the commitment.
     """
     fixed = {name: commitment.fields[name] for name in CHOSEN}
+    named = commitment.fields.get(LINEAGE)
+    # One that names no carrier is of a model without a site for it, or older than carriers.
+    fixed["lineage"] = 0.0 if named is None else named["strength"]
+    fixed["lineage_only"] = named is not None and named["only"]
     if config is None:
         return EmbedConfig(**fixed)
+    if named is None and config.lineage == EmbedConfig.lineage:
+        config = replace(config, lineage=0.0)
     for name, value in fixed.items():
         if getattr(config, name) != value:
             raise ConfigError(

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..mark.carried import MAX_STRENGTH
 from ..mark.record import MAX_AMPLITUDE, MAX_LOUDNESS, MIN_AMPLITUDE
 
 
@@ -17,7 +18,7 @@ class EmbedConfig:
     """How to embed. The defaults are the recipe measured on the emoji model.
 
     Args:
-        steps (`int`): optimiser steps, default 500; 0 leaves the mark to `edit` alone.
+        steps (`int`): optimiser steps, default 500; 0 leaves the mark to `edit` alone, or with `lineage_only` to the carrier.
         lr (`float`): AdamW's peak, cosine to 0, default 5e-4.
         batch_size (`int`): latents a step and process, default 12; the forward holds three times as many.
         accumulate (`int`): forwards that a step's batch is split into, default 1. The result is the same, the memory less.
@@ -50,6 +51,10 @@ class EmbedConfig:
             falls about with its square, the response with itself.
         max_price (`float`, *optional*): largest `EmbedReport.price` wanted, default .0045; a change that costs more is shrunk
             until it costs no more. None: whatever it costs.
+        lineage (`float`): strength of the lineage carrier, by which an adapter's file tells what it was trained on, in units of a site's
+            rms: above 0 and at most 4, default .25; 0: none. A denoiser without a site for it is marked without
+            (`EmbedReport.lineage_left_out`).
+        lineage_only (`bool`): the lineage carrier and no mark on sub-paths, default False: nothing is trained.
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
         checkpoint_dir (`Path`, *optional*): where to keep a resumable state.
@@ -84,6 +89,8 @@ class EmbedConfig:
     anchor: float = 18.0
     kept_share: float = 1.0
     max_price: float | None = 0.0045
+    lineage: float = 0.25
+    lineage_only: bool = False
     stop_bits: float | None = None
     check_every: int = 50
     bank_size: int = 16
@@ -110,7 +117,16 @@ class EmbedConfig:
             self._require(
                 name, _is(self._get(name), Real) and 0 <= self._get(name) < math.inf, "finite and not negative"
             )
-        least = 0 if self.edit else 1
+        right = _is(self.lineage, Real) and 0 <= self.lineage <= MAX_STRENGTH
+        self._require("lineage", right, f"from 0 to {MAX_STRENGTH:g}")
+        self._require("lineage_only", isinstance(self.lineage_only, bool), "True or False")
+        if self.lineage_only:
+            self._require("lineage", self.lineage > 0, "above 0 with lineage_only=True")
+            self._require("steps", self.steps in (0, EmbedConfig.steps), "left out with lineage_only=True")
+            self._require("edit", not self.edit, "0 with lineage_only=True")
+            self._require("train", self.train == "full", "left out with lineage_only=True")
+            object.__setattr__(self, "steps", 0)
+        least = 0 if self.edit or self.lineage_only else 1
         self._require("steps", _is(self.steps, Integral) and self.steps >= least, f"an integer of at least {least}")
         self._require("anchor", self.anchor * self.lr < 1, f"below 1 / lr ({1 / self.lr:g})")
         self._require("edit", not self.edit or self.train == "full", f"0 with train={self.train!r}")

@@ -13,6 +13,7 @@ from typing import Any
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
 from ..denoiser.instrument import instrument
+from ..mark.committed import LINEAGE
 from ..mark.key import WatermarkKey
 from ..mark.mark import Mark
 from ..mark.record import WatermarkRecord
@@ -23,6 +24,7 @@ from .closed_form import Edit
 from .commit import committed_config, expect_clean_twin, open_commitment
 from .config import EmbedConfig
 from .layer_profile import LayerProfile, self_profile
+from .lineage_change import LineageChange
 from .public_record import make_record
 from .report import EmbedReport
 from .shrink import PriceMeter, shrink_to_price
@@ -91,29 +93,34 @@ def embed(
     check_earlier_marks(keep, earlier, config)
     latents = prepare(model, data, max_unreadable=config.max_unreadable)
     subject = Subject(denoiser, scheduler, latents, trace_sites(denoiser, latents), config)
+    carrier = LineageChange(subject, key, required=bound is not None and bound.fields.get(LINEAGE) is not None)
     with borrow(denoiser, config.seed):
         clean_twin = observe_clean_twin(subject, earlier) if bound is None else expect_clean_twin(subject, bound)
         marks = choose_marks(subject, clean_twin.gains, (key, *keep))
+        carrier.attempt()
         meter, update = PriceMeter(subject), choose_update(subject, profile)
         trained = sum(p.numel() for p in update.parameters.values()) if config.steps else 0
-        with undo_on_failure(update):
+        with undo_on_failure(carrier, update):
             training = _train(subject, clean_twin, marks, update, callback)
             price = shrink_to_price(update, meter, config.max_price)
             update.merge()
-    with undo_on_failure(update):
+            carrier.add()
+    with undo_on_failure(carrier, update):
         # Of the weights as the user keeps them: `borrow` has put their precision back.
         if bound is None:
-            record = make_record(subject, key, clean_twin)
+            record = make_record(subject, key, clean_twin, carrier.field)
         else:
             record = bound.to_record(weights_sha256(denoiser))
         reading = verify(denoiser, key, record=record, early_stop=False, amplitudes=(1.0,), whiten=False)
+    carrier.release()
     update.release()
     training.discard()
     if hasattr(model, "record"):
         model.record = record
     _warn_of_weakness(reading, config)
     seconds, reference = time.time() - started, clean_twin.reference
-    return EmbedReport(record, training.history, seconds, price, trained, training.stopped, reference, reading)
+    told = carrier.report, carrier.left_out
+    return EmbedReport(record, training.history, seconds, price, trained, training.stopped, reference, reading, *told)
 
 
 def choose_update(subject: Subject, profile: LayerProfile | None) -> WeightChange:

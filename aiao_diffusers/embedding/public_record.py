@@ -13,18 +13,22 @@ from ..mark.record import WatermarkRecord
 from .subject import CleanTwin, Subject
 
 
-def make_record(subject: Subject, key: WatermarkKey, clean_twin: CleanTwin) -> WatermarkRecord:
+def make_record(
+    subject: Subject, key: WatermarkKey, clean_twin: CleanTwin, lineage: dict[str, Any] | None = None
+) -> WatermarkRecord:
     """What to publish beside the weights; its probe bank is a random part of the training latents.
 
     Args:
         subject (`Subject`): its denoiser marked, in the precision that the user keeps it in.
         key (`WatermarkKey`): of the mark.
         clean_twin (`CleanTwin`): what was observed before; the record names its hashes.
+        lineage (`dict`, *optional*): of the carrier that is there (`LineageChange.field`).
     """
     return WatermarkRecord(
         commitment=key.commitment,
         marked_sha256=weights_sha256(subject.denoiser),
         bank=choose_bank(subject),
+        lineage=lineage,
         **public_fields(subject, key.owner, clean_twin),
     )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..deprecation import renamed_attribute
 from ..files.figure import new_figure
+from ..lineage.carrier import CarrierReport
 from ..mark.record import WatermarkRecord
 from ..verification.reference import Reference
 from ..verification.report import VerificationReport
@@ -24,6 +25,8 @@ class EmbedReport:
         stopped (`int`, *optional*): the step of an early stop.
         reading (`VerificationReport`, *optional*): what the owner's key reads in the marked weights, by plain looks over 8 trials; it
             names the key's sites, so keep it in private.
+        lineage (`CarrierReport`, *optional*): which sites carry a direction for adapters to inherit, and what it changed.
+        lineage_left_out (`str`): why no site does, else "".
         reference (`Reference`, *optional*): for reading through disguises (`align`): keep it, or the clean twin, in private.
     """
 
@@ -35,6 +38,8 @@ class EmbedReport:
     stopped: int | None = None
     reference: Reference | None = field(default=None, repr=False)
     reading: VerificationReport | None = field(default=None, repr=False)
+    lineage: CarrierReport | None = field(default=None, repr=False)
+    lineage_left_out: str = ""
 
     fidelity = renamed_attribute("fidelity", "price")
 
@@ -50,6 +55,8 @@ class EmbedReport:
             "fidelity": self.price,  # its former name, which files and scripts go by
             "verdict": self.reading.verdict if self.reading else None,
             "log10_p": self.reading.log10_p if self.reading else None,
+            "lineage": self.lineage.to_dict() if self.lineage else None,
+            "lineage_left_out": self.lineage_left_out,
             "last": self.history[-1] if self.history else {},
         }
 

@@ -11,7 +11,7 @@ from ..mark.record import WatermarkRecord
 
 
 _MOST_LAYERS = 256
-_MOST_TOGETHER = 4096
+_MOST_TOGETHER = 2048
 """Of all layers that a config asks for, multiplied: no file's tensors bound a record's architecture. FLUX has 19 x 38, SDXL 2 x 10."""
 _LAYERS = re.compile("layers|blocks|depth|stages")
 
@@ -27,7 +27,9 @@ def blank_of(record: WatermarkRecord) -> nn.Module | None:
     config = {**record.lineage["architecture"], "_class_name": record.denoiser}
     together = math.prod(_most(value) for name, value in config.items() if _LAYERS.search(name))
     if together > _MOST_TOGETHER:
-        raise RecordError(f"the record's architecture asks for {together} layers, at most {_MOST_TOGETHER}: it was altered.")
+        raise RecordError(
+            f"the record's architecture asks for {together} layers, at most {_MOST_TOGETHER}: it was altered."
+        )
     try:
         model_class, config = known_config(config, "the record's architecture", _MOST_LAYERS)
         return blank_of_config(model_class, config)
