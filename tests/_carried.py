@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiao_diffusers import LatentData, WatermarkKey
-from aiao_diffusers.lineage.carrier import CarrierReport, add_carrier, direction
+from aiao_diffusers.lineage.carrier import CarrierReport, add_carrier
+from aiao_diffusers.lineage.site import direction
 from aiao_diffusers.lineage.sites import plan_carrier
 
 

@@ -30,8 +30,8 @@ from ..stats.folded import folded_log10_p
 from ..stats.hits import SiteHits, SiteTest, count_hits, floor_log10_p, site_log10_p
 from ..stats.ranks import rank_log10_p, rank_site
 from ..stats.sequential import SequentialTest, Verdict
-from .carrier import direction
-from .sites import CarrierSite, plan_carrier
+from .site import CarrierSite, direction
+from .sites import plan_carrier
 
 
 CLAIM = "trained on a model that carries the mark, or made with knowledge of it"

@@ -4,9 +4,8 @@ A site is one activation that linear layers take, and that can be shifted by a c
 what comes before it has a bias to shift, and what takes it can absorb a constant.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
@@ -14,30 +13,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from ..denoiser.sites import unwrap
-
-
-Kind = Literal["attention", "attention_output", "query", "feed_forward", "projection_in", "projection_out"]
-
-
-@dataclass(frozen=True)
-class CarrierSite:
-    """One activation that can carry a direction.
-
-    Args:
-        name (`str`): the norm that makes the activation, or the layer that takes it; diffusers' module name. The key's direction
-            hangs on it.
-        width (`int`): channels.
-        kind (`Kind`): how the shift is made and absorbed.
-        shifted (`str`): the module whose bias, or for `attention_output` whose rows, make the shift.
-        layers (`tuple[str, ...]`): the layers that take the activation and whose adapters inherit the direction. An
-            attention's keys take it too, but softmax ignores what is constant over keys, so their gradients lack it.
-    """
-
-    name: str
-    width: int
-    kind: Kind
-    shifted: str
-    layers: tuple[str, ...]
+from .modulated import find_modulated, is_modulated
+from .site import CarrierSite, Found, Kind, Part, bias_fails
 
 
 @dataclass(frozen=True)
@@ -54,14 +31,19 @@ def plan_carrier(denoiser: nn.Module) -> CarrierPlan:
     Args:
         denoiser (`nn.Module`): on any device, the meta device included.
     Returns:
-        `CarrierPlan`: without sites where no block is of a known kind (transformers with adaptive norms, today).
+        `CarrierPlan`: without sites where no block is of a known kind.
     """
     sites: list[CarrierSite] = []
     left_out: dict[str, str] = {}
     modules = {name.replace(".base_layer", ""): m for name, m in unwrap(denoiser).named_modules()}
-    inner = tuple(f"{name}." for name, m in modules.items() if isinstance(m, BasicTransformerBlock))
+    blocks = [
+        name for name, m in modules.items() if name and (isinstance(m, BasicTransformerBlock) or is_modulated(m))
+    ]
+    inner = tuple(f"{name}." for name in blocks)
     for name, module in modules.items():
-        if isinstance(module, Transformer2DModel):
+        if is_modulated(module):
+            found = find_modulated(name, module)
+        elif isinstance(module, Transformer2DModel):
             found = _of_model(name, module)
         elif isinstance(module, BasicTransformerBlock):
             found = _of_block(name, module)
@@ -77,22 +59,20 @@ def plan_carrier(denoiser: nn.Module) -> CarrierPlan:
     return CarrierPlan(tuple(sites), left_out)
 
 
-Found = Iterator[tuple[str, CarrierSite | str]]
-"""Place, and the site there or the reason why there is none."""
-
-
 def _of_model(name: str, model: Any) -> Found:
     """A 2-D transformer's own two sites: what enters it, and what leaves its last block."""
     if not model.is_input_continuous:
         return
-    if reason := _norm_fails(model.norm) or _bias_fails(model.proj_in, "proj_in"):
+    if reason := _norm_fails(model.norm) or bias_fails(model.proj_in, "proj_in"):
         yield f"{name}.norm", reason
     else:
         yield _site(f"{name}.norm", model.norm.weight.shape[0], "projection_in", f"{name}.norm", f"{name}.proj_in")
     last = f"{name}.transformer_blocks.{len(model.transformer_blocks) - 1}.ff.net.2"
     final = model.transformer_blocks[-1].ff.net[2]
     at = f"{name}.proj_out"
-    if reason := _bias_fails(final, "ff.net.2") or _bias_fails(model.proj_out, "proj_out"):
+    if model.transformer_blocks[-1].norm_type != "layer_norm":
+        yield at, "a gate scales what the last feed-forward puts out"
+    elif reason := bias_fails(final, "ff.net.2") or bias_fails(model.proj_out, "proj_out"):
         yield at, reason
     else:
         yield _site(at, model.proj_out.weight.shape[1], "projection_out", last, at)
@@ -116,7 +96,7 @@ def _of_block(name: str, block: Any) -> Found:
         else:
             yield _site(at, block.norm2.weight.shape[0], "query", at, f"{name}.attn2.to_q")
     first = getattr(block.ff.net[0], "proj", None)
-    if reason := _norm_fails(block.norm3) or _bias_fails(first, "ff.net.0.proj"):
+    if reason := _norm_fails(block.norm3) or bias_fails(first, "ff.net.0.proj"):
         yield f"{name}.norm3", reason
     else:
         at = f"{name}.norm3"
@@ -126,13 +106,13 @@ def _of_block(name: str, block: Any) -> Found:
 def _of_attention(name: str, at: str, attention: Any, norm: Any) -> Found:
     """A self-attention behind a norm: what enters it, and what its output layer takes."""
     out: Any = attention.to_out[0] if attention.to_out is not None else None
-    reason = _norm_fails(norm) or _attention_fails(attention) or _bias_fails(out, "to_out.0")
+    reason = _norm_fails(norm) or _attention_fails(attention) or bias_fails(out, "to_out.0")
     if reason is None and attention.norm_k is not None:
         reason = "keys are normed: a constant in them is not ignored"
     if reason is None and attention.added_kv_proj_dim is not None:
         reason = "text has values beside the image's: a constant in those is not the same at every place"
     if reason is None and isinstance(norm, nn.GroupNorm):  # whose outputs lie in no plane
-        reason = _bias_fails(attention.to_q, "to_q") or _bias_fails(attention.to_v, "to_v")
+        reason = bias_fails(attention.to_q, "to_q") or bias_fails(attention.to_v, "to_v")
     if reason is not None:
         yield at, reason
         return
@@ -143,7 +123,8 @@ def _of_attention(name: str, at: str, attention: Any, norm: Any) -> Found:
 
 
 def _site(name: str, width: int, kind: Kind, shifted: str, *layers: str) -> tuple[str, CarrierSite]:
-    return name, CarrierSite(name, width, kind, shifted, layers)
+    absorbing = () if kind in ("attention", "query") else layers
+    return name, CarrierSite(name, width, kind, (Part(f"{shifted}.bias"),), layers, absorbing)
 
 
 def _norm_fails(norm: Any) -> str | None:
@@ -152,12 +133,6 @@ def _norm_fails(norm: Any) -> str | None:
     if not isinstance(norm, nn.LayerNorm | nn.GroupNorm):
         return f"no layer norm and no group norm but {type(norm).__name__}"
     return "the norm has no bias" if norm.weight is None or norm.bias is None else None
-
-
-def _bias_fails(layer: Any, name: str) -> str | None:
-    if getattr(layer, "weight", None) is None:
-        return f"{name} is {type(layer).__name__}, which has no weight"
-    return f"{name} has no bias" if getattr(layer, "bias", None) is None else None
 
 
 def _attention_fails(attention: Any) -> str | None:

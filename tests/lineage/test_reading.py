@@ -9,12 +9,16 @@ import pytest
 import torch
 from _carried import ATTENTION, KEY, LINEAR, carry, planted, text_unet, train_lora
 from _tiny import tiny_unet
+from _transformers import TINY, build, forwards
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from aiao_diffusers.errors import ConfigError, SuspectError, UnsafeFileError
+from aiao_diffusers.lineage.carrier import carry as carry_on
 from aiao_diffusers.lineage.reading import CLAIM, read_lineage
 
 
@@ -190,3 +194,43 @@ def test_rounding_truncation_and_conversion_leave_the_reading(trained, blank, tm
     for number, made in enumerate((eight, kohya, cut)):
         found = read_lineage(save(made, tmp_path / f"{number}.safetensors"), KEY, blank)
         assert found.verdict == "verified" and found.log10_p < -7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["SD3", "FLUX.1"])
+def test_loras_of_transformers_are_told_from_those_of_the_clean_twin(kind, tmp_path):
+    made = {}
+    for origin in ("carrying", "clean"):
+        model = build_wide(kind)
+        if origin == "carrying":
+            carry_on(model, KEY, forwards(model, kind))
+        made[origin] = train_transformer(model, kind, tmp_path / f"{origin}.safetensors")
+    blank = build_wide(kind)
+    own = read_lineage(made["carrying"], KEY, blank)
+    assert own.verdict == "verified" and own.log10_p < -8 and 0.3 < own.share < 0.7
+    for control in (read_lineage(made["clean"], KEY, blank), read_lineage(made["carrying"], KEY.child("w"), blank)):
+        assert control.verdict == "not_verified" and control.log10_p > -3
+
+
+def build_wide(kind: str) -> torch.nn.Module:
+    more = {"num_attention_heads": 4, "num_layers": 4, "caption_projection_dim": 64, "num_single_layers": 2}
+    return build(kind, **{name: value for name, value in more.items() if name in TINY[kind][1]})
+
+
+def train_transformer(model: torch.nn.Module, kind: str, file: Path, steps: int = 120) -> Path:
+    """A LoRA of rank 8 on the attention, fitted to one pair of pictures at random noise."""
+    torch.manual_seed(0)
+    model.requires_grad_(False)
+    model.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=list(ATTENTION)))
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    inputs, clean = TINY[kind][2], TINY[kind][2]["hidden_states"]
+    for _ in range(steps):
+        level, noise = torch.rand(len(clean)), torch.randn_like(clean)
+        weight = level.view(-1, *[1] * (clean.ndim - 1))
+        time = level if kind == "FLUX.1" else 1000 * level
+        noised = inputs | {"hidden_states": clean * (1 - weight) + noise * weight, "timestep": time}
+        torch.nn.functional.mse_loss(model(**noised, return_dict=False)[0], noise - clean).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    state = get_peft_model_state_dict(model)
+    return save({f"transformer.{name}": value.detach().clone() for name, value in state.items()}, file)

@@ -7,7 +7,7 @@ import torch
 from _carried import text_unet
 from _tiny import tiny_unconditional
 from accelerate import init_empty_weights
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import Transformer2DModel, UNet2DConditionModel
 
 from aiao_diffusers.lineage.sites import plan_carrier
 
@@ -37,7 +37,7 @@ def test_a_blank_model_has_the_same_plan():
 def test_attention_of_an_unconditional_unet_is_carried_by_its_biases():
     plan = plan_carrier(tiny_unconditional())
     assert {site.kind for site in plan.sites} == {"attention", "attention_output"}
-    assert {site.shifted.rpartition(".")[2] for site in plan.sites} == {"group_norm", "to_v"}
+    assert {site.shifted[0].module.rpartition(".")[2] for site in plan.sites} == {"group_norm", "to_v"}
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,30 @@ def test_attention_that_mixes_in_text_is_left_out_with_the_reason(changes, reaso
     assert not any(site.kind.startswith("attention") and site.name.startswith(tuple(left)) for site in plan.sites)
 
 
-def test_adaptive_norms_are_left_out_with_the_reason():
-    with torch.device("meta"):
-        transformer = DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=8
-        )
-    plan = plan_carrier(transformer)
+def test_an_unknown_kind_of_norm_is_left_out_with_the_reason():
+    plan = plan_carrier(with_norms("ada_norm"))
     assert plan.sites == ()
-    assert "ada_norm_zero" in plan.left_out["transformer_blocks.0"]
+    assert "ada_norm" in plan.left_out["transformer_blocks.0"]
+
+
+def with_norms(norm_type: str) -> Transformer2DModel:
+    with torch.device("meta"):
+        return Transformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            sample_size=4,
+            num_vector_embeds=8,
+            num_embeds_ada_norm=10,
+            norm_type=norm_type,
+        )
+
+
+def test_a_gate_behind_the_last_feed_forward_leaves_the_output_layer_out():
+    with torch.device("meta"):
+        model = Transformer2DModel(
+            2, 8, in_channels=16, norm_num_groups=4, norm_type="ada_norm_single", attention_bias=True
+        )
+    plan = plan_carrier(model)
+    assert "gate" in plan.left_out[".proj_out"]
+    assert any(site.kind == "modulated" for site in plan.sites)
