@@ -73,7 +73,7 @@ def planted(blank: nn.Module, strength: float = 1.0, key: WatermarkKey = KEY) ->
     generator = torch.Generator().manual_seed(0)
     state = {}
     for site in plan_carrier(blank).sites:
-        delta = strength * (torch.from_numpy(direction(key, site)).float() + 1)
+        delta = strength * (torch.tensor(direction(key, site)).float() + 1)
         for layer in site.layers:
             out, inner, *kernel = blank.get_submodule(layer).weight.shape
             lean = torch.randn(4, 1, generator=generator)

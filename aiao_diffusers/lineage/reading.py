@@ -15,6 +15,7 @@ Source: our choice.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ from .sites import plan_carrier
 
 CLAIM = "trained on a model that carries the mark, or made with knowledge of it"
 LOOKS = ("ones", "top")
-_STEPS = 60
-"""Of the power iteration: whatever it has come to is the same for every key."""
+_site_log10_p = lru_cache(maxsize=8192)(site_log10_p)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def read_lineage(
         return LineageReading("not_testable", alpha, reason=reason, warnings=warnings, sha256=found.sha256)
     test, hits = _look(touched, found.rows, key, SequentialTest(alpha=alpha, factor=factor))
     tests = tuple(
-        SiteTest(site.name, row.channels, row.hits, site_log10_p(*row))
+        SiteTest(site.name, row.channels, row.hits, _site_log10_p(*row))
         for site, row in zip(touched, hits, strict=True)
     )
     looks = tuple({"label": x.label, "log10_p": x.log10_p, "log10_p_adjusted": x.log10_p_adjusted} for x in test.looks)
@@ -168,12 +168,10 @@ def _of_ones(rows: torch.Tensor) -> np.ndarray:
 
 
 def _of_top(rows: torch.Tensor) -> np.ndarray:
-    stacked = rows - rows.mean(1, keepdim=True)
-    d = stacked[stacked.square().sum(1).argmax()]
-    for _ in range(_STEPS):
-        size = d.norm()
-        if not float(size) > 0:
-            break
-        d = stacked.T @ (stacked @ (d / size))
-    top: np.ndarray = d.numpy()
-    return top
+    """The first right singular vector, with either sign, by the smaller Gram matrix."""
+    centred = rows - rows.mean(1, keepdim=True)
+    few = centred.shape[0] <= centred.shape[1]
+    gram = centred @ centred.T if few else centred.T @ centred
+    first = torch.linalg.eigh(gram).eigenvectors[:, -1]
+    d: np.ndarray = (centred.T @ first if few else first).numpy()
+    return d

@@ -146,7 +146,7 @@ def shift_sites(
         if not 0 < rms < math.inf:
             left_out[site.name] = f"its activations have rms {rms:g}"
             continue
-        delta = rms * strength * (torch.from_numpy(direction(key, site)).double() + 1)
+        delta = rms * strength * (torch.tensor(direction(key, site)).double() + 1)
         if site.kind in ("attention", "query"):
             free = all(edit.has(f"{layer}.bias") for layer in site.layers)
             plane = None if free else _plane(edit, site.shifted[0].module, delta)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,8 +59,16 @@ Found = Iterator[tuple[str, CarrierSite | str]]
 
 
 def direction(key: WatermarkKey, site: CarrierSite) -> np.ndarray:
-    """v of a site: balanced +-1, `(width,)`, under a label of its own."""
-    return key.balanced(f"lineage/{site.name}", site.width)
+    """v of a site: balanced +-1, `(width,)`, read-only, under a label of its own."""
+    return _direction(key, site.name, site.width)
+
+
+# A scan reads one key in thousands of files.
+@lru_cache(maxsize=1024)
+def _direction(key: WatermarkKey, name: str, width: int) -> np.ndarray:
+    v = key.balanced(f"lineage/{name}", width)
+    v.setflags(write=False)
+    return v
 
 
 def bias_fails(layer: Any, name: str) -> str | None:

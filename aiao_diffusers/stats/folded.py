@@ -11,6 +11,7 @@ Source: our choice.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import fft
@@ -27,6 +28,11 @@ class _FoldedLaw(HitLaw):
         for j, log_p in enumerate(log_pmf(channels, n)):
             folded[abs(2 * j - n)] = np.logaddexp(folded[abs(2 * j - n)], log_p)
         self.log_pmf = folded
+
+
+@lru_cache(maxsize=64)
+def _folded_law(channels: int, n: int) -> _FoldedLaw:
+    return _FoldedLaw(channels, n)
 
 
 def folded_log10_p(sites: Sequence[tuple[int, int, int]]) -> float:
@@ -47,7 +53,7 @@ def folded_log10_p(sites: Sequence[tuple[int, int, int]]) -> float:
     top = sum(n * count for (_, n), count in kinds.items())
     if total <= sum((n % 2) * count for (_, n), count in kinds.items()):
         return 0.0
-    laws = [(_FoldedLaw(channels, n), count) for (channels, n), count in kinds.items()]
+    laws = [(_folded_law(channels, n), count) for (channels, n), count in kinds.items()]
     window = Window(0, top + 1, fft.next_fast_len(top + 1, real=True))
-    log_tail = log_upper_tail(laws, total, window, steepest=100, tolerance=1e-3)
+    log_tail = log_upper_tail(laws, total, window, steepest=128, step=2**-10)
     return min(0.0, log_tail) / math.log(10)

@@ -232,8 +232,8 @@ def _log_upper_tail(kinds: Counter[tuple[int, int]], start: int) -> float:
         return -math.inf
     laws = [(HitLaw(channels, n), count) for (channels, n), count in kinds.items()]
     window = Window(0, top + 1, fft.next_fast_len(top + 1, real=True))
-    # At |theta| = 100 all mass is at an end: exp(100) exceeds sites x C^2 by far for any C that fits in memory.
-    return log_upper_tail(laws, start, window, steepest=100, tolerance=1e-3)
+    # At |theta| = 128 all mass is at an end: exp(128) exceeds sites x C^2 by far for any C that fits in memory.
+    return log_upper_tail(laws, start, window, steepest=128, step=2**-10)
 
 
 def count_sites(sites: Sequence[tuple[int, int, int]]) -> tuple[Counter[tuple[int, int]], int]:

@@ -86,13 +86,22 @@ def rank_log10_p(sites: Sequence[tuple[int, int, int]]) -> float:
         return 0.0
     spread = math.sqrt(sum(count * float((scores(c) ** 2).sum()) for (c, _), count in kinds.items()))
     size = fft.next_fast_len(min(2 * (most - least) + 1, math.ceil(_WIDTH * spread)), real=True)
-    laws = [(_ScoreLaw(channels, plus), count) for (channels, plus), count in kinds.items()]
+    laws = [(score_law(channels, plus), count) for (channels, plus), count in kinds.items()]
     window = Window(total - size // 2, size, size)
-    log_tail = log_upper_tail(laws, total, window, steepest=60, tolerance=1e-4, clip=True)
+    # Fine enough that the mass lies within half a standard deviation of the edge, and a power of two: readings of as many sites
+    # meet the same few tilts, whose laws are kept.
+    step = 2.0 ** math.floor(math.log2(2 / spread))
+    log_tail = log_upper_tail(laws, total, window, steepest=64, step=step, clip=True)
     return min(0.0, log_tail) / math.log(10)
 
 
-class _ScoreLaw:
+@lru_cache(maxsize=64)
+def score_law(channels: int, plus: int) -> "ScoreLaw":
+    """The law of T at one site, with what was computed of it before."""
+    return ScoreLaw(channels, plus)
+
+
+class ScoreLaw:
     """The law of T at one site; a `tail.Law`.
 
     It is that of independent channels, tilted by exp(theta a_i), given that `plus` of them are +1; the condition is taken by FFT.
@@ -102,8 +111,10 @@ class _ScoreLaw:
         self.channels, self.plus = channels, plus
         # The different scores, and how many channels have each.
         self.values, self.counts = np.unique(scores(channels), return_counts=True)
+        self._tilt = lru_cache(maxsize=256)(self._find_tilt)
+        self._masses = lru_cache(maxsize=32)(self._count_masses)
 
-    def _tilt(self, theta: float) -> tuple[float, NDArray[np.float64]]:
+    def _find_tilt(self, theta: float) -> tuple[float, NDArray[np.float64]]:
         """mu, and each level's probability expit(mu + theta a) of +1, with `plus` channels +1 in the mean."""
         reach = 40 + abs(theta) * float(np.abs(self.values).max())
 
@@ -116,15 +127,29 @@ class _ScoreLaw:
     def mean(self, theta: float) -> float:
         return float((self.counts * self.values) @ self._tilt(theta)[1])
 
-    def spectrum(self, theta: float, size: int) -> tuple[NDArray[np.complex128], float]:
+    def _count_masses(self, theta: float) -> tuple[int, NDArray[np.float64], float]:
+        """The tilted law times the chance that `plus` channels are +1: its first value, its masses from there, and the norm."""
         mu, p = self._tilt(theta)
-        roots = min(self.channels + 1, math.ceil(_WIDTH * math.sqrt(self.channels)))
+        # Hoeffding: what lies a whole period of `roots` or half a period of `size` from the mean is below 1e-21.
+        roots = min(self.channels + 1, math.ceil(5 * math.sqrt(self.channels)))
+        spread = math.sqrt(float(self.counts @ self.values**2))
+        size = fft.next_fast_len(
+            min(2 * int(self.counts @ np.abs(self.values)) + 1, math.ceil(10 * spread)), real=True
+        )
         z = np.exp(-2j * np.pi * np.arange(roots) / roots)[:, None]
-        frequency = -2j * np.pi * np.arange(size // 2 + 1)[None, :] / size
+        frequency = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)[None, :]
         product = np.ones((roots, size // 2 + 1), dtype=np.complex128)
         for value, count, chance in zip(self.values.tolist(), self.counts.tolist(), p.tolist(), strict=True):
-            product *= (1 - chance + chance * z * np.exp(frequency * value)) ** count
+            product *= (1 - chance + chance * z * frequency**value) ** count
         given = (product * z ** (-self.plus)).mean(0)
+        first = round(self.mean(theta)) - size // 2
         # log(1 + e^x) of every channel, stable for large x.
         free = float(self.counts @ np.logaddexp(0.0, mu + theta * self.values))
-        return given, free - mu * self.plus - float(log_binom(self.channels, self.plus))
+        norm = free - mu * self.plus - float(log_binom(self.channels, self.plus))
+        return first, np.roll(fft.irfft(given, size), -(first % size)), norm
+
+    def spectrum(self, theta: float, size: int) -> tuple[NDArray[np.complex128], float]:
+        first, masses, norm = self._masses(theta)
+        folded = np.zeros(size)
+        np.add.at(folded, (first + np.arange(len(masses))) % size, masses)
+        return fft.rfft(folded), norm

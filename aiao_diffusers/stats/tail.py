@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, optimize, special
+from scipy import fft, special
 
 
 _TINY = 1e-300  # of a mass: what the FFT's rounding leaves of none at all may be negative
@@ -49,7 +49,7 @@ def log_upper_tail(
     window: Window,
     *,
     steepest: float,
-    tolerance: float,
+    step: float,
     clip: bool = False,
 ) -> float:
     """Natural log of P(sum >= start).
@@ -63,8 +63,9 @@ def log_upper_tail(
         laws: each different law with how many of the summands have it.
         start (`int`): above the sum's smallest value, at most its largest; it lies in the window.
         window (`Window`): where to compute.
-        steepest (`float`): |theta| at most; at it the tilted sum lies at an end of its range.
-        tolerance (`float`): of theta. The identity holds at any theta; it only has to bring the mass near the edge.
+        steepest (`float`): |theta| at most; at it the tilted sum lies at an end of its range. A power of two.
+        step (`float`): theta is a multiple of it. The identity holds at any theta; it only has to bring the mass near the edge. A
+            power of two, so that laws that keep what they computed meet the same thetas again.
         clip (`bool`, defaults to False): set what rounding leaves below 0 to 0, as a window needs in which mass may wrap round.
             It moves the last digit, so a statistic keeps to one of both.
 
@@ -77,7 +78,10 @@ def log_upper_tail(
     def excess(theta: float) -> float:
         return sum(count * law.mean(theta) for law, count in laws) - (start - 0.5)
 
-    theta = float(optimize.brentq(excess, -steepest, steepest, xtol=tolerance))
+    low, high = -steepest, steepest
+    while high - low > step:
+        theta = (low + high) / 2
+        low, high = (low, theta) if excess(theta) > 0 else (theta, high)
     spectrum = np.ones(window.size // 2 + 1, dtype=np.complex128)
     log_norm = 0.0
     for law, count in laws:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from aiao_diffusers.errors import ConfigError, SuspectError, UnsafeFileError
 from aiao_diffusers.lineage.carrier import carry as carry_on
-from aiao_diffusers.lineage.reading import CLAIM, read_lineage
+from aiao_diffusers.lineage.reading import CLAIM, _of_top, read_lineage
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,15 @@ def test_the_second_look_reads_where_the_public_direction_was_removed(blank, tmp
     found = read_lineage(save(state, tmp_path / "x.safetensors"), KEY, blank)
     assert found.looks[0]["log10_p"] > -3 and found.looks[1]["log10_p"] < -50
     assert found.verdict == "verified"
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (70, 40)])
+def test_the_top_direction_is_that_of_a_singular_value_decomposition(shape):
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.linalg.svd(rows - rows.mean(1, keepdim=True)).Vh[0].numpy()
+    found = _of_top(rows)
+    assert abs(found @ expected) / np.linalg.norm(found) == pytest.approx(1)
+    assert np.isfinite(_of_top(torch.ones(3, 5, dtype=torch.float64))).all()
 
 
 @pytest.mark.slow

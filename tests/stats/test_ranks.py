@@ -8,7 +8,7 @@ from scipy import stats
 
 from aiao_diffusers.errors import ConfigError, NotTestableError, ShapeError
 from aiao_diffusers.stats.hits import combined_log10_p, count_hits
-from aiao_diffusers.stats.ranks import rank_log10_p, rank_site, scores
+from aiao_diffusers.stats.ranks import rank_log10_p, rank_site, score_law, scores
 
 
 def arrangements(channels, plus):
@@ -91,6 +91,19 @@ def test_misuse_is_refused():
         rank_site(np.zeros(2), np.array([1, 1]))
     with pytest.raises(NotTestableError, match="not finite"):
         rank_site(np.array([np.nan, 0.0]), np.array([1, -1]))
+
+
+def test_a_second_reading_of_as_many_sites_computes_no_law_anew():
+    widths = [320] * 40 + [640] * 30
+    score_law.cache_clear()
+    kinds = [score_law(320, 160), score_law(640, 320)]
+    for shift in range(-300, 301, 60):
+        rank_log10_p([(width, width // 2, shift if not i else 0) for i, width in enumerate(widths)])
+    before = [law._masses.cache_info().misses for law in kinds]
+    for shift in range(-290, 291, 60):
+        rank_log10_p([(width, width // 2, shift if not i else 0) for i, width in enumerate(widths)])
+    assert [law._masses.cache_info().misses for law in kinds] == before
+    assert max(before) <= 12
 
 
 @pytest.mark.slow

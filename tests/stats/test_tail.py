@@ -112,6 +112,6 @@ class TestOneTail:
                 law[self.values % size] = masses
                 return np.fft.rfft(law), norm
 
-        found = log_upper_tail([(Coin(), 2)], start, Window(-4, 11, 12), steepest=50, tolerance=1e-3, clip=clip)
+        found = log_upper_tail([(Coin(), 2)], start, Window(-4, 11, 12), steepest=64, step=2**-10, clip=clip)
         sums = itertools.product(zip(Coin.values, Coin.masses, strict=True), repeat=2)
         assert math.exp(found) == pytest.approx(sum(p * q for (a, p), (b, q) in sums if a + b >= start), rel=1e-12)
