@@ -46,5 +46,5 @@ def mark_miniature() -> tuple[UNet2DConditionModel, UNet2DConditionModel, EmbedR
     unet = conditional(layers_per_block=2)
     teacher = copy.deepcopy(unet)
     fields = {"steps": 80, "lr": 2e-3, "batch_size": 4, "in_sites": 2, "out_sites": 4, "bank_size": 8}
-    config = EmbedConfig(**fields, response=1.0, eps=1.0, dec=2.0, corr=2.0, anchor=0.0, max_price=None)
+    config = EmbedConfig(**fields, response=1.0, eps=1.0, dec=2.0, corr=2.0, anchor=0.0, max_price=None, lineage=0)
     return teacher, unet, embed(unet, DEMO, latents(), config, scheduler=DDPMScheduler())

@@ -273,8 +273,9 @@ LEARN = {
     "anchor": 0.0,
     "bank_size": 4,
     "max_price": None,
+    "lineage": 0.0,
 }
-"""`EmbedConfig` fields that suit `learner`."""
+"""`EmbedConfig` fields that suit `learner`; without a lineage carrier, which has its own tests and takes forwards."""
 
 
 def mark_pairs(steps: int = 1, **changes: Any) -> tuple[UNet2DModel, Any]:

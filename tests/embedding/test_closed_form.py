@@ -22,7 +22,9 @@ KEY = WatermarkKey(bytes(range(32)), "Demo")
 SCHEDULER = DDIMScheduler(clip_sample=False, steps_offset=1)
 
 
-CONFIG = EmbedConfig(steps=0, edit=1.0, in_sites=2, out_sites=2, kept_share=1.0, max_price=None, bank_size=4)
+CONFIG = EmbedConfig(
+    steps=0, edit=1.0, in_sites=2, out_sites=2, kept_share=1.0, max_price=None, bank_size=4, lineage=0
+)
 
 
 def data():

@@ -10,7 +10,9 @@ from aiao_diffusers import EmbedConfig
 from aiao_diffusers.errors import ConfigError
 
 
-CONFIG = EmbedConfig(steps=0, edit=1.0, in_sites=2, out_sites=2, kept_share=1.0, max_price=None, bank_size=4)
+CONFIG = EmbedConfig(
+    steps=0, edit=1.0, in_sites=2, out_sites=2, kept_share=1.0, max_price=None, bank_size=4, lineage=0
+)
 
 
 class TestPairs:

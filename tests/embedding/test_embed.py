@@ -193,7 +193,7 @@ class TestLearns:
     def test_unconditional_denoiser_learns_the_mark(self):
         unet, data, scheduler = learner()
         fields = {"steps": 60, "lr": 2e-3, "batch_size": 4, "in_sites": 2, "out_sites": 3, "bank_size": 4}
-        config = EmbedConfig(**fields, response=1.0, eps=1.0, dec=2.0, corr=2.0, anchor=0.0, max_price=None)
+        config = EmbedConfig(**fields, response=1.0, eps=1.0, dec=2.0, corr=2.0, anchor=0.0, max_price=None, lineage=0)
         record = embed(unet, KEY, data, config, scheduler=scheduler).record
         assert verify(unet, KEY, record=record).log10_p < -6
         assert verify(unet, KEY.child("wrong"), record=record).log10_p > -5

@@ -21,7 +21,7 @@ from aiao_diffusers.protocol.beacon import by_hand
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
 ALONE = {"lineage_only": True, "steps": 0}
-FEW = LEARN | {"steps": 2, "max_price": None}
+FEW = LEARN | {"steps": 2, "lineage": EmbedConfig.lineage}
 
 
 def run(unet=None, key=KEY, commitment=None, callback=None, earlier=None, **changes):

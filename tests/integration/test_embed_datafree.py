@@ -33,7 +33,7 @@ def test_marks_from_prompts_alone():
     pipe = pipeline()
     # An untrained U-Net samples latents of ten times the usual scale, which its attention moves little: a hard start.
     fields = {"steps": 120, "lr": 4e-3, "batch_size": 4, "in_sites": 2, "out_sites": 4, "bank_size": 4}
-    config = EmbedConfig(**fields, eps=0.1, dec=1.0, pres=0.5, corr=10.0, anchor=0.0, max_price=None)
+    config = EmbedConfig(**fields, eps=0.1, dec=1.0, pres=0.5, corr=10.0, anchor=0.0, max_price=None, lineage=0)
     record = pipe.embed(KEY, ["a cat", "a red apple", "", "a house"], config).record
     assert len(record.bank) == 3
     assert pipe.verify(KEY).verified

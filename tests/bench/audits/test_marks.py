@@ -47,7 +47,7 @@ def marked():
     data, base = LatentData(latents, {"encoder_hidden_states": text}), tiny_unet(0)
     unet = copy.deepcopy(base)
     fields = {"steps": 150, "lr": 5e-3, "batch_size": 4, "in_sites": 2, "out_sites": 3, "bank_size": 4}
-    config = EmbedConfig(**fields, eps=0.1, dec=1.0, pres=0.5, corr=10.0, anchor=0.0, max_price=None)
+    config = EmbedConfig(**fields, eps=0.1, dec=1.0, pres=0.5, corr=10.0, anchor=0.0, max_price=None, lineage=0)
     record = embed(unet, KEY, data, config, scheduler=DDIMScheduler(clip_sample=False, steps_offset=1)).record
     return base, unet, record
 
