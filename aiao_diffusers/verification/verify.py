@@ -1,7 +1,6 @@
 """Verify a suspect: open it, read it by a plan that was fixed beforehand, and report what follows."""
 
-import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,34 +10,28 @@ from typing import Any, TypedDict, Unpack
 from torch import nn
 
 from ..denoiser.encode import prepare
-from ..denoiser.hashes import weights_sha256
 from ..denoiser.inputs import fitting
 from ..denoiser.probes import Probes
-from ..denoiser.setup import Values, denoiser_of, for_reading, running_values, without_ip_adapter
-from ..denoiser.sites import attention_modules, refuse_folded_frames, unwrap
+from ..denoiser.setup import denoiser_of, for_reading, without_ip_adapter
+from ..denoiser.sites import refuse_folded_frames, unwrap
 from ..denoiser.widened import on_known_inputs
 from ..deprecation import warn_renamed
 from ..errors import AIAOError, ConfigError, KeyMismatchError, NotTestableError, RecordError, SeveralSuspectsError
-from ..files.safetensors_header import check_finite
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..mark.record_checks import check_conditioning
 from ..protocol.leaves import Leaf, LeafKey, open_leaf
-from ..stats.hits import floor_log10_p
-from ..stats.multiple import clopper_pearson
 from .adapter_lineage import read_adapter_lineage
 from .controls import ask_controls
 from .dating import DatingTerms, date_record
-from .evidence import EvidenceReader, key_sites
-from .judge_probes import canonical_record, describe, open_probes
+from .judge_probes import describe, open_probes
 from .other_candidates import read_others, warn_of_unread
-from .own_schedule import with_own_schedule
 from .plan import ReadingPlan
-from .plan_run import Callback, Offers, PlanRun
+from .plan_run import Callback, Offers
+from .reading import OWN_COPY, read_suspect
 from .reference import open_clean_twin, reference_for
 from .report import VerificationReport
 from .suspect import Suspect, label_of, open_suspect, require_record
-from .wrong_patterns import wrong_responses
 
 
 class VerifyOptions(TypedDict, total=False):
@@ -64,9 +57,6 @@ class VerifyOptions(TypedDict, total=False):
     twin: Any
 
 
-OWN_COPY = (
-    "read with the suspect's own copy of the record, which its publisher could have altered: pass record= (or --record).",
-)
 PLAN_OPTIONS = ("alpha", "trials", "seed", "early_stop", "amplitudes", "whiten", "commitments")
 
 
@@ -149,7 +139,7 @@ def verify(
             twin = _open_clean_twin(chosen, clean_twin, found)
             with twin as clean, _ready(found, chosen, probes) as found:
                 offers, chosen_plan = replace(offers, clean_twin=clean), replace(chosen_plan, leaves=_choices(asked))
-                report = _read(found, asked, chosen, offers, chosen_plan, options.get("callback"))
+                report = read_suspect(found, asked, chosen, offers, chosen_plan, options.get("callback"))
                 report = replace(report, dating=dating, lineage=read_adapter_lineage(found, asked, chosen_plan))
     except (NotTestableError, SeveralSuspectsError) as error:
         if isinstance(error, SeveralSuspectsError) and not options.get("all_candidates"):
@@ -265,136 +255,3 @@ def _open_clean_twin(
     if module is not None and unwrap(module) is unwrap(suspect.denoiser) and suspect.adapter is not None:
         raise ConfigError("clean_twin is the model that carries the suspect's adapter here: load the clean twin anew.")
     return open_clean_twin(record, source)
-
-
-def _read(
-    found: Suspect,
-    key: WatermarkKey,
-    record: WatermarkRecord,
-    offers: Offers,
-    plan: ReadingPlan,
-    callback: Callback | None,
-) -> VerificationReport:
-    denoiser = found.denoiser
-    check_finite(Values(denoiser), "the suspect's weights")
-    as_read, notes = _as_read(found, record, offers.probes)
-    ins, outs = key_sites(denoiser, key, as_read)
-    plan = replace(
-        plan,
-        clean_twin=offers.clean_twin is not None,
-        reference=offers.reference is not None,
-        healing=offers.healing is not None,
-    )
-    reader = EvidenceReader(key, as_read, ins, outs, plan.seed)
-    reader.evaluations += offers.probes is not None  # the traced forward
-    run = PlanRun(plan, reader, denoiser, offers, callback).run()
-    source, base_warnings = _sources(found, record)
-    warnings = [*found.warnings, *offers.warnings, *notes, *_reading_warnings(run, found), *base_warnings]
-    tests, plain = run.tests, run.plain
-    passed = sum(p <= math.log10(plan.alpha) for p in plain.trial_log10_p)
-    return VerificationReport(
-        verdict=run.sequence.verdict,
-        suspect=found.label,
-        alpha=plan.alpha,
-        base=found.base,
-        log10_p=run.sequence.log10_p,
-        log10_p_floor=floor_log10_p([(t.channels, t.channels // 2, t.channels) for t in tests]),
-        bit_accuracy=sum(t.hits for t in tests) / sum(t.channels for t in tests),
-        verification_rate=passed / len(plain.trial_log10_p),
-        verification_rate_ci=clopper_pearson(passed, len(plain.trial_log10_p)),
-        trials=len(plain.trial_log10_p),
-        denoiser_evals=reader.evaluations,
-        sites=tests,
-        proves=found.proves if run.verified else "nothing",
-        controls={"wrong_response": wrong_responses(run.response, key, ranks=run.by_ranks)},
-        warnings=tuple(warnings),
-        looks=run.to_dicts(),
-        plan={**plan.to_dict(), "ended": run.ending},
-        probes=describe(offers.probes),
-        adapter=found.adapter,
-        kind=found.kind,
-        source=source,
-        also_present=tuple(map(asdict, found.also_present)),
-        subpaths=tuple(plain.trial_bits),
-        seed=plan.seed,
-        hashes={
-            # Of an adapter its file was hashed already.
-            **(found.hashes or {"suspect": weights_sha256(running_values(denoiser))}),
-            "marked": record.marked_sha256,
-            "record": record.sha256,
-            "commitment": record.commitment if record.belongs_to(key) else key.commitment,
-        },
-    )
-
-
-def _as_read(
-    found: Suspect, record: WatermarkRecord, probes: Probes | None
-) -> tuple[WatermarkRecord, tuple[str, ...]]:
-    """What takes the record's place in the reading of this suspect, and words for the report."""
-    if probes is None:
-        return with_own_schedule(record, found.schedule)
-    return canonical_record(record, probes, found.denoiser)
-
-
-def _reading_warnings(run: PlanRun, found: Suspect) -> list[str]:
-    """What a reader of the figures must know of how they were read."""
-    reader = run.reader
-    key, record, ins, outs = reader.key, reader.record, reader.ins, reader.outs
-    warnings = list(run.missed)
-    if not run.verified and not run.futile and run.offers.reference is None and run.offers.probes is None:
-        warnings.append(
-            "the alignment looks are not available: pass reference= (the file from embedding, or the clean twin)."
-        )
-    if run.futile:
-        warnings.append(
-            f"{len(run.plain.trial_log10_p)} trials showed nothing and the plan ended the reading there; a mark that an attack "
-            "has worn down may show in the other looks: read by the thorough plan."
-        )
-    if isinstance(key, LeafKey):
-        warnings.append(
-            f"read by one leaf of the key ({len(outs)} out-sites); p is multiplied by the {key.choices} leaves that could have been shown."
-        )
-    elif len(ins) < record.in_sites or len(outs) < record.out_sites:
-        warnings.append(
-            f"the suspect has {len(ins)} of the key's {record.in_sites} in-sites and {len(outs)} of its "
-            f"{record.out_sites} out-sites: read on those."
-        )
-    warnings += _layout_warnings(record, attention_modules(run.denoiser))
-    if (lost := len(run.response) - len(run.tests)) > 0:
-        warnings.append(
-            f"{lost} of {len(run.response)} out-sites answered alike in most of their channels: no evidence, left out."
-        )
-    if not record.belongs_to(key):
-        warnings.append("the record commits to another key; its probe bank and amplitudes were used all the same.")
-    if found.own_record and not run.verified:
-        warnings += OWN_COPY
-    if run.by_ranks:
-        warnings.append(
-            "log10_p is by rank scores; hits, bit accuracy and the sites' own p-values are of the same readings."
-        )
-    return warnings
-
-
-def _layout_warnings(record: WatermarkRecord, here: Collection[str]) -> list[str]:
-    """Sites that only one of record and suspect has: the list of sites decides which of them a key uses, and its writer chose it."""
-    listed = set(here) if record.layout is None else {site.name for site in record.layout}
-    strange, missing = len(set(here) - listed), len(listed - set(here))
-    if not strange and not missing:
-        return []
-    return [
-        f"of the {len(listed)} sites in the record's layout the suspect lacks {missing}, and it has {strange} that are not "
-        "listed: p holds if the record was published before any ancestor of the suspect was."
-    ]
-
-
-def _sources(found: Suspect, record: WatermarkRecord) -> tuple[dict[str, Any], list[str]]:
-    """Where suspect and base came from, and a warning where the base is not the marked model of the record."""
-    source = {name: dict(told) for name, told in found.source.items()}
-    base_sha256 = found.hashes.get("base")
-    if base_sha256 is None or record.marked_sha256 is None:
-        return source, []
-    matches = base_sha256 == record.marked_sha256
-    source.setdefault("base", {})["matches_record"] = matches
-    return source, (
-        [] if matches else ["the base's weights are not those of the marked model in the record (another SHA-256)."]
-    )
