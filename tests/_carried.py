@@ -10,10 +10,12 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from aiao_diffusers import LatentData, WatermarkKey
+from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord
+from aiao_diffusers.denoiser.sites import trace_on
 from aiao_diffusers.lineage.carrier import CarrierReport, add_carrier
 from aiao_diffusers.lineage.site import direction
 from aiao_diffusers.lineage.sites import plan_carrier
+from aiao_diffusers.mark.carried import carried
 
 
 KEY = WatermarkKey(bytes(range(32)), "Demo")
@@ -48,6 +50,15 @@ def carry(unet: nn.Module, key: WatermarkKey = KEY, **options: object) -> Carrie
     return add_carrier(unet, key, latents(), scheduler=SCHEDULER, **({"samples": 4} | options))
 
 
+def carrier_record(**changes: object) -> WatermarkRecord:
+    """Of a mark on `text_unet` with a lineage carrier, whose sub-paths no model carries."""
+    bank = latents().take(torch.arange(3))
+    layout = tuple(trace_on(text_unet(), bank))
+    fields = {"kappa": 1.0, "response": 1.0, "scheduler": {"num_train_timesteps": 1000}, "bank": bank}
+    fields |= {"layout": layout, "lineage": carried(0.25, text_unet()), **changes}
+    return WatermarkRecord("Demo", KEY.commitment, "UNet2DConditionModel", len(layout), 2, 3, **fields)
+
+
 def train_lora(unet: nn.Module, targets: tuple[str, ...], file: Path, steps: int = 80, **options: object) -> Path:
     """A stock LoRA of rank 8, trained with peft on `unet`, saved under diffusers' keys."""
     data = latents()
@@ -65,6 +76,28 @@ def train_lora(unet: nn.Module, targets: tuple[str, ...], file: Path, steps: int
         optimiser.step()
         optimiser.zero_grad()
     save_file({f"unet.{name}": v.detach().clone() for name, v in get_peft_model_state_dict(unet).items()}, file)
+    return file
+
+
+def gradient_lora(
+    unet: nn.Module, file: Path, data: LatentData | None = None, targets: tuple[str, ...] = LINEAR, rank: int = 4
+) -> Path:
+    """A LoRA of one step of gradient descent on `unet`, each layer's step cut to `rank`, saved under diffusers' keys."""
+    data = latents() if data is None else data
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(data.latents.shape, generator=generator)
+    t = torch.randint(1000, (len(data),), generator=generator)
+    unet.requires_grad_(True).zero_grad()
+    F.mse_loss(unet(SCHEDULER.add_noise(data.latents, noise, t), t, **data.keywords()).sample, noise).backward()
+    state = {}
+    for name, module in unet.named_modules():
+        if name.endswith(targets) and isinstance(module, nn.Linear | nn.Conv2d):
+            u, s, v = torch.linalg.svd(module.weight.grad.flatten(1), full_matrices=False)
+            down = v[:rank].reshape(rank, *module.weight.shape[1:])
+            up = (u[:, :rank] * -s[:rank]).reshape(len(u), rank, *[1] * (down.ndim - 2))
+            state |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+    unet.zero_grad()
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
     return file
 
 

@@ -66,7 +66,9 @@ Fast = Annotated[bool, typer.Option(help="End a hopeless reading after four tria
 def verify(
     suspect: Annotated[str, typer.Argument(help="Folder, .safetensors file or repository id.")],
     key: Annotated[Path | None, typer.Option(help="Key file.")] = None,
-    base: Annotated[str | None, typer.Option(help="Model that a LoRA is used with.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model that a LoRA is used with; without one its file alone is read.")
+    ] = None,
     record: Record = None,
     control: Controls = None,
     weight_name: Annotated[str | None, typer.Option(help="Which file of a folder or repository.")] = None,

@@ -204,10 +204,14 @@ def finetune_report(
     """Card that states a verified descendant's report: verdict, p-value, controls and hashes; no site, no look.
 
     Raises:
-        ConfigError: the report's verdict is not `verified`: a card claims nothing less.
+        ConfigError: the report's verdict is not `verified`: a card claims nothing less; or it is not on what runs.
     """
     if not report.verified or report.log10_p is None or report.bit_accuracy is None:
         raise ConfigError(f"the report on {report.suspect!r} says {report.verdict}: a card needs a verified one.")
+    if report.asks_lineage:
+        raise ConfigError(
+            f"the report on {report.suspect!r} is of an adapter's file alone: verify it with base= first."
+        )
     fields, name = fields or CardFields(), repo_id.split("/")[-1]
     task = fields.pipeline_tag or "text-to-image"
     bank: dict[str, Any] = {

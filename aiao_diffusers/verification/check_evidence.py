@@ -11,9 +11,10 @@ from ..files.text import short
 from ..mark.key import WatermarkKey
 from ..protocol.leaves import Leaf
 from ..protocol.signer import PublicKey
-from .claims import PROVES
+from .claims import LINEAGE, NO_LINEAGE, PROVES
 from .dating import DatingTerms, date_record
 from .evidence_folder import Evidence, open_evidence
+from .lineage_question import lineage_plan
 from .plan import Futility, ReadingPlan
 from .report import VerificationReport
 from .suspect_files import differences, name_files
@@ -56,6 +57,7 @@ class EvidenceCheck:
         record (`dict`): scheme, commitment, hash. dating (`dict`): as `date_record` says it now, on the judge's terms.
         compared (`bool`): the suspect at hand has these very files. recomputed (`bool`): a new reading gave the same verdict and p.
         notes (`tuple[str, ...]`): what was not checked.
+        lineage (`str`, *optional*): beside a verdict on what runs, what the adapter's file alone says of its lineage, as signed.
     """
 
     verdict: str
@@ -74,6 +76,7 @@ class EvidenceCheck:
     compared: bool = False
     recomputed: bool = False
     notes: tuple[str, ...] = field(default=())
+    lineage: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -91,6 +94,7 @@ class EvidenceCheck:
             self.dating["assumption"],
             "",
             *p,
+            *([] if self.lineage is None else [f"- lineage (the adapter's file alone): {self.lineage}"]),
             *origin,
         ]
         lines += [f"- file {short(name)}: {digest}" for name, digest in list(self.subject.items())[:20]]
@@ -158,10 +162,9 @@ def check_evidence(
         assert suspect is not None  # by the test above
         notes += _read_again(evidence, suspect, key, terms, reading)
     statement, report = evidence.statement, evidence.statement.report
-    proves = PROVES.get(str(report.get("proves")), PROVES["nothing"]) if report["verdict"] == "verified" else None
     return EvidenceCheck(
         **{name: report[name] for name in ("verdict", "log10_p", "alpha", "suspect")},
-        proves=proves or (PROVES["nothing"] if report["verdict"] == "not_verified" else _untestable(report)),
+        proves=_proven(report),
         signer=statement.signer,
         vouched=evidence.vouched,
         time=statement.time,
@@ -173,10 +176,25 @@ def check_evidence(
         compared=suspect is not None,
         recomputed=key is not None,
         notes=tuple(notes),
+        lineage=_lineage_beside(report),
     )
 
 
-def _untestable(report: Mapping[str, Any]) -> str:
+def _lineage_beside(report: Mapping[str, Any]) -> str | None:
+    """Of a verdict on what runs, the lineage that the report states beside it, in words of this version."""
+    told = report.get("lineage")
+    if not isinstance(told, Mapping) or report["plan"].get("name") == LINEAGE:
+        return None
+    p = told.get("log10_p")
+    figure = f", log10 p = {p:.1f}" if type(p) in (int, float) else ""
+    return f"{short(told.get('verdict'))}{figure}"
+
+
+def _proven(report: Mapping[str, Any]) -> str:
+    if report["verdict"] == "verified":
+        return PROVES.get(str(report.get("proves")), PROVES["nothing"])
+    if report["verdict"] == "not_verified":
+        return NO_LINEAGE if report["plan"].get("name") == LINEAGE else PROVES["nothing"]
     return f"Nothing: the question could not be put to this suspect ({short(report.get('reason'), 300)})."
 
 
@@ -268,6 +286,10 @@ def _require_offers(stated: Mapping[str, Any], reading: ReadingOptions) -> None:
             raise AttestationError(
                 f"the signed reading had {'' if had else 'no '}{name}: {'pass' if had else 'leave out'} {option}."
             )
+    if stated["plan"].get("name") == LINEAGE and reading.get("base") is not None:
+        raise AttestationError(
+            "the signed reading had no base, it was of the adapter's file alone: leave out base= (--base)."
+        )
     controls = set(_names(stated.get("controls"))) - {"wrong_response"}
     if stated["verdict"] == "not_testable" and controls and reading.get("controls") is None:
         raise AttestationError(
@@ -285,17 +307,8 @@ def read_plan(told: Mapping[str, Any]) -> ReadingPlan:
     Raises:
         AttestationError: a field is missing or out of range, or this version takes other looks by that plan.
     """
-    names = [one.name for one in fields(ReadingPlan) if one.name not in _SET_BY_VERIFY]
     try:
-        values = {name: told[name] for name in names}
-        futility = values["futility"]
-        values["futility"] = None if futility is None else Futility(**futility)
-        if type(values["seed"]) is not int or not all(type(one) in (int, float) for one in values["amplitudes"]):
-            raise ConfigError("seed is a whole number, amplitudes are numbers.")
-        plan = ReadingPlan(**values)
-        if plan.trials > MAX_TRIALS or len(plan.amplitudes) > MAX_AMPLITUDES:
-            raise ConfigError(f"it has more than {MAX_TRIALS} trials or {MAX_AMPLITUDES} amplitudes.")
-        looks = ReadingPlan(**values, **{name: told[name] for name in _SET_BY_VERIFY}).to_dict()["looks"]
+        plan, looks = (_lineage_as_told if told.get("name") == LINEAGE else _plan_as_told)(told)
     except (AIAOError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise AttestationError(f"plan in the statement cannot be read: {short(str(error))}.") from error
     if looks != told.get("looks"):
@@ -303,6 +316,25 @@ def read_plan(told: Mapping[str, Any]) -> ReadingPlan:
             "plan in the statement names other looks than this version takes by it: install its version."
         )
     return plan
+
+
+def _plan_as_told(told: Mapping[str, Any]) -> tuple[ReadingPlan, list[str]]:
+    """A plan of readings with forwards, and the labels of the looks that this version takes by it."""
+    values = {one.name: told[one.name] for one in fields(ReadingPlan) if one.name not in _SET_BY_VERIFY}
+    futility = values["futility"]
+    values["futility"] = None if futility is None else Futility(**futility)
+    if type(values["seed"]) is not int or not all(type(one) in (int, float) for one in values["amplitudes"]):
+        raise ConfigError("seed is a whole number, amplitudes are numbers.")
+    plan = ReadingPlan(**values)
+    if plan.trials > MAX_TRIALS or len(plan.amplitudes) > MAX_AMPLITUDES:
+        raise ConfigError(f"it has more than {MAX_TRIALS} trials or {MAX_AMPLITUDES} amplitudes.")
+    return plan, ReadingPlan(**values, **{name: told[name] for name in _SET_BY_VERIFY}).to_dict()["looks"]
+
+
+def _lineage_as_told(told: Mapping[str, Any]) -> tuple[ReadingPlan, list[str]]:
+    """The same of the question of lineage, for which alpha and commitments alone count."""
+    plan = ReadingPlan(alpha=told["alpha"], commitments=told["commitments"])
+    return plan, lineage_plan(plan)["looks"]
 
 
 def compare_reports(stated: Mapping[str, Any], found: VerificationReport) -> list[str]:
@@ -317,10 +349,20 @@ def compare_reports(stated: Mapping[str, Any], found: VerificationReport) -> lis
         (f"plan: {name}", stated["plan"].get(name), new["plan"].get(name))
         for name in ("leaves", "commitments", "looks")
     ]
+    lineage, new_lineage = (
+        told if isinstance(told, Mapping) else {} for told in (stated.get("lineage"), found.lineage)
+    )
+    pairs += [(f"lineage: {name}", lineage.get(name), new_lineage.get(name)) for name in ("verdict", "sha256")]
     lines = [f"{name} was {short(old)}, now {short(now)}" for name, old, now in pairs if old != now]
-    old_p, new_p = stated.get("log10_p"), found.log10_p
-    if old_p is None or new_p is None:
-        same = old_p is new_p
-    else:
-        same = math.isclose(old_p, new_p, rel_tol=TOLERANCE, abs_tol=1e-12)
-    return lines if same else [f"log10_p was {old_p}, now {new_p}", *lines]
+    figures = {"log10_p": (stated.get("log10_p"), found.log10_p)}
+    figures["lineage: log10_p"] = lineage.get("log10_p"), new_lineage.get("log10_p")
+    return [
+        f"{name} was {short(old)}, now {new}" for name, (old, new) in figures.items() if not _same(old, new)
+    ] + lines
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two figures are one, but for rounding."""
+    if type(old) not in (int, float) or type(new) not in (int, float):
+        return old is new
+    return math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=1e-12)

@@ -43,6 +43,8 @@ def ask_controls(
     for name, model in named.items():
         control = ask(model)
         report = report.with_control(name, control)
+        if control.verdict == "not_testable":
+            report = report.with_warning(f"the control {name} was not read and controls nothing: {control.reason}")
         if twin_sha256 is not None and control.hashes.get("suspect") == twin_sha256:
             report = report.with_warning(
                 f"{name} is the clean twin, which answers nothing beyond itself: another unmarked model controls that look."
@@ -53,7 +55,7 @@ def ask_controls(
             report,
             verdict="not_testable",
             proves="nothing",
-            reason=f"the control {', '.join(passed)} verifies too: either it carries the mark, or the record, the twin or the "
+            reason=f"the control {', '.join(passed)} verifies too: either it is marked itself, or the record, the twin or the "
             "reference makes unmarked models answer. Pass a model that is known to be unmarked, and ask who wrote the record.",
         )
     if report.verified and not named and not _seen_plainly(report):

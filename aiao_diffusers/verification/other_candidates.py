@@ -39,8 +39,8 @@ def read_others(
         if verdict != report.verdict:
             report = report.with_warning(
                 f"{item['path']} is {verdict} (log10 p {item['log10_p']:.1f}, {value:.1f} after Holm's adjustment over "
-                f"{len(first) + len(known)} files): not as the judged file, which is {report.verdict}. Whoever loads it runs "
-                "other weights."
+                f"{len(first) + len(known)} files): not as the judged file, which is {report.verdict}."
+                + ("" if report.asks_lineage else " Whoever loads it runs other weights.")
             )
     return replace(report, also_present=tuple(told))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from ..stats.hits import SiteTest
-from .claims import PROVES
+from .claims import LINEAGE, NO_LINEAGE, PROVES
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class VerificationOutcome:
             whom, and the `beacon` that masks and patterns follow from (`verification.dating`).
         probes (`dict`, *optional*): the judge's own inputs that it was read with: how many (`inputs`), `pipeline`, `seed`,
             `prompts_sha256`, `sha256` of the file, and what p then `assumes`.
-        lineage (`dict`, *optional*): of an adapter, what its file alone says of the model that it was trained on, with a verdict and
-            a p of its own (`lineage.reading.LineageReading`); the verdict above is on what runs, adapter and base together.
+        lineage (`dict`, *optional*): where the mark has a lineage carrier, what an adapter's file alone says of the model that it was
+            trained on, with a verdict and a p of its own (`lineage.reading.LineageReading`). The verdict above is on what runs, adapter
+            and base together; of an adapter without a base it is this one (`asks_lineage`).
     """
 
     verdict: str
@@ -84,10 +85,17 @@ class VerificationOutcome:
         return self.verdict == "verified"
 
     @property
+    def asks_lineage(self) -> bool:
+        """Whether the verdict is on the lineage of an adapter's file, read alone, and not on what runs."""
+        return self.plan.get("name") == LINEAGE
+
+    @property
     def proves_in_words(self) -> str:
         """What follows from the verdict."""
         if self.verdict == "not_testable":
             return "Nothing: the question could not be put to this suspect."
+        if self.asks_lineage and not self.verified:
+            return NO_LINEAGE
         return PROVES[self.proves]
 
     @property

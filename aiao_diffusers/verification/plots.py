@@ -33,7 +33,9 @@ def sites(axes: Any, outcome: VerificationOutcome) -> None:
     axes.errorbar([0.5] * len(spread), rows, xerr=spread, fmt="|", color=ORANGE, label="null, 2 sd")
     axes.set_yticks(rows, [short(s.name) for s in outcome.sites])
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="share of agreeing bits", title="Out-sites")
+    axes.set(
+        xlim=(0, 1), xlabel="share of agreeing bits", title="Carrier sites" if outcome.asks_lineage else "Out-sites"
+    )
     axes.legend(loc="lower right", fontsize=8)
 
 
@@ -48,7 +50,7 @@ def null(axes: Any, outcome: VerificationOutcome) -> None:
         axes.hist(wrong, bins=15, density=True, color=GREY, alpha=0.6, label=f"{len(wrong)} wrong patterns")
     axes.plot(shares[seen], law[seen] * total / 2, color=ORANGE, label="exact null")
     axes.axvline(outcome.bit_accuracy, color=BLUE, label=f"this key: {outcome.bit_accuracy:.3f}")
-    axes.set(xlim=(min(0.3, shares[seen][0]), 1), yticks=[], xlabel="share of agreeing bits, all out-sites")
+    axes.set(xlim=(min(0.3, shares[seen][0]), 1), yticks=[], xlabel="share of agreeing bits, all sites")
     axes.set_title(f"Null and observed, log10 p = {outcome.log10_p:.1f}")
     axes.legend(loc="upper center", fontsize=8)
 
@@ -87,11 +89,17 @@ PANELS: dict[str, tuple[Callable[[Any, VerificationOutcome], None], float, float
 }
 
 
+def _fills(name: str, outcome: VerificationOutcome) -> bool:
+    """Whether an outcome has what a panel draws; a reading without trials has no rate, one of a single look no sub-paths."""
+    needed = {"subpaths": bool(outcome.subpaths), "rate": outcome.verification_rate is not None}
+    return bool(outcome.sites) and needed.get(name, True)
+
+
 def panels(outcome: VerificationOutcome) -> dict[str, Any]:
     """One figure for each panel that the outcome can fill; none where nothing was read."""
     drawn = {}
     for name, (draw, width, height) in PANELS.items():
-        if outcome.sites and (name != "subpaths" or outcome.subpaths):
+        if _fills(name, outcome):
             drawn[name] = new_figure(width, height)
             draw(drawn[name].subplots(), outcome)
     return drawn
@@ -106,7 +114,7 @@ def figure(outcome: VerificationOutcome) -> Any:
         return result
     axes = result.subplots(2, 2)
     for place, (name, (draw, _, _)) in zip(axes.flat, PANELS.items(), strict=True):
-        if name == "subpaths" and not outcome.subpaths:
+        if not _fills(name, outcome):
             place.set_axis_off()
         else:
             draw(place, outcome)

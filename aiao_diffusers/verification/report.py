@@ -9,6 +9,7 @@ from .outcome import VerificationOutcome
 
 
 COLUMNS = ("out-site", "channels", "hits", "log10 p")
+LINEAGE_COLUMNS = ("carrier site", *COLUMNS[1:])
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,20 @@ class VerificationReport(VerificationOutcome):
         if self.reason:
             lines += [f"Reason: {self.reason}", ""]
         if self.log10_p is not None:
-            low, high = self.verification_rate_ci or (0.0, 1.0)
             lines += [
                 f"- log10 p = {self.log10_p:.1f} (alpha {self.alpha:g}; these bits can reach {self.log10_p_floor:.1f})",
                 f"- bit accuracy {self.bit_accuracy:.3f} (chance .5)",
-                f"- verification rate {self.verification_rate:.2f} over {self.trials} trials, 95% CI {low:.2f}-{high:.2f}",
+                *_rate_line(self),
                 f"- denoiser evaluations: {self.denoiser_evals}; base: {self.base or 'none'}",
                 *_plan_line(self.plan, len(self.looks)),
                 "",
                 markdown_table(
-                    COLUMNS, [(s.name, f"{s.channels}", f"{s.hits}", f"{s.log10_p:.1f}") for s in self.sites]
+                    LINEAGE_COLUMNS if self.asks_lineage else COLUMNS,
+                    [(s.name, f"{s.channels}", f"{s.hits}", f"{s.log10_p:.1f}") for s in self.sites],
                 ),
                 "",
             ]
-        if self.lineage:
+        if self.lineage and not self.asks_lineage:
             lines += [f"- lineage (the adapter's file alone): {self.lineage['in_words']}"]
         lines += [f"- {name}: {told}" for name, told in self.source_in_words.items()]
         lines += [f"- control `{name}`: {told}" for name, told in self.controls_in_words.items()]
@@ -69,6 +70,15 @@ class VerificationReport(VerificationOutcome):
         from .plots import figure
 
         return figure(self)
+
+
+def _rate_line(report: VerificationReport) -> list[str]:
+    """Over trials; a reading without any has none."""
+    if report.verification_rate is None:
+        return []
+    low, high = report.verification_rate_ci or (0.0, 1.0)
+    rate = f"{report.verification_rate:.2f} over {report.trials} trials"
+    return [f"- verification rate {rate}, 95% CI {low:.2f}-{high:.2f}"]
 
 
 def _plan_line(plan: dict[str, Any], taken: int) -> list[str]:

@@ -13,7 +13,7 @@ from .plots import panels
 
 
 ALTERNATIVES = {
-    "sites": "Share of agreeing bits at each out-site against the null",
+    "sites": "Share of agreeing bits at each site against the null",
     "null": "Histogram of wrong response patterns, the exact null and the observed value",
     "subpaths": "Heat map of agreeing bits by armed in-site and read out-site",
     "rate": "Verification rate with its 95% interval",

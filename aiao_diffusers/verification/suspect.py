@@ -39,6 +39,7 @@ class Suspect:
         read (`str`): of an upload that holds more, where the weights lie that were read, for a warning.
         schedule (`dict`, *optional*): its pipeline's scheduler config, of an adapter that of its base.
         adapter_file: of an adapter, its file, which is read alone for its lineage too.
+        alone (`bool`): an adapter without a base: `denoiser` is an empty module, and only the file can be read.
     """
 
     denoiser: nn.Module
@@ -56,6 +57,7 @@ class Suspect:
     read: str = ""
     schedule: Mapping[str, Any] | None = None
     adapter_file: Artifact | None = None
+    alone: bool = False
 
 
 def label_of(source: Any) -> str:
@@ -161,19 +163,23 @@ def open_suspect(
     weight_name: str | None = None,
     revision: str | None = None,
     record: WatermarkRecord | None = None,
+    alone: bool = False,
 ) -> Iterator[Suspect]:
     """The suspect's denoiser; a LoRA is applied to `base` for the length of the block.
 
     Args:
         record: what the verifier reads with, where they have one; no other is then looked for.
+        alone: an adapter's file is wanted without any base, even where it names one; a whole model is then not testable.
     Raises:
-        SuspectError: nothing there, or a LoRA without a base. NotTestableError: a file that changes no denoiser. HubError,
-        UnsafeFileError: as `pull`.
+        SuspectError: nothing there, or a LoRA without a base and a record. NotTestableError: a file that changes no denoiser.
+        HubError, UnsafeFileError: as `pull`.
     """
     if isinstance(suspect, Suspect):
         yield suspect
         return
     module = denoiser_of(suspect)
+    if module is not None and alone:
+        raise NotTestableError(_no_adapter(label_of(suspect)))
     if module is not None:
         read_with, own = _choose_record(record, None, False, suspect)
         schedule = find_schedule(suspect)
@@ -185,17 +191,23 @@ def open_suspect(
         if found.several and found.kind in CHANGES_A_DENOISER:
             names = ", ".join(file.name for file in found.files)
             raise SeveralSuspectsError(f"{suspect} holds several candidates: {names}. Say which one with weight_name=")
-        if base is None and (beside := _denoiser_beside(found, place)) is not None:
+        if base is None and not alone and (beside := _denoiser_beside(found, place)) is not None:
             around = "folder" if place.pulled is None else "repository"
             base, note = beside, f"no base was given: read on the denoiser of the {around} that holds the file."
             found = replace(found, warnings=(*found.warnings, note))
-        if found.kind in ("pipeline", "denoiser", "single_file"):
+        whole = found.kind in ("pipeline", "denoiser", "single_file")
+        if whole and alone:
+            raise NotTestableError(_no_adapter(label_of(suspect)))
+        if whole:
             yield _open_model(label_of(suspect), found, place, base, record)
             return
         if found.several and found.kind == "unknown":
             raise NotTestableError(f"'{suspect}' holds {found.detail}.")
         if found.kind != "lora":
             raise NotTestableError(f"'{suspect}' is {found.kind} ({found.detail}): {effect_of(found.kind)}.")
+        if alone or (base is None and _find_declared(place, base)[0] is None):
+            yield _open_alone(label_of(suspect), found, place, record)
+            return
         with _open_adapter(label_of(suspect), found, place, base, record) as opened:
             yield opened
     except AIAOError as error:
@@ -261,11 +273,6 @@ def _open_adapter(
     """An adapter on its base, for the length of the block."""
     declared, by = _find_declared(place, base)
     warnings = found.warnings
-    if base is None and declared is None:
-        raise SuspectError(
-            f"{_name_file(label, place)} is a LoRA, which holds deltas alone, and names no base: pass the model it is used with "
-            "as base= (or --base)."
-        )
     under = _open_base(base, declared)
     if declared is not None:
         under.source.setdefault("base", {})["declared_by"] = by
@@ -290,6 +297,35 @@ def _open_adapter(
             under.schedule,
             found,
         )
+
+
+def _open_alone(label: str, found: Artifact, place: _Place, record: WatermarkRecord | None) -> Suspect:
+    """An adapter without a base: what its file alone shows can be read, where a record says by which architecture."""
+    read_with, own = _choose_record(record, None, False, place.root)
+    if read_with is None:
+        raise SuspectError(
+            f"{_name_file(label, place)} is a LoRA, which holds deltas alone, and names no base: pass the model it is used with "
+            "as base= (or --base), or the record of a mark with a lineage carrier as record= (or --record)."
+        )
+    return Suspect(
+        nn.Module(),
+        label,
+        None,
+        "lineage",
+        read_with,
+        warnings=found.warnings,
+        source=place.origin("suspect"),
+        kind=found.kind,
+        own_record=own,
+        also_present=found.also_present,
+        read=_where_read(found, place),
+        adapter_file=found,
+        alone=True,
+    )
+
+
+def _no_adapter(label: str) -> str:
+    return f"'{label}' is a whole model: only an adapter's file answers on which model it was trained."
 
 
 def _find_declared(place: _Place, base: Any) -> tuple[str | None, str | None]:

@@ -21,10 +21,10 @@ from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..mark.record_checks import check_conditioning
 from ..protocol.leaves import Leaf, LeafKey, open_leaf
-from .adapter_lineage import read_adapter_lineage
 from .controls import ask_controls
 from .dating import DatingTerms, date_record
 from .judge_probes import describe, open_probes
+from .lineage_question import read_beside, read_control, refuse_offers, report_alone
 from .other_candidates import read_others, warn_of_unread
 from .plan import ReadingPlan
 from .plan_run import Callback, Offers
@@ -57,6 +57,7 @@ class VerifyOptions(TypedDict, total=False):
     twin: Any
 
 
+_OFFERS = ("reference", "healing")
 PLAN_OPTIONS = ("alpha", "trials", "seed", "early_stop", "amplitudes", "whiten", "commitments")
 
 
@@ -76,7 +77,8 @@ def verify(
     Args:
         suspect: a denoiser, a pipeline, a folder, a `.safetensors` file or a Hub repository id.
         key (`WatermarkKey`): the owner's key; or a `Leaf` of it, which needs the record that it is under.
-        base (*optional*): what an adapter sits on, of the same kinds; a LoRA needs it.
+        base (*optional*): what an adapter sits on, of the same kinds. Of a LoRA without one the file alone is read, where the record's
+            mark has a lineage carrier: was it trained on a model that carries the mark?
         record (*optional*): a `WatermarkRecord` or the folder that holds it; default: the one beside `base`, else the suspect's
             own copy, which its publisher could have altered.
         clean_twin (*optional*): the owner's unmarked original (a denoiser, a pipeline, a folder, a repository id). Two looks then
@@ -104,7 +106,7 @@ def verify(
         `VerificationReport`: `report.plan` says by which plan it was read.
     Raises:
         ConfigError: an option out of range, or a field of the plan beside a plan; the clean twin is no model, or carries the
-            suspect's adapter.
+            suspect's adapter; a clean twin, reference, healing or probes for an adapter without a base.
         RecordError: no record, or it names another reference or twin, or no twin; or the suspect contradicts it: another class,
             sites that run in another order, a condition that its denoiser does not take.
         ProtocolError: a leaf that is not under the record's commitment; a timestamp or beacon in the record given that does not hold.
@@ -125,7 +127,8 @@ def verify(
     terms = DatingTerms.read(options.get("published"), options.get("authorities"))
     probes = open_probes(options.get("probes"), clean_twin, options.get("reference"))
     given = None if record is None else require_record(record, None)
-    where, read = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}, ""
+    where: dict[str, Any] = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}
+    read, alone = "", False
     told: tuple[str, ...] = ()  # stands in the report whatever comes of the reading
     try:
         with open_suspect(suspect, base, record=given, **where) as found:
@@ -135,17 +138,19 @@ def verify(
             dating = date_record(
                 chosen, terms, commitments=chosen_plan.commitments, trusted=record is not None or not found.own_record
             )
-            offers = _offers(chosen, options, probes)
-            twin = _open_clean_twin(chosen, clean_twin, found)
-            with twin as clean, _ready(found, chosen, probes) as found:
-                offers, chosen_plan = replace(offers, clean_twin=clean), replace(chosen_plan, leaves=_choices(asked))
-                report = read_suspect(found, asked, chosen, offers, chosen_plan, options.get("callback"))
-                report = replace(report, dating=dating, lineage=read_adapter_lineage(found, asked, chosen_plan))
+            alone = found.alone
+            if alone:
+                refuse_offers({"clean_twin": clean_twin, "probes": probes, **{n: options.get(n) for n in _OFFERS}})
+                report = _tell(options.get("callback"), report_alone(found, asked, chosen, chosen_plan))
+            else:
+                chosen_plan = replace(chosen_plan, leaves=_choices(asked))
+                report = _read(found, asked, chosen, chosen_plan, clean_twin, probes, options)
+            report = replace(report, dating=dating)
     except (NotTestableError, SeveralSuspectsError) as error:
         if isinstance(error, SeveralSuspectsError) and not options.get("all_candidates"):
             raise
         report = replace(_refuse(label_of(suspect), chosen_plan, error, told), probes=describe(probes))
-    shared = ("reference", "healing", "published", "authorities")
+    shared = (*_OFFERS, "published", "authorities")
     offered: dict[str, Any] = {"probes": probes, **{name: options.get(name) for name in shared}}
     if options.get("all_candidates"):
         commit = report.source.get("suspect", {}).get("commit") or options.get("revision")
@@ -154,10 +159,36 @@ def verify(
     report = warn_of_unread(report, read)
     if report.verdict == "not_testable":
         return report
+    if alone:
+        return ask_controls(report, controls, lambda model: read_control(model, asked, chosen, chosen_plan), None)
     # Through the same twin and reference: one made with the key in mind gives itself away here.
     quick = {"plan": replace(chosen_plan, early_stop=True), "clean_twin": clean_twin, **offered}
     twin_sha256 = None if clean_twin is None else chosen.teacher_sha256
     return ask_controls(report, controls, lambda model: verify(model, key, record=chosen, **quick), twin_sha256)
+
+
+def _read(
+    found: Suspect,
+    key: WatermarkKey,
+    record: WatermarkRecord,
+    plan: ReadingPlan,
+    clean_twin: Any,
+    probes: Probes | None,
+    options: VerifyOptions,
+) -> VerificationReport:
+    """Read what runs, and beside it the lineage."""
+    offers = _offers(record, options, probes)
+    with _open_clean_twin(record, clean_twin, found) as clean, _ready(found, record, probes) as ready:
+        report = read_suspect(ready, key, record, replace(offers, clean_twin=clean), plan, options.get("callback"))
+        return replace(report, lineage=read_beside(ready, key, record, plan))
+
+
+def _tell(callback: Callback | None, report: VerificationReport) -> VerificationReport:
+    """Call back after each look of a reading that takes all its looks at once."""
+    if callback is not None:
+        for taken in range(1, len(report.looks) + 1):
+            callback(taken, len(report.looks))
+    return report
 
 
 @contextmanager

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from _carried import carrier_record, carry, gradient_lora, text_unet
+from _kind import extra
 from _shipped import ASSETS, spoil
 from _tiny import mark_pairs
 
 from aiao_diffusers import WatermarkRecord
+from aiao_diffusers.verification.claims import PROVES
 
 
 @pytest.mark.slow
@@ -35,6 +38,52 @@ def test_all_reads_what_lies_beside_and_the_exit_code_is_the_judged_files(aiao, 
     (beside,) = answer.json["also_present"]
     assert answer.code == 3 and (beside["path"], beside["verdict"]) == (f"{name}.fp16.safetensors", "verified")
     assert aiao(*words, "--weight-name", f"{name}.fp16.safetensors").code == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """LoRAs of a model with a lineage carrier and of its clean twin, and records with and without one."""
+    folder, marked = tmp_path_factory.mktemp("alone"), text_unet()
+    carry(marked)
+    gradient_lora(marked, folder / "own.safetensors")
+    gradient_lora(text_unet(), folder / "clean.safetensors")
+    carrier_record().save(folder / "marked")
+    carrier_record(lineage=None).save(folder / "plain")
+    return folder
+
+
+class TestAnAdapterAlone:
+    """Exit codes and words of `aiao verify` for a LoRA without a base."""
+
+    def words(self, folder, key, name="own", record="marked"):
+        return ["verify", folder / f"{name}.safetensors", "--key", key, "--record", folder / record]
+
+    def test_the_exit_code_is_that_of_the_lineage(self, aiao, key, folder):
+        answer = aiao(*self.words(folder, key), "--json")
+        assert answer.code == 0 and (answer.json["verdict"], answer.json["proves"]) == ("verified", "lineage")
+        assert answer.json["denoiser_evals"] == 0 and answer.json["lineage"]["verdict"] == "verified"
+        assert aiao(*self.words(folder, key, "clean")).code == 3
+        assert aiao(*self.words(folder, key, record="plain")).code == 4
+
+    def test_people_read_one_sentence(self, aiao, key, folder):
+        text = aiao(*self.words(folder, key)).out
+        assert text.startswith("# verified") and PROVES["lineage"] in text and PROVES["carries"] not in text
+        control = aiao(*self.words(folder, key), "--control", folder / "clean.safetensors").out
+        assert "verdict not_verified" in control
+
+    @pytest.mark.parametrize("option", [("--healing",), ("--clean-twin", "x"), ("--reference", "x")])
+    def test_what_takes_forwards_is_refused(self, aiao, key, folder, option):
+        aiao(*self.words(folder, key), *option).refused("ConfigError", option[0], "without a base", "--base")
+
+    @pytest.mark.slow
+    def test_evidence_is_signed_and_checked(self, aiao, key, folder, tmp_path):
+        extra("cryptography")
+        signer = tmp_path / "signer.key"
+        assert aiao("keygen", "--signer", "-o", signer).code == 0
+        assert aiao(*self.words(folder, key), "--attest", signer, "-o", tmp_path / "evidence").code == 0
+        words = ["check", tmp_path / "evidence", "--suspect", folder / "own.safetensors", "--key", key]
+        assert aiao(*words).code == 0
+        aiao(*words, "--base", ASSETS / "base").refused("AttestationError", "--base")
 
 
 class TestRefusals:

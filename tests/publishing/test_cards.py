@@ -172,6 +172,11 @@ class TestReportAndCommitment:
         with pytest.raises(ConfigError, match=verdict):
             cards.finetune_report(report(verdict=verdict), record(), SHA, "a/b")
 
+    def test_a_verdict_on_an_adapters_file_alone_is_no_card(self):
+        alone = report(plan={"name": "lineage"}, verification_rate=None, proves="lineage")
+        with pytest.raises(ConfigError, match="file alone.*base="):
+            cards.finetune_report(alone, record(), SHA, "a/b")
+
     def test_commitment_with_and_without_record(self):
         assert SHA in cards.commitment("A", KEY.commitment, record_sha256=SHA).body
         assert "watermark.json`: `" not in cards.commitment("A", KEY.commitment).body

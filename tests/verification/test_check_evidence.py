@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from _carried import carrier_record, carry, gradient_lora, text_unet
 from _evidence import LATER, OTHER, SIGNER, authority, bound_record, dating, reported, save_suspect
 from _kind import extra
 from _tiny import learner, mark_bound
@@ -13,7 +14,9 @@ from aiao_diffusers.denoiser.probes import Probes
 from aiao_diffusers.errors import AttestationError, ConfigError, KeyFileError, TimestampError
 from aiao_diffusers.protocol.leaves import disclose
 from aiao_diffusers.verification.check_evidence import UNVOUCHED, check_evidence, compare_reports, read_plan
+from aiao_diffusers.verification.claims import NO_LINEAGE, PROVES
 from aiao_diffusers.verification.evidence_folder import write_evidence
+from aiao_diffusers.verification.lineage_question import lineage_plan
 from aiao_diffusers.verification.plan import ReadingPlan
 
 
@@ -229,6 +232,65 @@ class TestReadAgain:
             check(folder, suspect, KEY)
         with pytest.raises(AttestationError, match="probes was"):
             check(folder, suspect, KEY, probes=dataclasses.replace(probes, seed=1))
+
+
+class TestLineage:
+    """An adapter's file read alone, and the reading beside a base."""
+
+    def make(self, folder, base=None, **changes):
+        marked, record = text_unet(), carrier_record()
+        carry(marked)
+        file = gradient_lora(marked, folder / "lora.safetensors")
+        report = verify(file, KEY, base, record, plan=PLAN)
+        assert report.lineage["verdict"] == "verified"
+        report = dataclasses.replace(report, lineage={**report.lineage, **changes})
+        return file, report, write_evidence(report, file, record, SIGNER, folder / "evidence")
+
+    @pytest.mark.slow
+    def test_of_the_file_alone_is_read_again(self, check, tmp_path):
+        file, report, folder = self.make(tmp_path)
+        found = check(folder, file, KEY)
+        assert found.verdict == "verified" and found.recomputed and found.log10_p == report.log10_p
+        assert found.proves == PROVES["lineage"] and found.lineage is None
+        with pytest.raises(AttestationError, match=r"had no base.*leave out base= \(--base\)"):
+            check(folder, file, KEY, base=text_unet())
+        with pytest.raises(AttestationError, match="now 'not_verified'"):
+            check(folder, file, KEY.child("wrong"))
+        with pytest.raises(AttestationError, match=r"had no reference: leave out"):
+            check(folder, file, KEY, reference=file)
+
+    @pytest.mark.slow
+    def test_beside_a_verdict_on_what_runs_is_carried_and_read_again(self, check, tmp_path):
+        file, report, folder = self.make(tmp_path, text_unet())
+        found = check(folder, file, KEY, base=text_unet())
+        assert found.verdict == "not_verified" and found.proves == PROVES["nothing"] and found.recomputed
+        assert found.lineage == f"'verified', log10 p = {report.lineage['log10_p']:.1f}"
+        assert found.lineage in found.to_markdown() and found.to_dict()["lineage"] == found.lineage
+        with pytest.raises(AttestationError, match="hashes: base was"):
+            check(folder, file, KEY)
+
+    @pytest.mark.slow
+    def test_another_lineage_than_the_signed_one(self, check, tmp_path):
+        said = {"verdict": "not_verified", "log10_p": -1.0, "sha256": "0" * 64}
+        file, _, folder = self.make(tmp_path, text_unet(), **said)
+        with pytest.raises(
+            AttestationError, match=r"lineage: log10_p was -1.0, now.*lineage: verdict was.*lineage: sha256"
+        ):
+            check(folder, file, KEY, base=text_unet())
+
+    @pytest.mark.parametrize(
+        "changes", [{"alpha": 2}, {"commitments": "x"}, {"looks": ["ones"]}, {"looks": None}], ids=str
+    )
+    def test_a_plan_that_is_none(self, changes):
+        told = lineage_plan(PLAN)
+        assert read_plan(told) == ReadingPlan(alpha=PLAN.alpha)
+        with pytest.raises(AttestationError, match="plan in the statement"):
+            read_plan({**told, **changes})
+
+
+def test_a_file_that_shows_no_lineage_is_said_so(write, check):
+    found = check(write(reported("not_verified", plan=lineage_plan(PLAN))))
+    assert found.proves == NO_LINEAGE
 
 
 class TestPlan:

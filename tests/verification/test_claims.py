@@ -2,11 +2,11 @@
 
 import pytest
 
-from aiao_diffusers.verification.claims import PROVES, UNPROVEN
+from aiao_diffusers.verification.claims import LINEAGE, PROVES, UNPROVEN
 
 
 def test_both_speak_of_the_same_claims():
-    assert list(PROVES) and PROVES.keys() == UNPROVEN.keys() == {"descent", "carries", "nothing"}
+    assert list(PROVES) and PROVES.keys() == UNPROVEN.keys() == {"descent", "carries", LINEAGE, "nothing"}
 
 
 @pytest.mark.parametrize("claim", PROVES)
@@ -14,6 +14,13 @@ def test_each_is_whole_and_says_its_own(claim):
     for told in (PROVES, UNPROVEN):
         assert told[claim].endswith(".") and list(told.values()).count(told[claim]) == 1
     assert UNPROVEN[claim].startswith("Not ")
+
+
+def test_what_a_file_shows_is_not_what_runs():
+    assert (
+        "carries the mark, or made with knowledge of it" in PROVES[LINEAGE] and "Whoever runs" not in PROVES[LINEAGE]
+    )
+    assert "not whether whoever runs" in UNPROVEN[LINEAGE].lower()
 
 
 def test_nothing_found_claims_nothing():

@@ -48,6 +48,8 @@ class TestAsk:
     def test_one_that_does_not_changes_nothing(self, verdict):
         report = ask_controls(plain("verified"), "a", lambda _: plain(verdict), None)
         assert report.verified and report.reason is None
+        unread = [text for text in report.warnings if "control a was not read and controls nothing" in text]
+        assert bool(unread) == (verdict == "not_testable")
 
     @pytest.mark.parametrize("label", ["beyond the twin x1, ranks", "aligned x1", "healed, aligned x2"])
     def test_what_only_the_claimants_files_show_asks_for_one(self, label):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from _reports import NOT_TESTABLE, REPORT
 
-from aiao_diffusers.verification.claims import PROVES
+from aiao_diffusers.verification.claims import LINEAGE, PROVES
 from aiao_diffusers.verification.outcome import VerificationOutcome
 
 
@@ -19,6 +19,15 @@ def test_what_follows_in_words():
     assert dataclasses.replace(REPORT, proves="nothing").proves_in_words == PROVES["nothing"]
     assert "could not be put" in NOT_TESTABLE.proves_in_words  # nothing was looked for, so nothing was not found
     assert REPORT.controls_in_words == {"wrong_response": "n 4, median_log10_p -0.30"}  # without the long list
+
+
+def test_the_question_of_lineage_has_words_of_its_own():
+    asked = dataclasses.replace(REPORT, plan={"name": LINEAGE}, proves=LINEAGE)
+    assert asked.asks_lineage and not REPORT.asks_lineage and asked.proves_in_words == PROVES[LINEAGE]
+    found_nothing = dataclasses.replace(asked, verdict="not_verified", proves="nothing").proves_in_words
+    assert found_nothing.startswith("Nothing") and "trained" in found_nothing
+    unread = dataclasses.replace(asked, verdict="not_testable", proves="nothing").proves_in_words
+    assert "could not be put" in unread
 
 
 def test_a_control_and_a_warning_are_added_to_a_copy():

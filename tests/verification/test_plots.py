@@ -1,5 +1,6 @@
 """What a report draws is what was read."""
 
+import dataclasses
 from itertools import combinations
 from math import comb
 
@@ -33,6 +34,12 @@ class TestPlots:
     def test_observed_value_is_marked(self):
         axes = panels(REPORT)["null"].axes[0]
         assert any(np.allclose(line.get_xdata(), REPORT.bit_accuracy) for line in axes.lines)
+
+    def test_a_reading_without_trials_has_no_rate(self):
+        fields = {"verification_rate": None, "subpaths": (), "plan": {"name": "lineage"}}
+        read = dataclasses.replace(REPORT, **fields)
+        assert list(panels(read)) == ["sites", "null"] and len([a for a in figure(read).axes if a.axison]) == 2
+        assert panels(read)["sites"].axes[0].get_title() == "Carrier sites"
 
     def test_whole_figure(self):
         assert len(figure(REPORT).axes) == 5  # four panels and a colour bar

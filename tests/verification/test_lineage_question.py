@@ -1,0 +1,199 @@
+"""An adapter's file is read alone too, beside the base or in place of one, and the two claims are kept apart."""
+
+import dataclasses
+import json
+from html import unescape
+from pathlib import Path
+
+import pytest
+from _carried import KEY, carrier_record, carry, gradient_lora, latents, text_unet
+from _tiny import learner, mark_bound
+
+from aiao_diffusers import WatermarkRecord, verify
+from aiao_diffusers.denoiser.probes import Probes
+from aiao_diffusers.errors import ConfigError, KeyMismatchError, RecordError, SuspectError
+from aiao_diffusers.lineage.reading import CLAIM
+from aiao_diffusers.protocol.leaves import disclose
+from aiao_diffusers.verification.claims import PROVES, UNPROVEN
+from aiao_diffusers.verification.plan import ReadingPlan
+
+
+FEW = {"trials": 1, "amplitudes": (1.0,)}
+
+
+@pytest.fixture(scope="module")
+def mark() -> WatermarkRecord:
+    return carrier_record()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """LoRAs of one gradient step: on the model that carries the key's directions, and on its clean twin."""
+    folder, marked = tmp_path_factory.mktemp("files"), text_unet()
+    carry(marked)
+    return {
+        "own": gradient_lora(marked, folder / "own.safetensors"),
+        "clean": gradient_lora(text_unet(), folder / "clean.safetensors"),
+        "keys alone": gradient_lora(marked, folder / "keys.safetensors", targets=("to_k",)),
+    }
+
+
+class TestBeside:
+    """With a base the verdict is on what runs, and the lineage stands beside it."""
+
+    @pytest.mark.slow
+    def test_a_file_that_inherited_the_directions_verifies_beside_a_base_without_a_mark(self, mark, files):
+        report = verify(files["own"], KEY, text_unet(), mark, **FEW)
+        assert report.verdict == "not_verified" and report.proves == "nothing" and not report.asks_lineage
+        assert report.lineage["verdict"] == "verified" and report.lineage["log10_p"] < -6
+        assert report.lineage["kind"] == "adapter" and report.lineage["share"] == 1.0
+        for page in (report.to_markdown(), unescape(report.to_html())):
+            assert CLAIM in page and PROVES["nothing"] in page and PROVES["lineage"] not in page
+        json.dumps(report.to_dict())
+
+    @pytest.mark.slow
+    def test_an_unmarked_file_and_a_wrong_key_do_not(self, mark, files):
+        clean = verify(files["clean"], KEY, text_unet(), mark, **FEW)
+        wrong = verify(files["own"], KEY.child("wrong"), text_unet(), mark, **FEW)
+        for report in (clean, wrong):
+            assert report.lineage["verdict"] == "not_verified" and report.lineage["claim"] == ""
+            assert "does not show on which model" in report.to_markdown()
+
+    @pytest.mark.slow
+    def test_commitments_are_paid_for(self, mark, files):
+        one, ten = (
+            verify(files["own"], KEY, text_unet(), mark, commitments=count, **FEW).lineage["log10_p"]
+            for count in (1, 10)
+        )
+        assert ten == pytest.approx(one + 1)
+
+    def test_without_a_carrier_and_of_a_model_there_is_none(self, mark, files):
+        plain = dataclasses.replace(mark, lineage=None)
+        report = verify(files["own"], KEY, text_unet(), plain, **FEW)
+        assert report.lineage is None and "lineage" not in report.to_markdown() and report.proves == "nothing"
+
+
+class TestAlone:
+    """Without a base the question is another one, and the report says so everywhere."""
+
+    def read(self, files, mark, name="own", key=KEY, **options):
+        return verify(files[name], key, record=mark, **options)
+
+    def test_the_verdict_is_on_the_lineage(self, files, mark):
+        seen = []
+        report = self.read(files, mark, callback=lambda taken, planned: seen.append((taken, planned)))
+        assert report.verified and report.proves == "lineage" and report.asks_lineage and report.log10_p < -20
+        assert report.denoiser_evals == 0 and report.trials == 0 and report.base is None and report.kind == "lora"
+        assert report.lineage["log10_p"] == report.log10_p >= report.log10_p_floor and len(report.sites) == 24
+        assert (
+            report.plan["name"] == "lineage" and report.plan["looks"] == ["ones", "top"] and seen == [(1, 2), (2, 2)]
+        )
+        assert [look["label"] for look in report.looks] == report.plan["looks"]
+        assert report.hashes["suspect"] == report.lineage["sha256"] and report.hashes["record"] == mark.sha256
+        assert report.warnings == () and report.dating["scheme"] == "aiao-1" and report.bit_accuracy > 0.6
+
+    def test_clean_twin_wrong_key_and_other_draws_do_not_verify(self, files, mark):
+        for report in (self.read(files, mark, "clean"), self.read(files, mark, key=KEY.child("wrong"))):
+            assert report.verdict == "not_verified" and report.proves == "nothing" and report.log10_p > -3
+            assert "does not show on which model" in report.proves_in_words
+        assert any("commits to another key" in text for text in report.warnings)
+        assert report.hashes["commitment"] == KEY.child("wrong").commitment
+
+    def test_for_people(self, files, mark):
+        report = self.read(files, mark)
+        for page in (report.to_markdown(), unescape(report.to_html())):
+            assert PROVES["lineage"] in page and "carrier site" in page and "out-site" not in page
+            assert PROVES["carries"] not in page and "None" not in page and "verification rate" not in page
+        assert UNPROVEN["lineage"] in unescape(report.to_html())
+        assert report.to_html().count("data:image/png;base64,") == 2  # bits by site, and the null
+        assert "does not show" in self.read(files, mark, "clean").to_markdown()
+
+    def test_commitments_are_paid_for(self, files, mark):
+        one, ten = (self.read(files, mark, commitments=count) for count in (1, 10))
+        assert ten.log10_p == pytest.approx(one.log10_p + 1) and ten.plan["commitments"] == 10
+        assert not self.read(files, mark, plan=ReadingPlan(alpha=1e-200)).verified
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"clean_twin": "base/"},
+            {"reference": "r.safetensors"},
+            {"healing": True},
+            {"clean_twin": "x", "reference": "y"},
+        ],
+    )
+    def test_what_only_a_reading_with_forwards_takes_is_refused_by_name(self, files, mark, options):
+        name = next(iter(options))
+        with pytest.raises(ConfigError, match=f"{name}= .*--{name.replace('_', '-')}.*without a base.*base="):
+            self.read(files, mark, **options)
+
+    def test_probes_are_refused_too(self, files, mark):
+        probes = Probes(latents(), {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}, "p", 0, None)
+        with pytest.raises(ConfigError, match="probes="):
+            self.read(files, mark, probes=probes)
+
+    def test_what_the_plan_says_of_forwards_is_warned_of(self, files, mark):
+        report = self.read(files, mark, plan=ReadingPlan.fast(trials=2))
+        assert report.verified and any("trials, futility" in text for text in report.warnings)
+
+    def test_a_record_without_a_carrier_is_not_testable_and_the_fix_is_named(self, files, mark):
+        report = self.read(files, dataclasses.replace(mark, lineage=None))
+        assert report.verdict == "not_testable" and report.log10_p is None and report.plan["name"] == "lineage"
+        assert "base= (or --base)" in report.reason and "carrier" in report.reason
+        assert "base=" in report.to_markdown() and "base=" in report.to_html()
+
+    def test_without_a_record_or_with_another_s_it_is_misuse(self, files, mark, tmp_path):
+        with pytest.raises(SuspectError, match="base=.*record="):
+            verify(files["own"], KEY)
+        mark.save(tmp_path)
+        with pytest.raises(KeyMismatchError):
+            verify(files["own"], KEY.child("x"), record=tmp_path)
+        strange = {**mark.lineage, "architecture": {**mark.lineage["architecture"], "layers_per_block": 10**6}}
+        with pytest.raises(RecordError, match="architecture"):
+            self.read(files, dataclasses.replace(mark, lineage=strange))
+
+    def test_layers_without_a_direction_are_not_testable(self, files, mark):
+        report = self.read(files, mark, "keys alone")
+        assert report.verdict == "not_testable" and "carrier sites" in report.reason and report.lineage["share"] == 0
+
+    def test_the_suspects_own_copy_of_the_record_is_said(self, files, mark, tmp_path):
+        for name, warned in (("clean", True), ("own", False)):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "lora.safetensors").write_bytes(files[name].read_bytes())
+            mark.save(folder)
+            report = verify(folder, KEY)
+            assert any("own copy" in text for text in report.warnings) is warned
+            assert report.verified is not warned
+
+    def test_every_file_of_a_folder_is_asked_the_same(self, files, mark, tmp_path):
+        for name in ("own", "clean"):
+            (tmp_path / f"{name}.safetensors").write_bytes(files[name].read_bytes())
+        report = verify(tmp_path, KEY, record=mark, weight_name="own.safetensors", all_candidates=True)
+        assert report.verified and report.proves == "lineage"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the mark is too weak")
+def test_a_leaf_tells_of_no_direction(tmp_path):
+    unet, record = mark_bound()
+    file = gradient_lora(unet, tmp_path / "x.safetensors", learner()[1], ("to_q", "to_v"))
+    report = verify(file, disclose(KEY, record, 1), record=record)
+    assert report.verdict == "not_testable" and "whole key" in report.reason and "base=" in report.reason
+
+
+class TestControls:
+    @pytest.mark.slow
+    def test_an_adapter_is_asked_the_same_question(self, files, mark):
+        report = verify(files["own"], KEY, record=mark, controls={"twin's": files["clean"]})
+        assert report.verified and report.controls["twin's"]["verdict"] == "not_verified"
+        assert report.controls["twin's"]["log10_p"] > -3 and report.warnings == ()
+        report = verify(files["own"], KEY, record=mark, controls=[files["own"]])
+        assert report.verdict == "not_testable" and "verifies too" in report.reason
+
+    def test_a_whole_model_cannot_answer_and_that_is_said(self, files, mark, tmp_path):
+        text_unet().save_pretrained(tmp_path / "model")
+        for model in (text_unet(), tmp_path / "model"):
+            report = verify(files["own"], KEY, record=mark, controls={"plain": model})
+            assert report.verified and report.controls["plain"]["verdict"] == "not_testable"
+            assert any("plain was not read" in text and "whole model" in text for text in report.warnings)
