@@ -53,18 +53,16 @@ class _Live:
 
         counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(self.counts.items()))
         title = f"{self.base}: {self.done} of {self.total or '?'} repositories; {counts or 'loading the base'}{self.left()}"
-        table = Table("suspect", "verdict", "log10 p", "distance", "note", title=Text(title), expand=True)
+        lineage = any(row.lineage_reading is not None for row in self.latest)
+        columns = ("suspect", "verdict", "log10 p", *(("lineage",) if lineage else ()), "distance", "note")
+        table = Table(*columns, title=Text(title), expand=True)
         for row in self.latest:
             p = "" if row.log10_p is None else f"{row.log10_p:.1f}"
             distance = "" if row.distance is None else f"{row.distance:.4f}"
             note = row.reason or (f"copy of {row.copy_of}" if row.copy_of else "")
+            cells = (row.label, row.verdict, p, *((_lineage_cell(row),) if lineage else ()), distance, note)
             # As Text, for a stranger's words may look like markup.
-            table.add_row(
-                *(
-                    Text(cell, overflow="ellipsis", no_wrap=True)
-                    for cell in (row.label, row.verdict, p, distance, note)
-                )
-            )
+            table.add_row(*(Text(cell, overflow="ellipsis", no_wrap=True) for cell in cells))
         return table
 
     def left(self) -> str:
@@ -73,6 +71,13 @@ class _Live:
             return ""
         seconds = round((time.monotonic() - self.started) / self.done * (self.total - self.done))
         return f"; {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+
+def _lineage_cell(row: "ScanRow") -> str:
+    """Verdict and log10 p of an adapter's file alone."""
+    told = row.lineage_reading or {"verdict": ""}
+    p = told.get("log10_p")
+    return str(told["verdict"]) if p is None else f"{told['verdict']} {p:.1f}"
 
 
 def scan(
@@ -131,9 +136,14 @@ def scan(
 def _tell(report: "ScanReport", repo: str, output: Path) -> None:
     """The suspects that could be read, and where to find all."""
     columns = ["suspect", "verdict", "log10 p", "Holm", "distance", "proves"]
-    read = [report.cells(row) for row in report.sorted_rows if row.log10_p is not None]
+    read = [cells for row in report.sorted_rows if (cells := report.cells(row)).log10_p or cells.lineage_log10_p]
     shown = [[c.suspect, c.verdict, c.log10_p, c.holm, c.distance, c.proves] for c in read]
+    if report.asks_lineage:
+        columns += ["lineage", "lineage log10 p", "lineage Holm"]
+        shown = [[*row, c.lineage, c.lineage_log10_p, c.lineage_holm] for row, c in zip(shown, read, strict=True)]
     out.table(report.title, columns, shown)
     for text in report.warnings:
         out.note(f"warning: {text}")
+    if report.asks_lineage:
+        out.note(f"lineage, of adapters by their files alone: {report.lineage_counts}")
     out.note(f"{report.counts}; report with all suspects and reasons: {output / 'report.md'}")

@@ -14,7 +14,7 @@ from ..errors import BudgetSpentError, NotTestableError
 from ..hub.candidates import MAX_CANDIDATES, Candidate, candidates, declared_base
 from ..hub.model_tree import Node
 from ..hub.remote import Remote, fetch, look_up
-from .judge import Judge, SuspectFiles, refuse
+from .judge import Judge, SuspectFiles
 from .log import ScanLog, ScanRow
 from .resident import check_fits, file_key
 
@@ -80,7 +80,7 @@ class Downloader:
                 return replace(ready, known=True)
             found = candidates(remote)
         except Exception as error:  # whatever a repository does must not end the scan; the row says what it was
-            return replace(ready, rows=(refuse(blank, error),))
+            return replace(ready, rows=(self.judge.refuse(blank, error),))
         suspects, rows = [], []
         total = sum(name.lower().endswith((".safetensors", ".gguf")) for name in remote.files)
         more = (f"only the first {MAX_CANDIDATES} candidates of {total} files were read",)
@@ -90,30 +90,35 @@ class Downloader:
             try:
                 suspects.append(self._download(row, remote, candidate))
             except Exception as error:  # as above
-                rows.append(refuse(row, error))
+                rows.append(self.judge.refuse(row, error))
         return replace(ready, suspects=tuple(suspects), rows=tuple(rows))
 
     def _download(self, row: ScanRow, remote: Remote, candidate: Candidate) -> SuspectFiles:
-        """Check one candidate by its header, then download it, unless its hashes say that it is a copy."""
+        """Check one candidate by its header, then download it, unless its hashes say that it is a copy.
+
+        An adapter outside the tree is downloaded for its lineage alone; the base under it would say nothing.
+        """
         size = sum(remote.files[name].size for name in candidate.weights)
         check_fits(candidate, self.judge.base, size)
         named, by = declared_base(remote, candidate)
         row = replace(row, declared_base=named, declared_by=by, file_key=file_key(remote, candidate))
+        outside = None
         if candidate.kind == "lora" and not row.lineage and named not in self.members:
             # Any adapter of the right shapes leaves most of the mark in place, so without a declared link its verdict says
             # nothing about its author.
-            raise NotTestableError(
+            outside = NotTestableError(
                 f"an adapter {f'for {named}' if named else 'that names no base'}: its deltas alone show no descent. Verify it "
                 "with base= where you know that it is used on your model."
             )
+        if outside is not None and not self.judge.question.asks_lineage:
+            raise outside
         started = time.monotonic()
-        if self.judge.knows(row.file_key):
-            return SuspectFiles(candidate, Path(), row)
+        if self.judge.knows(row, outside=outside is not None):
+            return SuspectFiles(candidate, Path(), row, outside)
         self.budget.take(size)
         root = fetch(remote, [*candidate.weights, *candidate.others])
-        return SuspectFiles(
-            candidate, root, replace(row, bytes=size, seconds={"download": time.monotonic() - started})
-        )
+        row = replace(row, bytes=size, seconds={"download": time.monotonic() - started})
+        return SuspectFiles(candidate, root, row, outside)
 
 
 def run_ahead(jobs: Iterable[Job], work: Callable[[Job], Result], workers: int) -> Iterator[Result]:

@@ -1,4 +1,8 @@
-"""Reading suspects one after another on the resident denoiser, and the rows of those that cannot be read."""
+"""Reading suspects one after another, and the rows of those that cannot be read.
+
+Adapters are traced first, by their files alone: on which model were they trained? Then what a declared link ties to the base is read
+on the resident denoiser.
+"""
 
 import time
 from dataclasses import dataclass, replace
@@ -13,13 +17,15 @@ from ..errors import (
     UnsafeFileError,
     WrongBaseError,
 )
+from ..formats.detect import detect
 from ..hub.candidates import Candidate
+from ..lineage.reading import read_lineage
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..verification.plan import ReadingPlan
 from ..verification.verify import verify
 from .log import ScanRow
-from .resident import Resident, place_on_base
+from .resident import Resident, adapter_digest, place_on_base
 
 
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
@@ -31,11 +37,15 @@ _KINDS: tuple[tuple[type[Exception], str], ...] = (
 
 
 class SuspectFiles(NamedTuple):
-    """A suspect ready to be read: `candidate` lies below `root`; `row` says all that is known of it so far."""
+    """A suspect ready to be read: `candidate` lies below `root`; `row` says all that is known of it so far.
+
+    `outside` is why an adapter is not read on the base: nothing declares that it belongs there. Its file is read alone.
+    """
 
     candidate: Candidate
     root: Path
     row: ScanRow
+    outside: AIAOError | None = None
 
 
 @dataclass(frozen=True)
@@ -50,37 +60,77 @@ class Question:
     record: WatermarkRecord
     plan: ReadingPlan
 
+    @property
+    def asks_lineage(self) -> bool:
+        """Whether adapters are asked on which model they were trained: the mark has a lineage carrier."""
+        return self.record.lineage is not None
+
 
 class Judge:
-    """Reads suspects on the resident denoiser; identical ones are read once."""
+    """Reads suspects on the resident denoiser, adapters before by their files alone; identical ones are read once."""
 
     def __init__(self, base: Resident, question: Question) -> None:
         self.base, self.question = base, question
         self._seen: dict[str | tuple[str, ...], ScanRow] = {}
+        self._lineages: dict[str | tuple[str, ...], ScanRow] = {}
 
     def remember(self, row: ScanRow) -> None:
         """A reading that copies share, by the hash of tensors and by those of files."""
-        if row.log10_p is not None and row.copy_of is None:
-            for key in (row.digest, row.file_key):
-                if key:
-                    self._seen.setdefault(key, row)
+        if row.copy_of is not None:
+            return
+        for key in (row.digest, row.file_key):
+            if key and row.log10_p is not None:
+                self._seen.setdefault(key, row)
+            if key and row.lineage_reading is not None:
+                self._lineages.setdefault(key, row)
 
-    def knows(self, key: tuple[str, ...]) -> bool:
-        """Whether files with these hashes were read already."""
-        return bool(key) and key in self._seen
+    def knows(self, row: ScanRow, *, outside: bool = False) -> bool:
+        """Whether files with the hashes of this row's were asked before all that it is to be asked."""
+        key = row.file_key
+        read = outside or key in self._seen
+        traced = key in self._lineages or row.kind != "lora" or not self.question.asks_lineage
+        return bool(key) and read and traced
 
     def read(self, suspect: SuspectFiles) -> ScanRow:
         """The suspect's row with its verdict; whatever goes wrong is its reason."""
         started, row = time.monotonic(), suspect.row
         try:
-            row = self._read(suspect)
+            row = self._trace(suspect)  # first: it takes no forward, and stands whatever comes of the rest
+            if suspect.outside is not None:
+                raise suspect.outside
+            row = self._read(suspect._replace(row=row))
         except Exception as error:  # loading a stranger's file may fail in ways nobody listed, and the scan goes on
-            row = refuse(row, error)
+            row = self.refuse(row, error)
+        self.remember(row)
         return replace(row, seconds={**row.seconds, "read": time.monotonic() - started})
 
+    def refuse(self, row: ScanRow, error: Exception) -> ScanRow:
+        """The row of a suspect that cannot answer; of an adapter that could not be opened, neither question."""
+        row = refuse(row, error)
+        if not (self.question.asks_lineage and row.kind == "lora" and row.settled and row.lineage_reading is None):
+            return row
+        return replace(row, lineage_reading={"verdict": "not_testable", "log10_p": None, "reason": row.reason})
+
+    def _trace(self, suspect: SuspectFiles) -> ScanRow:
+        """The row with what an adapter's file alone says of the model that it was trained on."""
+        candidate, root, row = suspect.candidate, suspect.root, suspect.row
+        if candidate.kind != "lora" or not self.question.asks_lineage:
+            return row
+        if row.file_key in self._lineages:
+            return _traced_as(self._lineages[row.file_key], row, suspect.outside is not None)
+        ask, started, found = self.question, time.monotonic(), detect(root / candidate.path)
+        reading = read_lineage(found, ask.record.drawn(ask.key), self.base.blank, alpha=ask.plan.alpha)
+        digest = None if reading.sha256 is None else adapter_digest(found, reading.sha256)
+        row = replace(row, seconds={**row.seconds, "lineage": time.monotonic() - started}, digest=digest)
+        if digest in self._lineages:
+            return _traced_as(self._lineages[digest], row, suspect.outside is not None)
+        told = {name: getattr(reading, name) for name in ("verdict", "log10_p", "share")}
+        told |= {"reason": _printable(reading.reason) or None, "sites": len(reading.sites)}
+        return replace(row, lineage_reading=told, warnings=(*row.warnings, *map(_printable, reading.warnings)))
+
     def _read(self, suspect: SuspectFiles) -> ScanRow:
-        candidate, root, row = suspect
-        if self.knows(row.file_key):
+        candidate, root, row, _ = suspect
+        if row.file_key and row.file_key in self._seen:
             twin = self._seen[row.file_key]
             return _copy_of(twin, row, 0.0 if twin.digest == self.base.sha256 else twin.distance)
         ask = self.question
@@ -90,10 +140,10 @@ class Judge:
             started = time.monotonic()
             report = verify(put.opened, ask.key, record=ask.record, plan=ask.plan)
             seconds = {**row.seconds, "denoiser": time.monotonic() - started}
-        warnings = [*row.warnings, *report.warnings]
+        warnings = [*row.warnings, *(text for text in report.warnings if text not in row.warnings)]
         if candidate.kind == "lora" and len(row.lineage) > 1:
             warnings.append(f"declared for {row.lineage[-1]}, read on {row.lineage[0]}")
-        row = replace(
+        return replace(
             row,
             verdict=report.verdict,
             reason=report.reason,
@@ -105,8 +155,6 @@ class Judge:
             seconds=seconds,
             warnings=tuple(warnings),
         )
-        self.remember(row)
-        return row
 
 
 def refuse(row: ScanRow, error: Exception) -> ScanRow:
@@ -122,6 +170,12 @@ def refuse(row: ScanRow, error: Exception) -> ScanRow:
 def _printable(text: str, limit: int = 400) -> str:
     """Text of a stranger for logs and terminals: no control characters, and not endless."""
     return "".join(c if c.isprintable() else "?" for c in text[:limit])
+
+
+def _traced_as(twin: ScanRow, row: ScanRow, alone: bool) -> ScanRow:
+    """A row with its twin's lineage; one that nothing else is asked of is named as a copy here."""
+    copied = replace(row, lineage_reading=twin.lineage_reading, digest=twin.digest)
+    return replace(copied, copy_of=twin.label) if alone and twin.label != row.label else copied
 
 
 def _copy_of(twin: ScanRow, row: ScanRow, distance: float | None) -> ScanRow:

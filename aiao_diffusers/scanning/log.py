@@ -19,6 +19,9 @@ class ScanRow:
             `not_testable`. log10_p, bit_accuracy: as in `VerificationReport`.
         distance (`float`, *optional*): norm of its weight change over the norm of the base's weights; 0 is a copy.
         copy_of (`str`, *optional*): the suspect, or the base, with identical tensors; its reading holds for this one too.
+        lineage_reading (`dict`, *optional*): of an adapter, where the mark has a lineage carrier, what its file alone says of the model
+            that it was trained on: `verdict` and `log10_p` of this suspect alone, `reason`, `sites` (how many were read), `share` of
+            the architecture's. None: not asked.
         lineage: declared ancestors from the scanned base down. declared_base, declared_by: what the suspect itself names.
         settled (`bool`): False where a later run should ask again (the Hub was away, a budget was spent, no access).
     """
@@ -45,6 +48,7 @@ class ScanRow:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     settled: bool = True
+    lineage_reading: dict[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -64,13 +68,16 @@ class ScanLog:
     A process killed while it writes leaves a torn last line, which is cut off; that repository is asked again. Whoever
     opens a log holds the lock of its folder.
 
+    Args:
+        path: of the file. header: which scan this is.
+        asks_lineage (`bool`, defaults to False): adapters are read for their lineage. Rows of a version that did not are asked again.
     Raises:
         OutputExistsError: the file is of another scan. ConfigError: it is no scan log.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], *, asks_lineage: bool = False) -> None:
         self.repos: dict[str, tuple[str | None, tuple[ScanRow, ...]]] = {}
-        self.path = path
+        self.path, self.asks_lineage = path, asks_lineage
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
         # Older logs may hold a torn line within.
         known = [value for line in lines if (value := _json(line)) is not None]
@@ -92,7 +99,11 @@ class ScanLog:
     def settled(self, repo: str, commit: str | None) -> bool:
         """Whether this repository at this commit needs no further look."""
         known, rows = self.repos.get(repo, (None, ()))
-        return commit is not None and known == commit and all(row.settled for row in rows)
+        return commit is not None and known == commit and all(map(self._is_settled, rows))
+
+    def _is_settled(self, row: ScanRow) -> bool:
+        unasked = self.asks_lineage and row.kind == "lora" and row.lineage_reading is None
+        return row.settled and not unasked
 
     def write(self, repo: str, commit: str | None, rows: tuple[ScanRow, ...]) -> None:
         """One repository's rows, all or none; the latest line of a repository counts. Raises as `files.jsonl.append_line`."""

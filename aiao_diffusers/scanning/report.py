@@ -2,8 +2,11 @@
 
 A scan asks many questions, and each `verified` accuses somebody. So the verdicts of the report are family-wise: by Holm's
 adjustment the chance of even one false `verified` in the whole scan is at most alpha, however the tests depend on each
-other (they share key and probe bank). Benjamini-Hochberg would bound the share of false ones instead, and needs an
-assumption on their dependence.
+other (they share key and probe bank; adapters' files are read along the same directions). Benjamini-Hochberg would bound the
+share of false ones instead, and needs an assumption on their dependence.
+
+Where adapters are asked for their lineage too, one Holm goes over the tests of both questions: a `verified` accuses whichever
+question it answers, and what verifies at one no longer costs the other, as it would by a factor of 2 on two Holms.
 """
 
 import csv
@@ -12,6 +15,7 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,15 +40,20 @@ class Cells(NamedTuple):
     distance: str
     relation: str
     proves: str
+    lineage: str
+    lineage_log10_p: str
+    lineage_holm: str
     copy_of: str
     commit: str
     found_by: str
     note: str
 
 
-COLUMNS = tuple("Holm" if name == "holm" else name.replace("_", " ") for name in Cells._fields)
+_LINEAGE = ("lineage", "lineage_log10_p", "lineage_holm")
+"""Cells that only a scan for lineage has."""
 
 
+_CACHED = ("_family", "adjusted", "lineage_adjusted")
 _PLANS = {
     "fast": "Read by the fast plan: a reading ends where four trials show nothing. A mark that an attack has worn down may show "
     "in later looks, which a scan with --thorough takes.",
@@ -73,18 +82,44 @@ class ScanReport:
     statistics: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def adjusted(self) -> dict[str, float]:
-        """Label to Holm-adjusted log10 p; a suspect and its copies are one test."""
+    def _family(self) -> dict[tuple[str, str], float]:
+        """Question and test to Holm-adjusted log10 p, over all tests of the scan; a suspect and its copies are one test."""
         # By digest, not by name: the repository that a copy was first seen in may hold something else by now.
-        readings = {row.digest or row.label: row.log10_p for row in self.rows if row.log10_p is not None}
-        values = dict(zip(readings, holm(list(readings.values())), strict=True))
-        return {row.label: values[row.digest or row.label] for row in self.rows if row.log10_p is not None}
+        readings = {("mark", row.digest or row.label): row.log10_p for row in self.rows if row.log10_p is not None}
+        readings |= {("lineage", row.digest or row.label): p for row in self.rows if (p := lineage_p(row)) is not None}
+        return dict(zip(readings, holm(list(readings.values())), strict=True))
+
+    @cached_property
+    def adjusted(self) -> dict[str, float]:
+        """Label to Holm-adjusted log10 p of the mark."""
+        found = (row for row in self.rows if row.log10_p is not None)
+        return {row.label: self._family["mark", row.digest or row.label] for row in found}
+
+    @cached_property
+    def lineage_adjusted(self) -> dict[str, float]:
+        """The same of the lineage."""
+        found = (row for row in self.rows if lineage_p(row) is not None)
+        return {row.label: self._family["lineage", row.digest or row.label] for row in found}
+
+    @property
+    def asks_lineage(self) -> bool:
+        """Whether adapters were asked on which model they were trained."""
+        return any(row.lineage_reading is not None for row in self.rows)
 
     def verdict_of(self, row: ScanRow) -> str:
         """The verdict corrected for the whole scan."""
         if row.log10_p is None:
             return row.verdict
-        return "verified" if self.adjusted[row.label] <= math.log10(self.alpha) else "not_verified"
+        return self._verdict(self._family["mark", row.digest or row.label])
+
+    def lineage_verdict_of(self, row: ScanRow) -> str | None:
+        """The same of the lineage; None where it was not asked."""
+        if row.lineage_reading is None or lineage_p(row) is None:
+            return None if row.lineage_reading is None else "not_testable"
+        return self._verdict(self._family["lineage", row.digest or row.label])
+
+    def _verdict(self, adjusted: float) -> str:
+        return "verified" if adjusted <= math.log10(self.alpha) else "not_verified"
 
     def proves(self, row: ScanRow) -> str:
         """`descent`, `carries` or `nothing`, by the corrected verdict; keys of `report.PROVES`."""
@@ -94,36 +129,59 @@ class ScanReport:
 
     @property
     def sorted_rows(self) -> list[ScanRow]:
-        """By p, smallest first; those without one last, by name."""
-        return sorted(self.rows, key=lambda r: (r.log10_p is None, r.log10_p or 0.0, r.label))
+        """By p of either question, smallest first; those without one last, by name."""
+
+        def place(row: ScanRow) -> tuple[bool, float, str]:
+            read = [p for p in (row.log10_p, lineage_p(row)) if p is not None]
+            return not read, min(read, default=0.0), row.label
+
+        return sorted(self.rows, key=place)
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of rows by corrected verdict."""
-        found = Counter(self.verdict_of(row) for row in self.rows)
-        return {verdict: found.get(verdict, 0) for verdict in ("verified", "not_verified", "not_testable")}
+        return _count(self.verdict_of(row) for row in self.rows)
+
+    @property
+    def lineage_counts(self) -> dict[str, int]:
+        """The same of the lineage, of those that were asked."""
+        return _count(filter(None, map(self.lineage_verdict_of, self.rows)))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields, `counts`, and in each row the corrected `verdict`, `log10_p_holm` and `proves`."""
+        """JSON-ready: the fields, `counts`, and in each row the corrected `verdict`, `log10_p_holm` and `proves`.
+
+        Where adapters were asked for their lineage, `lineage_counts`, and the same corrections in each row's `lineage_reading`.
+        """
         rows = [
             {
                 **asdict(row),
                 "verdict": self.verdict_of(row),
                 "log10_p_holm": self.adjusted.get(row.label),
                 "proves": self.proves(row),
+                "lineage_reading": self._lineage_to_dict(row),
             }
             for row in self.sorted_rows
         ]
-        fields = {k: v for k, v in vars(self).items() if k not in ("rows", "adjusted")}
-        return json.loads(json.dumps({**fields, "counts": self.counts, "correction": "Holm", "rows": rows}))
+        told = {k: v for k, v in vars(self).items() if k not in ("rows", *_CACHED)} | {"counts": self.counts}
+        told |= {"lineage_counts": self.lineage_counts} if self.asks_lineage else {}
+        return json.loads(json.dumps({**told, "correction": "Holm", "rows": rows}))
+
+    def _lineage_to_dict(self, row: ScanRow) -> dict[str, Any] | None:
+        if row.lineage_reading is None:
+            return None
+        corrected = {"verdict": self.lineage_verdict_of(row), "log10_p_holm": self.lineage_adjusted.get(row.label)}
+        return {**row.lineage_reading, **corrected}
 
     def cells(self, row: ScanRow) -> Cells:
-        """A row as text, under `COLUMNS`."""
+        """A row as text."""
 
         def number(value: float | None, digits: int) -> str:
             return "" if value is None else f"{value:.{digits}f}"
 
-        note = "; ".join([*([row.reason] if row.reason else []), *row.warnings])
+        lineage = row.lineage_reading or {}
+        why = lineage.get("reason")
+        reasons = [row.reason, f"lineage: {why}" if why and why != row.reason else None]
+        note = "; ".join([*filter(None, reasons), *row.warnings])
         return Cells(
             suspect=row.repo,
             file=row.file,
@@ -134,6 +192,9 @@ class ScanReport:
             distance=number(row.distance, 4),
             relation=row.relation or "",
             proves=self.proves(row),
+            lineage=self.lineage_verdict_of(row) or "",
+            lineage_log10_p=number(lineage_p(row), 1),
+            lineage_holm=number(self.lineage_adjusted.get(row.label), 1),
             copy_of=row.copy_of or "",
             commit=(row.commit or "")[:12],
             found_by=row.found_by,
@@ -141,9 +202,19 @@ class ScanReport:
         )
 
     @property
-    def table(self) -> list[Cells]:
-        """`cells` of `sorted_rows`."""
-        return [self.cells(row) for row in self.sorted_rows]
+    def _shown(self) -> list[str]:
+        return [name for name in Cells._fields if self.asks_lineage or name not in _LINEAGE]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of `table`."""
+        return tuple(name.replace("_", " ").replace("holm", "Holm") for name in self._shown)
+
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """`cells` of `sorted_rows`, those that this scan has."""
+        cells = map(self.cells, self.sorted_rows)
+        return [tuple(getattr(row, name) for name in self._shown) for row in cells]
 
     @property
     def title(self) -> str:
@@ -161,28 +232,38 @@ class ScanReport:
             "scan, for each accuses somebody and the tests share key and probes.",
             "`descent`: the suspect's own weights carry the mark. `carries`: an adapter, read on the scanned base; whoever "
             "runs it there runs marked weights, which does not prove on which twin it was trained. Bases are self-declared.",
+            *(self._lineage_heading if self.asks_lineage else []),
             *([_PLANS[str(plan)]] if (plan := self.statistics.get("plan")) in _PLANS else []),
             "`not_verified` is no proof of independence. Distance: weight change over the base's weights, in norms.",
             *(f"Warning: {text}" for text in self.warnings),
+        ]
+
+    @property
+    def _lineage_heading(self) -> list[str]:
+        counts = ", ".join(f"{number} {verdict}" for verdict, number in self.lineage_counts.items())
+        return [
+            "Two questions, one Holm over both. `verdict`, `log10 p` and `Holm`: does what runs carry the mark? The columns of "
+            "`lineage`, of adapters alone: was this file trained on a model that carries the mark, or made with knowledge of it? It "
+            f"takes the file alone, no base and no forward: {counts}.",
         ]
 
     def to_markdown(self) -> str:
         """The report for people."""
         lines = [f"# {_markdown(self.title)}", ""]
         lines += [text for sentence in self.heading for text in (_markdown(sentence), "")]
-        lines.append(markdown_table(COLUMNS, (map(_markdown, cells) for cells in self.table)))
+        lines.append(markdown_table(self.columns, (map(_markdown, cells) for cells in self.table)))
         return "\n".join(lines) + "\n"
 
     def to_html(self) -> str:
         """The same as one page without scripts or links; all text of suspects is escaped."""
-        values = {"title": self.title, "heading": self.heading, "columns": COLUMNS, "rows": self.table}
+        values = {"title": self.title, "heading": self.heading, "columns": self.columns, "rows": self.table}
         return str(render_html("scanning/report.html.jinja", **values))
 
     def to_csv(self) -> str:
         """The table; a cell that a spreadsheet would run as a formula is quoted."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(self.columns)
         for cells in self.table:
             writer.writerow([_cell(text) for text in cells])
         return file.getvalue()
@@ -192,6 +273,16 @@ class ScanReport:
         texts = {"md": self.to_markdown(), "html": self.to_html(), "csv": self.to_csv()}
         for suffix, text in {**texts, "json": json.dumps(self.to_dict(), indent=1) + "\n"}.items():
             write_text(folder / f"report.{suffix}", text)
+
+
+def lineage_p(row: ScanRow) -> float | None:
+    """log10 p of an adapter's lineage, as read; None where it was not asked or cannot be told."""
+    return None if row.lineage_reading is None else row.lineage_reading.get("log10_p")
+
+
+def _count(verdicts: Iterable[str]) -> dict[str, int]:
+    found = Counter(verdicts)
+    return {verdict: found.get(verdict, 0) for verdict in ("verified", "not_verified", "not_testable")}
 
 
 def _markdown(text: str) -> str:

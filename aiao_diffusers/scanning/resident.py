@@ -143,7 +143,7 @@ def place_on_base(candidate: Candidate, root: Path, label: str, base: Resident) 
             adapter, distance = asdict(loaded), loaded.delta_norm / base.norm
             hashes = {"suspect": loaded.sha256, "base": base.sha256}
             opened = Suspect(base.denoiser, label, base.label, "carries", None, adapter, loaded.warnings, {}, hashes)
-            yield PlacedSuspect(opened, _adapter_digest(found, loaded.sha256), distance)
+            yield PlacedSuspect(opened, adapter_digest(found, loaded.sha256), distance)
         return
     named = candidate.kind == "folder" and path.is_file()  # a variant, which its folder's config goes with
     found = detect(root, candidate.path) if named else detect_denoiser(path)
@@ -169,7 +169,7 @@ def place_on_base(candidate: Candidate, root: Path, label: str, base: Resident) 
             live[name].data = original
 
 
-def _adapter_digest(found: Artifact, tensors: str) -> str:
+def adapter_digest(found: Artifact, tensors: str) -> str:
     """Of an adapter's tensors, whose hash is given, and of everything else that decides their effect."""
     config = found.path.parent / "adapter_config.json"
     metadata = [sorted(header.metadata.items()) for header in found.headers]

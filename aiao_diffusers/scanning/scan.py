@@ -87,7 +87,8 @@ def scan(
         max_gb (`float`, *optional*): gigabytes downloaded at most; the rest is `not_testable` until resumed with more.
         callback: called after each repository with its rows, the number done and the number of all.
     Returns:
-        `ScanReport`; its verdicts are corrected over the scan by Holm's adjustment.
+        `ScanReport`; its verdicts are corrected over the scan by Holm's adjustment. Where the record's mark has a lineage carrier, each
+        adapter is also asked on which model it was trained, by its file alone, whether or not it stands in the tree.
     Raises:
         ConfigError: a number out of range. KeyMismatchError: the record is of another key. NotTestableError: the base does
         not read with this key, so no answer of the scan would mean anything. ResultsError: another scan runs in `output`,
@@ -114,12 +115,9 @@ def scan(
         header = {"base": base_repo, "commit": base.commit, "commitment": key.commitment, "alpha": alpha}
         header |= {"trials": trials, "seed": seed, "scheme": base.record.scheme}
         # A log without a plan is of a version that knew none but the thorough one.
-        log = ScanLog(folder / LOG, header if thorough else {**header, "plan": plan.name})
-        # Any one suspect must pass what all of them together may spend.
-        one = replace(plan, alpha=alpha / (MAX_CANDIDATES * max(1, len(tree.nodes))))
-        judge, budget = Judge(base.resident, Question(key, base.record, one)), Budget(max_gb)
-        for row in (base.row, *log.rows()):
-            judge.remember(row)
+        header = header if thorough else {**header, "plan": plan.name}
+        log = ScanLog(folder / LOG, header, asks_lineage=base.record.lineage is not None)
+        judge, budget = _open_judge(base, key, plan, len(tree.nodes), log), Budget(max_gb)
         with _downloads(folder) as downloads:
             members = frozenset({base_repo, *(n.repo_id for n in tree.nodes if n.lineage)})
             _read_all(tree, Downloader(judge, log, members, budget, downloads, api), workers, callback)
@@ -155,6 +153,15 @@ def _open_base(repo: str, key: WatermarkKey, record: Any, plan: ReadingPlan, api
         file_key=file_key(pulled.remote, pulled.candidate),
     )
     return _Base(resident, chosen, row, commit, control.log10_p)
+
+
+def _open_judge(base: _Base, key: WatermarkKey, plan: ReadingPlan, repositories: int, log: ScanLog) -> Judge:
+    """Asks with the alpha that any one suspect must pass, for all tests of the scan share it; knows what the log has read."""
+    tests = MAX_CANDIDATES * max(1, repositories) * (2 if log.asks_lineage else 1)
+    judge = Judge(base.resident, Question(key, base.record, replace(plan, alpha=plan.alpha / tests)))
+    for row in (base.row, *log.rows()):
+        judge.remember(row)
+    return judge
 
 
 @contextmanager

@@ -24,6 +24,18 @@ def test_the_live_table_shows_strangers_words_as_they_are() -> None:
     assert "2 of 3 repositories; 1 not_testable, 1 verified" in text and "[red]x[/red]" in text
 
 
+def test_the_live_table_shows_the_lineage_where_it_is_asked() -> None:
+    view, console = _Live("acme/sd"), Console(width=200, file=io.StringIO(), record=True)
+    view.add((row("a", -7.0),), 1, 3)
+    assert [str(column.header) for column in view.table().columns][3] == "distance"
+    told = {"verdict": "verified", "log10_p": -20.0}
+    view.add(
+        (row("b", lineage_reading=told), row("c", lineage_reading={"verdict": "not_testable", "log10_p": None})), 3, 3
+    )
+    console.print(view.table())
+    assert "verified -20.0" in (text := console.export_text()) and "lineage" in text
+
+
 def test_the_live_table_tells_the_time_left() -> None:
     view = _Live("acme/sd")
     assert view.left() == ""  # before the first repository there is no pace

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from _carried import KEY, carrier_record, carry, gradient_lora, text_unet
 
 from aiao_diffusers.errors import (
     BudgetSpentError,
@@ -15,11 +17,14 @@ from aiao_diffusers.errors import (
     WrongBaseError,
 )
 from aiao_diffusers.hub.candidates import Candidate
-from aiao_diffusers.scanning.judge import Judge, SuspectFiles, refuse
+from aiao_diffusers.scanning.judge import Judge, Question, SuspectFiles, refuse
 from aiao_diffusers.scanning.log import ScanRow
 from aiao_diffusers.scanning.resident import Resident
+from aiao_diffusers.verification.plan import ReadingPlan
 
 
+PLAIN = SimpleNamespace(asks_lineage=False)
+"""A question without lineage, and without anything to read."""
 BLANK = ScanRow("u/x", "c" * 40, "w.safetensors", "adapter", ("acme/sd",), "tree", "not_testable")
 
 
@@ -48,16 +53,20 @@ class TestCopies:
     def judge(self) -> Judge:
         """One that was asked nothing yet; a reading of anything but a copy would fail for want of a denoiser."""
         judge = Judge.__new__(Judge)
-        judge.base, judge.question, judge._seen = _base("b" * 64), None, {}
+        judge.base, judge.question, judge._seen, judge._lineages = _base("b" * 64), PLAIN, {}, {}
         return judge
 
     def test_what_was_read_is_known_by_its_files_and_by_its_tensors(self):
         judge, read = self.judge(), replace(BLANK, log10_p=-9.0, digest="t", file_key=("f",), verdict="verified")
         judge.remember(read)
-        assert judge.knows(("f",)) and not judge.knows(("g",)) and not judge.knows(())
+
+        def knows(*key: str) -> bool:
+            return judge.knows(replace(BLANK, file_key=key))
+
+        assert knows("f") and not knows("g") and not knows()
         judge.remember(replace(BLANK, file_key=("h",)))  # no reading, nothing to share
         judge.remember(replace(read, file_key=("i",), digest="i", copy_of="u/y"))
-        assert not judge.knows(("h",)) and not judge.knows(("i",))
+        assert not knows("h") and not knows("i")
 
     def test_a_copy_takes_over_the_reading_and_names_its_twin(self):
         judge = self.judge()
@@ -75,6 +84,85 @@ class TestCopies:
             SuspectFiles(Candidate("lora", "", ("gone.safetensors",), ()), Path("/nowhere"), BLANK)
         )
         assert row.verdict == "not_testable" and row.reason and row.log10_p is None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """LoRAs of a model with a lineage carrier and of its clean twin, one of layers that inherit nothing, and a cut one."""
+    folder, marked = tmp_path_factory.mktemp("files"), text_unet()
+    carry(marked)
+    gradient_lora(marked, folder / "own.safetensors")
+    gradient_lora(text_unet(), folder / "clean.safetensors")
+    gradient_lora(marked, folder / "keys.safetensors", targets=("to_k",))
+    (folder / "cut.safetensors").write_bytes((folder / "own.safetensors").read_bytes()[:1000])
+    return folder
+
+
+@pytest.mark.slow
+class TestLineage:
+    """On a base without the mark, so that the two questions differ."""
+
+    def judge(self, **changes: object) -> Judge:
+        plan = ReadingPlan.fast(trials=1, amplitudes=(1.0,), whiten=False)
+        return Judge(Resident(text_unet(), "acme/sd"), Question(KEY, carrier_record(**changes), plan))
+
+    def suspect(self, folder: Path, name: str, outside: bool = False, **fields: object) -> SuspectFiles:
+        file = f"{name}.safetensors"
+        row = replace(BLANK, repo=f"u/{name}", file=file, kind="lora", **fields)
+        reason = NotTestableError("an adapter that names no base") if outside else None
+        return SuspectFiles(Candidate("lora", file, None, ()), folder, row, reason)
+
+    def test_comes_first_and_stands_beside_the_mark(self, folder):
+        judge = self.judge()
+        own, clean = (judge.read(self.suspect(folder, name)) for name in ("own", "clean"))
+        assert own.verdict == clean.verdict == "not_verified" and own.denoiser_evals > 0
+        assert own.lineage_reading["verdict"] == "verified" and own.lineage_reading["log10_p"] < -20
+        assert own.lineage_reading["sites"] == 24 and own.lineage_reading["share"] == 1.0
+        assert clean.lineage_reading["verdict"] == "not_verified" and clean.lineage_reading["log10_p"] > -3
+        assert 0 < own.seconds["lineage"] < own.seconds["read"]
+
+    def test_a_wrong_key_reads_nothing(self, folder):
+        judge = self.judge()
+        judge.question = replace(judge.question, key=KEY.child("wrong"))
+        assert judge.read(self.suspect(folder, "own")).lineage_reading["log10_p"] > -3
+
+    def test_outside_the_tree_the_file_alone_is_read(self, folder):
+        row = self.judge().read(self.suspect(folder, "own", outside=True))
+        assert row.verdict == "not_testable" and row.reason == "an adapter that names no base" and row.settled
+        assert row.lineage_reading["verdict"] == "verified" and row.denoiser_evals == 0 and row.log10_p is None
+
+    def test_what_cannot_be_told_says_why(self, folder):
+        judge = self.judge()
+        keys, cut = (judge.read(self.suspect(folder, name)) for name in ("keys", "cut"))
+        assert keys.verdict == "not_verified" and "carrier sites" in keys.lineage_reading["reason"]
+        assert cut.verdict == "not_testable" and cut.lineage_reading["reason"] == cut.reason
+        assert cut.lineage_reading["log10_p"] is None
+
+    def test_a_mark_without_a_carrier_asks_nothing(self, folder):
+        judge = self.judge(lineage=None)
+        row = judge.read(self.suspect(folder, "own"))
+        assert row.lineage_reading is None and "lineage" not in row.seconds and row.verdict == "not_verified"
+        assert judge.read(self.suspect(folder, "cut")).lineage_reading is None
+
+    def test_copies_share_what_was_asked_and_no_more(self, folder):
+        judge = self.judge()
+        first = judge.read(self.suspect(folder, "own", outside=True, file_key=("f",)))
+        inside = replace(first, repo="u/inside", lineage_reading=None)
+        assert judge.knows(inside, outside=True) and not judge.knows(inside)
+        second = judge.read(self.suspect(folder, "own", file_key=("f",)))  # the same, declared for the base
+        assert second.verdict == "not_verified" and second.lineage_reading == first.lineage_reading
+        assert judge.knows(inside)
+        nowhere = self.suspect(Path("/nowhere"), "copy", file_key=("f",))
+        for outside in (None, NotTestableError("x")):
+            copy = judge.read(nowhere._replace(outside=outside))
+            assert copy.lineage_reading == first.lineage_reading and copy.copy_of == first.label
+            assert copy.log10_p == (second.log10_p if outside is None else None)
+
+    def test_a_reading_of_a_version_that_asked_none_is_no_answer(self):
+        judge = self.judge()
+        judge.remember(replace(BLANK, kind="lora", log10_p=-9.0, digest="t", file_key=("f",)))
+        assert not judge.knows(replace(BLANK, kind="lora", file_key=("f",)))
+        assert judge.knows(replace(BLANK, kind="folder", file_key=("f",)))
 
 
 def _base(sha256: str) -> Resident:

@@ -43,6 +43,24 @@ class TestLog:
         assert last.settled("u/b", "2") and [r.log10_p for r in last.rows()] == [-7.0, None, -8.0]
         assert all(json.loads(line) for line in path.read_text().splitlines())
 
+    def test_adapters_of_a_version_that_asked_no_lineage_are_asked_again(self, tmp_path: Path) -> None:
+        path, header = tmp_path / "scan.jsonl", {"base": "acme/sd", "alpha": 1e-6}
+        log = ScanLog(path, header)
+        told = {"verdict": "not_verified", "log10_p": -0.5}
+        log.write("u/old", "1", (row("old", -7.0, kind="lora"),))
+        log.write("u/tuned", "1", (row("tuned", -7.0, kind="folder"),))
+        log.write("u/new", "1", (row("new", -7.0, kind="lora", lineage_reading=told),))
+        lines = path.read_text().splitlines()  # as that version wrote them
+        path.write_text("".join(line.replace(', "lineage_reading": null', "") + "\n" for line in lines))
+        assert [name for name in ("old", "tuned", "new") if ScanLog(path, header).settled(f"u/{name}", "1")] == [
+            "old",
+            "tuned",
+            "new",
+        ]
+        again = ScanLog(path, header, asks_lineage=True)
+        assert [name for name in ("old", "tuned", "new") if again.settled(f"u/{name}", "1")] == ["tuned", "new"]
+        assert again.rows()[2].lineage_reading == told
+
     def test_refuses_another_scan_and_another_file(self, tmp_path: Path) -> None:
         path = tmp_path / "scan.jsonl"
         ScanLog(path, {"base": "acme/sd"})

@@ -6,21 +6,29 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from _carried import gradient_lora
+from _disguises import conditional, latents
 from _tiny import tiny_unet, widened
-from safetensors.torch import save
+from diffusers import DDPMScheduler
+from safetensors.torch import load_file, save
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, scan, verify
 from aiao_diffusers.bench.audits.format_files import Change, whole_models
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError, ResultsError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.packing import QUANTO_MAP
+from aiao_diffusers.lineage.carrier import add_carrier
+from aiao_diffusers.mark.carried import carried
 from aiao_diffusers.verification.plan import ReadingPlan
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
 from tests.samples import card
-from tests.suspects import ASSETS, BASE, LORA, UNET, Suspect, folder, lora, mistakes, population, publish
+from tests.suspects import ASSETS, BASE, LORA, UNET, Suspect, folder, kohya, lora, mistakes, population, publish
 
 
 pytestmark = pytest.mark.slow
@@ -212,6 +220,85 @@ def test_a_file_that_changes_in_mid_download_is_logged(hub: HubServer, tmp_path:
     assert (
         rows["user0/lora-1"].verdict == "not_testable" and "changed during the download" in rows["user0/lora-1"].reason
     )
+
+
+@pytest.fixture(scope="module")
+def carrying(disguisable: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small marked model with a lineage carrier as `base/`, the record without it as `plain/`, and LoRAs of one gradient step."""
+    root = tmp_path_factory.mktemp("carrying")
+    clean, unet, embedded = disguisable
+    add_carrier(unet, KEY, latents(), scheduler=DDPMScheduler(), samples=4)
+    unet.save_pretrained(root / "base" / "unet")
+    replace(embedded.record, lineage=carried(0.25, unet)).save(root / "base")
+    embedded.record.save(root / "plain")
+    for name, model in (("own", unet), ("twins", clean), ("strangers", conditional(7, layers_per_block=2))):
+        gradient_lora(model, root / f"{name}.safetensors", latents())
+    return root
+
+
+def publish_carrying(hub: HubServer, root: Path) -> list[str]:
+    """The base, four repositories that name it, and three that do not, whose names are returned."""
+    base = {path.relative_to(root / "base").as_posix(): path for path in (root / "base").rglob("*") if path.is_file()}
+    hub.add_repo(BASE, base)
+    child = {"README.md": card(base_model=BASE)}
+    for name in ("own", "twins"):
+        hub.add_repo(f"in/{name}", {**child, LORA: root / f"{name}.safetensors"})
+    hub.add_repo("in/copy", {**child, "style.safetensors": root / "own.safetensors"})
+    wide = {f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_{p}.weight": torch.zeros(s)
+            for p, s in (("A", (4, 1280)), ("B", (1280, 4)))}  # fmt: skip
+    hub.add_repo("in/wide", {**child, LORA: save(wide)})
+    hub.add_repo("out/own", {"README.md": card(base_model="other/model"), LORA: root / "own.safetensors"})
+    hub.add_repo("out/none", {LORA: save(kohya(load_file(root / "own.safetensors")))})
+    hub.add_repo("out/strangers", {LORA: root / "strangers.safetensors"})
+    return ["out/own", "out/none", "out/strangers"]
+
+
+def test_adapters_are_traced_inside_the_tree_and_outside(hub: HubServer, carrying: Path, tmp_path: Path) -> None:
+    repos = publish_carrying(hub, carrying)
+    report = scan(BASE, KEY, output=tmp_path / "out", repos=repos, workers=1)
+    lineage = {row.repo: report.lineage_verdict_of(row) for row in report.rows}
+    assert {row.repo: (report.verdict_of(row), report.proves(row)) for row in report.rows} == {
+        **dict.fromkeys(("in/own", "in/copy", "in/twins"), ("verified", "carries")),
+        **dict.fromkeys(("in/wide", *repos), ("not_testable", "nothing")),
+    }
+    assert lineage == {
+        **dict.fromkeys(("in/own", "in/copy", "out/own", "out/none"), "verified"),
+        **dict.fromkeys(("in/twins", "out/strangers"), "not_verified"),
+        "in/wide": "not_testable",
+    }
+    found = {row.repo: row for row in report.rows}
+    assert found["out/own"].denoiser_evals == 0 and "for other/model" in (found["out/own"].reason or "")
+    # the same file, read on the base once; as kohya writes it the names differ, and so do the hashes
+    assert sorted(found[name].copy_of is None for name in ("in/own", "in/copy")) == [False, True]
+    assert found["out/none"].copy_of is None and found["in/wide"].bytes == 0
+    for suffix in ("md", "html", "csv"):
+        assert "lineage Holm" in (tmp_path / "out" / f"report.{suffix}").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "scan.jsonl").read_text().splitlines()]
+    logged = {line["repo"]: line["rows"][0]["lineage_reading"]["verdict"] for line in lines[1:]}
+    assert logged == lineage
+    hub.log.clear()
+    again = scan(BASE, KEY, output=tmp_path / "out", repos=repos)
+    assert again.to_dict()["rows"] == report.to_dict()["rows"]
+    assert not any(hub.requests("GET", f"{name}/resolve") for name in lineage)
+
+
+def test_a_log_without_lineages_goes_on_with_them(hub: HubServer, carrying: Path, tmp_path: Path) -> None:
+    """As a version before them wrote it; a record without a carrier reads as that version did."""
+    repos, out = publish_carrying(hub, carrying), tmp_path / "out"
+    hub.add_repo("in/model", {"README.md": card(base_model=BASE), **folder_of(carrying / "base" / "unet")})
+    plain = scan(BASE, KEY, output=out, repos=repos, record=carrying / "plain", workers=1)
+    assert not plain.asks_lineage and "lineage" not in (out / "report.csv").read_text()
+    assert not any(row.bytes for row in plain.rows if row.repo in repos)
+    log = out / "scan.jsonl"
+    log.write_text(log.read_text().replace(', "lineage_reading": null', ""))
+    hub.log.clear()
+    report = scan(BASE, KEY, output=out, repos=repos, workers=1)
+    assert report.lineage_counts == {"verified": 4, "not_verified": 2, "not_testable": 1}
+    assert report.counts == plain.counts and not hub.requests("GET", "in/model/resolve")
+
+
+def folder_of(path: Path) -> dict[str, Path]:
+    return {f"{path.name}/{file.name}": file for file in path.iterdir()}
 
 
 def test_resumes_after_kill_nine(hub: HubServer, tmp_path: Path) -> None:
