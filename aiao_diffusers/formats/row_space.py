@@ -95,7 +95,8 @@ def _factors(group: Group, shape: tuple[int, ...]) -> tuple[torch.Tensor | None,
 
 def _unit(value: torch.Tensor) -> torch.Tensor:
     """A factor in float64 with its largest value at 1: no scale decides a row space, and products of tiny ones underflow."""
-    wide = value.float().double()  # float8 knows no way to float64
+    # float8 knows no way to float64, and float32 does not hold what float64 does
+    wide = value if value.dtype == torch.float64 else value.float().double()
     return wide / wide.abs().max() if bool(wide.any()) else wide
 
 

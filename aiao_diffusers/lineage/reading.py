@@ -13,11 +13,11 @@ Source: our choice.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,21 +28,30 @@ from ..formats.artifact import Artifact
 from ..formats.row_space import read_row_spaces
 from ..mark.key import WatermarkKey
 from ..stats.folded import folded_log10_p
-from ..stats.hits import SiteHits, SiteTest, count_hits, floor_log10_p, site_log10_p
+from ..stats.hits import SiteHits, SiteTest, count_hits, floor_log10_p, is_split, site_log10_p
 from ..stats.ranks import rank_log10_p, rank_site
 from ..stats.sequential import SequentialTest, Verdict
 from .site import CarrierSite, direction
 from .sites import plan_carrier
 
 
-CLAIM = "trained on a model that carries the mark, or made with knowledge of it"
+Kind = Literal["adapter", "weights"]
+CLAIMS: Mapping[Kind, str] = {
+    "adapter": "trained on a model that carries the mark, or made with knowledge of it",
+    "weights": "its weights carry the mark's directions: it descends from the marked model, or was made with knowledge of it",
+}
+"""What a verified reading says, by what was read."""
+_NO_CLAIMS: Mapping[Kind, str] = {
+    "adapter": "the file does not show on which model it was trained",
+    "weights": "its weights do not show that it descends from the marked model",
+}
 LOOKS = ("ones", "top")
 _site_log10_p = lru_cache(maxsize=8192)(site_log10_p)
 
 
 @dataclass(frozen=True)
 class LineageReading:
-    """What an adapter's file says of the model that it was trained on.
+    """What an adapter's file says of the model that it was trained on, or a denoiser's weights of the one that it descends from.
 
     Args:
         verdict: `verified`, `not_verified` or `not_testable`.
@@ -50,11 +59,12 @@ class LineageReading:
         log10_p: adjusted for the looks; None where not testable.
         log10_p_floor: the smallest that the sites at hand allow in the first look, adjusted.
         sites: hits of the first look's d, site by site.
-        share: of the architecture's carrier sites, those that the adapter touches.
+        share: of the architecture's carrier sites, those that were read: that the adapter touches.
         looks: each look's label, own and adjusted p-value.
         reason: why it is not testable, else "".
         warnings: what the report must say.
         sha256: of the file's tensors.
+        kind: what was read, `adapter` or `weights`; `claim` says what a verified one shows.
     """
 
     verdict: Verdict
@@ -67,10 +77,11 @@ class LineageReading:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     sha256: str | None = None
+    kind: Kind = "adapter"
     claim: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "claim", CLAIM if self.verdict == "verified" else "")
+        object.__setattr__(self, "claim", CLAIMS[self.kind] if self.verdict == "verified" else "")
 
     @property
     def in_words(self) -> str:
@@ -78,7 +89,7 @@ class LineageReading:
         if self.log10_p is None:
             return f"{self.verdict}: {self.reason}"
         told = f"{self.verdict}, log10 p = {self.log10_p:.1f}, {len(self.sites)} sites ({self.share:.0%} of those that carry)"
-        return f"{told}: {self.claim or 'the file does not show on which model it was trained'}"
+        return f"{told}: {self.claim or _NO_CLAIMS[self.kind]}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -116,10 +127,7 @@ def read_lineage(
         ConfigError: alpha or factor out of range. SuspectError: no such file, several candidates, incomplete factors. UnsafeFileError: pickle
         or hostile file.
     """
-    if not 0 < alpha < 1:
-        raise ConfigError(f"alpha must be in (0, 1), got {alpha}")
-    if factor < 1:
-        raise ConfigError(f"factor must be at least 1, got {factor}")
+    check_test(alpha, factor)
     plan = plan_carrier(blank)
     if not plan.sites:
         return LineageReading("not_testable", alpha, reason=f"{type(blank).__name__} has no carrier sites")
@@ -135,13 +143,44 @@ def read_lineage(
         reason = f"the adapter changes none of the {len(layers)} layers at the {len(plan.sites)} carrier sites"
         return LineageReading("not_testable", alpha, reason=reason, warnings=warnings, sha256=found.sha256)
     test, hits = _look(touched, found.rows, key, SequentialTest(alpha=alpha, factor=factor))
-    tests = tuple(
-        SiteTest(site.name, row.channels, row.hits, _site_log10_p(*row))
-        for site, row in zip(touched, hits, strict=True)
+    return summarise(test, site_tests(touched, hits), hits, share=share, warnings=warnings, sha256=found.sha256)
+
+
+def check_test(alpha: float, factor: int) -> None:
+    """Raise ConfigError for an alpha outside (0, 1), or a factor below 1."""
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha must be in (0, 1), got {alpha}")
+    if factor < 1:
+        raise ConfigError(f"factor must be at least 1, got {factor}")
+
+
+def site_tests(sites: Sequence[CarrierSite], hits: Sequence[SiteHits]) -> tuple[SiteTest, ...]:
+    """Each site's hits with its own p-value, for the report."""
+    return tuple(
+        SiteTest(site.name, row.channels, row.hits, _site_log10_p(*row)) for site, row in zip(sites, hits, strict=True)
     )
+
+
+def summarise(
+    test: SequentialTest,
+    sites: tuple[SiteTest, ...],
+    hits: Sequence[SiteHits],
+    *,
+    share: float,
+    warnings: tuple[str, ...] = (),
+    sha256: str | None = None,
+    kind: Kind = "adapter",
+) -> LineageReading:
+    """The reading of a finished test.
+
+    Args:
+        test: with all its looks. sites: of the first. hits: their hits, for the floor. share, warnings, sha256, kind: as of
+            `LineageReading`.
+    """
     looks = tuple({"label": x.label, "log10_p": x.log10_p, "log10_p_adjusted": x.log10_p_adjusted} for x in test.looks)
-    floor = floor_log10_p(hits) + math.log10(2) + math.log10(factor)
-    return LineageReading(test.verdict, alpha, test.log10_p, floor, tests, share, looks, "", warnings, found.sha256)
+    floor = floor_log10_p(hits) + math.log10(2) + math.log10(test.factor)
+    reading = LineageReading(test.verdict, test.alpha, test.log10_p, floor, sites, share, looks, "", warnings, sha256)
+    return replace(reading, kind=kind)
 
 
 def _look(
@@ -150,16 +189,22 @@ def _look(
     """All looks, and the hits of the first."""
     hits, ones, top = [], [], []
     for site in sites:
-        own = torch.cat([rows[layer] / rows[layer].norm() for layer in site.layers if layer in rows])
+        own = torch.cat([_of_size_one(rows[layer]) for layer in site.layers if layer in rows])
         v = direction(key, site)
-        d = _of_ones(own)
+        d, first = _of_ones(own), _of_top(own)
         hits.append(count_hits(d, v))
-        ones.append(rank_site(d, v))
-        top.append(count_hits(_of_top(own), v))
-    found = (rank_log10_p(ones), folded_log10_p(top))
+        # Where a file tells no channels apart, their order would decide.
+        ones += [rank_site(d, v)] if is_split(d) else []
+        top += [count_hits(first, v)] if is_split(first) else []
+    found = (rank_log10_p(ones) if ones else 0.0, folded_log10_p(top) if top else 0.0)
     for label, log10_p in zip(LOOKS, found, strict=True):
-        test = test.look(label, trials=1, log10_p=min(0.0, log10_p))
+        test = test.look(label, trials=1, log10_p=log10_p)
     return test, hits
+
+
+def _of_size_one(rows: torch.Tensor) -> torch.Tensor:
+    rows = rows / rows.abs().max()  # squares of tiny ones underflow
+    return rows / rows.norm()
 
 
 def _of_ones(rows: torch.Tensor) -> np.ndarray:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from _carried import KEY, SCHEDULER, carry, latents, text_unet
+from _shipped import ASSETS
 from _tiny import LEARN, learner, same, weights
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
-from aiao_diffusers import EmbedConfig, WatermarkKey, embed, verify
+from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, verify
 from aiao_diffusers.denoiser.price import measure_price
 from aiao_diffusers.errors import AIAOError, AlreadyMarkedError, ConfigError, NotTestableError, SiteError
 from aiao_diffusers.lineage import carrier
@@ -116,6 +118,19 @@ def test_a_norm_whose_plane_is_no_use_is_left_out_with_what_hangs_on_it():
     assert report.left_out.keys() == {f"{name}.norm1", f"{name}.attn1.to_out.0"}
     assert "plane" in report.left_out[f"{name}.norm1"]
     assert len(report.sites) == 22 and report.price < 1e-11
+
+
+@pytest.mark.slow
+def test_half_of_the_shipped_model_and_half_of_its_carrier_cost_less_than_a_twentieth_of_a_percent():
+    clean = UNet2DConditionModel.from_pretrained(ASSETS / "base" / "unet").eval()
+    data = LatentData.load(ASSETS / "latents" / "twemoji.safetensors")
+    scheduler = DDPMScheduler.from_pretrained(ASSETS / "base" / "scheduler")
+    mixed = copy.deepcopy(clean)
+    report = add_carrier(mixed, KEY, data, scheduler=scheduler, samples=4)
+    assert len(report.sites) == 66 and report.price < 1e-11
+    state = mixed.state_dict()
+    mixed.load_state_dict({name: (value + state[name]) / 2 for name, value in clean.state_dict().items()})
+    assert 0 < measure_price(clean, mixed, data, scheduler, samples=16)["ratio"] < 5e-4
 
 
 def with_adapter(unet: nn.Module) -> nn.Module:

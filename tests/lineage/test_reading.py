@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from aiao_diffusers.errors import ConfigError, SuspectError, UnsafeFileError
 from aiao_diffusers.lineage.carrier import carry as carry_on
-from aiao_diffusers.lineage.reading import CLAIM, _of_top, read_lineage
+from aiao_diffusers.lineage.reading import CLAIMS, _of_top, read_lineage
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def save(state: dict, path: Path) -> Path:
 
 def test_an_adapter_that_inherited_the_directions_verifies_and_others_do_not(blank, tmp_path):
     own = read_lineage(save(planted(blank), tmp_path / "own.safetensors"), KEY, blank)
-    assert own.verdict == "verified" and own.log10_p < -50 and own.claim == CLAIM
+    assert own.verdict == "verified" and own.log10_p < -50 and own.claim == CLAIMS["adapter"]
     assert own.log10_p >= own.log10_p_floor and own.share == 1.0 and len(own.sites) == 24
     assert [look["label"] for look in own.looks] == ["ones", "top"]
     wrong = read_lineage(tmp_path / "own.safetensors", KEY.child("wrong"), blank)
@@ -132,17 +132,65 @@ def test_an_architecture_without_sites_is_not_testable(blank, tmp_path):
     assert read_lineage(file, KEY, tiny_unet()).verdict == "not_testable"
 
 
-def test_random_factors_of_a_huge_rank_do_not_verify(blank, tmp_path):
+def drawn(state: dict, rank: int) -> dict:
+    """Random factors of this rank in the shapes of `state`."""
     generator = torch.Generator().manual_seed(0)
-    state = {
-        name: torch.randn(
-            *([1000, *v.shape[1:]] if "lora_A" in name else [v.shape[0], 1000, *v.shape[2:]]), generator=generator
-        )
-        for name, v in planted(blank).items()
-        if "attn1" in name
-    }
-    found = read_lineage(save(state, tmp_path / "x.safetensors"), KEY, blank)
-    assert found.verdict == "not_verified" and found.log10_p > -3
+    shapes = {n: (rank, *v.shape[1:]) if "lora_A" in n else (v.shape[0], rank, *v.shape[2:]) for n, v in state.items()}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: drawn(state, 1),
+        lambda state: drawn(state, 3000),
+        lambda state: {n: torch.ones_like(v) for n, v in state.items()},
+        lambda state: {n: v * 0 + torch.eye(*v.shape[:2])[..., *[None] * (v.ndim - 2)] for n, v in state.items()},
+        lambda state: {n: v.double() * 1e300 for n, v in drawn(state, 4).items()},
+        lambda state: {n: v * (1e-44 if "lora_A" in n else 1e38) for n, v in drawn(state, 4).items()},
+        lambda state: {
+            n: v if "lora_B" in n else torch.arange(v.numel()).reshape(v.shape) * 1.0 for n, v in state.items()
+        },
+    ],
+    ids=["rank 1", "rank 3,000", "all alike", "one channel each", "beyond float32", "subnormal", "a ramp"],
+)
+def test_crafted_factors_never_verify(blank, tmp_path, change):
+    found = read_lineage(save(change(planted(blank)), tmp_path / "x.safetensors"), KEY, blank)
+    assert found.verdict != "verified" and (found.log10_p or 0.0) > -4
+
+
+def test_a_file_that_tells_no_channels_apart_reads_nothing(blank, tmp_path):
+    state = {name: torch.ones_like(value) for name, value in planted(blank).items()}
+    file = save(state, tmp_path / "x.safetensors")
+    assert {read_lineage(file, KEY.child(str(n)), blank).log10_p for n in range(5)} == {0.0}
+
+
+def test_factors_that_are_huge_tiny_or_float64_read_as_their_scaled_twins(blank, tmp_path):
+    state = planted(blank)
+    plain = read_lineage(save(state, tmp_path / "plain.safetensors"), KEY, blank)
+    for scale in (1e300, 1e-300):
+        wide = save({name: value.double() * scale for name, value in state.items()}, tmp_path / "wide.safetensors")
+        assert read_lineage(wide, KEY, blank).log10_p == pytest.approx(plain.log10_p)
+
+
+@pytest.mark.slow
+def test_guesses_of_the_directions_do_not_help(blank, tmp_path):
+    """Whoever adds directions that some other secret gives, one at a time or many at once, reads as chance does."""
+    guesses = [KEY.child(f"guess {n}") for n in range(30)]
+    one_each = [
+        read_lineage(save(planted(blank, 3.0, guess), tmp_path / "x.safetensors"), KEY, blank) for guess in guesses
+    ]
+    many = planted(blank, 0.0)
+    for guess in guesses:
+        leaning = planted(blank, 3.0, guess)
+        for name, value in leaning.items():
+            many[name] = torch.cat([many[name], value], 0 if "lora_A" in name else 1)
+    at_once = read_lineage(save(many, tmp_path / "x.safetensors"), KEY, blank)
+    for found in (*one_each, at_once):
+        assert found.verdict == "not_verified" and found.log10_p > -4
+    assert (
+        read_lineage(tmp_path / "x.safetensors", guesses[0], blank).verdict == "verified"
+    )  # its own key reads one of many
 
 
 def test_tests_that_could_have_been_shown_are_paid_for(blank, tmp_path):
