@@ -145,5 +145,5 @@ def _tell(report: "ScanReport", repo: str, output: Path) -> None:
     for text in report.warnings:
         out.note(f"warning: {text}")
     if report.asks_lineage:
-        out.note(f"lineage, of adapters by their files alone: {report.lineage_counts}")
+        out.note(f"lineage, without a forward: {report.lineage_counts}")
     out.note(f"{report.counts}; report with all suspects and reasons: {output / 'report.md'}")

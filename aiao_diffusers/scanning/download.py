@@ -110,6 +110,10 @@ class Downloader:
                 f"an adapter {f'for {named}' if named else 'that names no base'}: its deltas alone show no descent. Verify it "
                 "with base= where you know that it is used on your model."
             )
+        elif candidate.kind == "lora" and not self.judge.question.reads_base:
+            outside = NotTestableError(
+                "the mark is a lineage carrier alone: on the base nothing is read of an adapter."
+            )
         if outside is not None and not self.judge.question.asks_lineage:
             raise outside
         started = time.monotonic()

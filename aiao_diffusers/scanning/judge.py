@@ -5,9 +5,10 @@ on the resident denoiser.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import (
     AIAOError,
@@ -64,6 +65,11 @@ class Question:
     def asks_lineage(self) -> bool:
         """Whether adapters are asked on which model they were trained: the mark has a lineage carrier."""
         return self.record.lineage is not None
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether adapters are read on the base too: the mark is more than a lineage carrier."""
+        return self.record.lineage is None or not self.record.lineage["only"]
 
 
 class Judge:
@@ -124,9 +130,8 @@ class Judge:
         row = replace(row, seconds={**row.seconds, "lineage": time.monotonic() - started}, digest=digest)
         if digest in self._lineages:
             return _traced_as(self._lineages[digest], row, suspect.outside is not None)
-        told = {name: getattr(reading, name) for name in ("verdict", "log10_p", "share")}
-        told |= {"reason": _printable(reading.reason) or None, "sites": len(reading.sites)}
-        return replace(row, lineage_reading=told, warnings=(*row.warnings, *map(_printable, reading.warnings)))
+        warnings = (*row.warnings, *map(_printable, reading.warnings))
+        return replace(row, lineage_reading=summarise(reading.to_dict()), warnings=warnings)
 
     def _read(self, suspect: SuspectFiles) -> ScanRow:
         candidate, root, row, _ = suspect
@@ -154,6 +159,9 @@ class Judge:
             digest=put.digest,
             seconds=seconds,
             warnings=tuple(warnings),
+            lineage_reading=row.lineage_reading
+            if report.asks_lineage or not report.lineage
+            else summarise(report.lineage),
         )
 
 
@@ -172,6 +180,12 @@ def _printable(text: str, limit: int = 400) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:limit])
 
 
+def summarise(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a report's `lineage` what a row keeps."""
+    told = {name: lineage[name] for name in ("kind", "verdict", "log10_p", "share")}
+    return {**told, "reason": _printable(lineage["reason"]) or None, "sites": len(lineage["sites"])}
+
+
 def _traced_as(twin: ScanRow, row: ScanRow, alone: bool) -> ScanRow:
     """A row with its twin's lineage; one that nothing else is asked of is named as a copy here."""
     copied = replace(row, lineage_reading=twin.lineage_reading, digest=twin.digest)
@@ -188,4 +202,5 @@ def _copy_of(twin: ScanRow, row: ScanRow, distance: float | None) -> ScanRow:
         distance=distance,
         copy_of=twin.label if twin.label != row.label else None,  # an earlier commit of itself is no other suspect
         digest=twin.digest,
+        lineage_reading=row.lineage_reading or twin.lineage_reading,
     )

@@ -19,9 +19,9 @@ class ScanRow:
             `not_testable`. log10_p, bit_accuracy: as in `VerificationReport`.
         distance (`float`, *optional*): norm of its weight change over the norm of the base's weights; 0 is a copy.
         copy_of (`str`, *optional*): the suspect, or the base, with identical tensors; its reading holds for this one too.
-        lineage_reading (`dict`, *optional*): of an adapter, where the mark has a lineage carrier, what its file alone says of the model
-            that it was trained on: `verdict` and `log10_p` of this suspect alone, `reason`, `sites` (how many were read), `share` of
-            the architecture's. None: not asked.
+        lineage_reading (`dict`, *optional*): where the mark has a lineage carrier, what an adapter's file alone says of the model that
+            it was trained on, or a whole model's weights of their descent (`kind`): `verdict` and `log10_p` of this suspect alone,
+            `reason`, `sites` (how many were read), `share` of the architecture's. None: not asked.
         lineage: declared ancestors from the scanned base down. declared_base, declared_by: what the suspect itself names.
         settled (`bool`): False where a later run should ask again (the Hub was away, a budget was spent, no access).
     """

@@ -103,7 +103,7 @@ class ScanReport:
 
     @property
     def asks_lineage(self) -> bool:
-        """Whether adapters were asked on which model they were trained."""
+        """Whether adapters were asked on which model they were trained, and models whether they hold the directions."""
         return any(row.lineage_reading is not None for row in self.rows)
 
     def verdict_of(self, row: ScanRow) -> str:
@@ -243,8 +243,9 @@ class ScanReport:
         counts = ", ".join(f"{number} {verdict}" for verdict, number in self.lineage_counts.items())
         return [
             "Two questions, one Holm over both. `verdict`, `log10 p` and `Holm`: does what runs carry the mark? The columns of "
-            "`lineage`, of adapters alone: was this file trained on a model that carries the mark, or made with knowledge of it? It "
-            f"takes the file alone, no base and no forward: {counts}.",
+            "`lineage`: of an adapter, was its file trained on a model that carries the mark, or made with knowledge of it? Of a whole "
+            "model, do its weights hold the mark's directions, by descent or by knowledge of them? That takes no base and no forward: "
+            f"{counts}.",
         ]
 
     def to_markdown(self) -> str:

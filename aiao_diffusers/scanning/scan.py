@@ -31,7 +31,7 @@ from ..verification.plan import Futility, ReadingPlan
 from ..verification.suspect import find_record, require_record
 from ..verification.verify import verify
 from .download import Budget, Downloader, run_ahead
-from .judge import Judge, Question
+from .judge import Judge, Question, summarise
 from .log import ScanLog, ScanRow
 from .report import ScanReport
 from .resident import Resident, file_key
@@ -127,8 +127,9 @@ def scan(
             "downloaded": budget.spent,
             "repositories": len(tree.nodes),
         }
+        warnings = (*tree.warnings, *_describe_base(base))
         report = ScanReport(
-            base_repo, base.commit, key.owner, key.commitment, alpha, base.log10_p, log.rows(), tree.warnings, told
+            base_repo, base.commit, key.owner, key.commitment, alpha, base.log10_p, log.rows(), warnings, told
         )
         report.save(folder)
     return report
@@ -151,8 +152,26 @@ def _open_base(repo: str, key: WatermarkKey, record: Any, plan: ReadingPlan, api
         bit_accuracy=control.bit_accuracy,
         digest=resident.sha256,
         file_key=file_key(pulled.remote, pulled.candidate),
+        lineage_reading=None if control.asks_lineage or not control.lineage else summarise(control.lineage),
     )
     return _Base(resident, chosen, row, commit, control.log10_p)
+
+
+def _describe_base(base: _Base) -> list[str]:
+    """What the report must say of the mark and of the base that was to show it."""
+    if base.record.lineage is None:
+        return []
+    if base.record.lineage["only"]:
+        return [
+            "the mark is a lineage carrier alone: whole models are read by their weights, without a forward, and one that verifies "
+            "descends from the marked model, or was made with knowledge of it."
+        ]
+    shown = (base.row.lineage_reading or {}).get("verdict")
+    return (
+        []
+        if shown == "verified"
+        else [f"the base's own weights do not show the lineage carrier ({shown}): lineages may be missed."]
+    )
 
 
 def _open_judge(base: _Base, key: WatermarkKey, plan: ReadingPlan, repositories: int, log: ScanLog) -> Judge:

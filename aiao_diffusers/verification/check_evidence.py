@@ -57,7 +57,7 @@ class EvidenceCheck:
         record (`dict`): scheme, commitment, hash. dating (`dict`): as `date_record` says it now, on the judge's terms.
         compared (`bool`): the suspect at hand has these very files. recomputed (`bool`): a new reading gave the same verdict and p.
         notes (`tuple[str, ...]`): what was not checked.
-        lineage (`str`, *optional*): beside a verdict on what runs, what the adapter's file alone says of its lineage, as signed.
+        lineage (`str`, *optional*): beside a verdict on what runs, what the adapter's file or the weights alone say, as signed.
     """
 
     verdict: str
@@ -94,7 +94,7 @@ class EvidenceCheck:
             self.dating["assumption"],
             "",
             *p,
-            *([] if self.lineage is None else [f"- lineage (the adapter's file alone): {self.lineage}"]),
+            *([] if self.lineage is None else [f"- lineage: {self.lineage}"]),
             *origin,
         ]
         lines += [f"- file {short(name)}: {digest}" for name, digest in list(self.subject.items())[:20]]
@@ -183,18 +183,19 @@ def check_evidence(
 def _lineage_beside(report: Mapping[str, Any]) -> str | None:
     """Of a verdict on what runs, the lineage that the report states beside it, in words of this version."""
     told = report.get("lineage")
-    if not isinstance(told, Mapping) or report["plan"].get("name") == LINEAGE:
+    if not isinstance(told, Mapping) or str(report["plan"].get("name")) in NO_LINEAGE:
         return None
     p = told.get("log10_p")
     figure = f", log10 p = {p:.1f}" if type(p) in (int, float) else ""
-    return f"{short(told.get('verdict'))}{figure}"
+    source = "the weights" if told.get("kind") == "weights" else "the adapter's file"
+    return f"by {source} alone {short(told.get('verdict'))}{figure}"
 
 
 def _proven(report: Mapping[str, Any]) -> str:
     if report["verdict"] == "verified":
         return PROVES.get(str(report.get("proves")), PROVES["nothing"])
     if report["verdict"] == "not_verified":
-        return NO_LINEAGE if report["plan"].get("name") == LINEAGE else PROVES["nothing"]
+        return NO_LINEAGE.get(str(report["plan"].get("name")), PROVES["nothing"])
     return f"Nothing: the question could not be put to this suspect ({short(report.get('reason'), 300)})."
 
 
@@ -254,6 +255,11 @@ def _read_again(
     stated = evidence.statement.report
     plan = read_plan(stated["plan"])
     _require_offers(stated, reading)
+    lineage = evidence.record.lineage or {}
+    if stated["plan"].get("name") == LINEAGE and reading.get("base") is not None and not lineage.get("only"):
+        raise AttestationError(
+            "the signed reading had no base, it was of the adapter's file alone: leave out base= (--base)."
+        )
     found = verify(
         suspect,
         key,
@@ -286,10 +292,6 @@ def _require_offers(stated: Mapping[str, Any], reading: ReadingOptions) -> None:
             raise AttestationError(
                 f"the signed reading had {'' if had else 'no '}{name}: {'pass' if had else 'leave out'} {option}."
             )
-    if stated["plan"].get("name") == LINEAGE and reading.get("base") is not None:
-        raise AttestationError(
-            "the signed reading had no base, it was of the adapter's file alone: leave out base= (--base)."
-        )
     controls = set(_names(stated.get("controls"))) - {"wrong_response"}
     if stated["verdict"] == "not_testable" and controls and reading.get("controls") is None:
         raise AttestationError(
@@ -308,7 +310,7 @@ def read_plan(told: Mapping[str, Any]) -> ReadingPlan:
         AttestationError: a field is missing or out of range, or this version takes other looks by that plan.
     """
     try:
-        plan, looks = (_lineage_as_told if told.get("name") == LINEAGE else _plan_as_told)(told)
+        plan, looks = (_lineage_as_told if str(told.get("name")) in NO_LINEAGE else _plan_as_told)(told)
     except (AIAOError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise AttestationError(f"plan in the statement cannot be read: {short(str(error))}.") from error
     if looks != told.get("looks"):
@@ -334,7 +336,7 @@ def _plan_as_told(told: Mapping[str, Any]) -> tuple[ReadingPlan, list[str]]:
 def _lineage_as_told(told: Mapping[str, Any]) -> tuple[ReadingPlan, list[str]]:
     """The same of the question of lineage, for which alpha and commitments alone count."""
     plan = ReadingPlan(alpha=told["alpha"], commitments=told["commitments"])
-    return plan, lineage_plan(plan)["looks"]
+    return plan, lineage_plan(plan, told["name"])["looks"]
 
 
 def compare_reports(stated: Mapping[str, Any], found: VerificationReport) -> list[str]:

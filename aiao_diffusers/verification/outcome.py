@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from ..stats.hits import SiteTest
-from .claims import LINEAGE, NO_LINEAGE, PROVES
+from .claims import NO_LINEAGE, PROVES
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class VerificationOutcome:
         probes (`dict`, *optional*): the judge's own inputs that it was read with: how many (`inputs`), `pipeline`, `seed`,
             `prompts_sha256`, `sha256` of the file, and what p then `assumes`.
         lineage (`dict`, *optional*): where the mark has a lineage carrier, what an adapter's file alone says of the model that it was
-            trained on, with a verdict and a p of its own (`lineage.reading.LineageReading`). The verdict above is on what runs, adapter
-            and base together; of an adapter without a base it is this one (`asks_lineage`).
+            trained on, or a whole model's weights (`kind`) of the one that it descends from, with a verdict and a p of its own
+            (`lineage.reading.LineageReading`). The verdict above is on what runs, adapter and base together; of an adapter without a
+            base, and of a mark that is a carrier alone, it is this one (`asks_lineage`).
     """
 
     verdict: str
@@ -86,8 +87,13 @@ class VerificationOutcome:
 
     @property
     def asks_lineage(self) -> bool:
-        """Whether the verdict is on the lineage of an adapter's file, read alone, and not on what runs."""
-        return self.plan.get("name") == LINEAGE
+        """Whether the verdict is on lineage, read without a forward, and not on what runs."""
+        return self.plan.get("name") in NO_LINEAGE
+
+    @property
+    def lineage_source(self) -> str:
+        """What the lineage was read from, in words."""
+        return "the weights alone" if (self.lineage or {}).get("kind") == "weights" else "the adapter's file alone"
 
     @property
     def proves_in_words(self) -> str:
@@ -95,7 +101,7 @@ class VerificationOutcome:
         if self.verdict == "not_testable":
             return "Nothing: the question could not be put to this suspect."
         if self.asks_lineage and not self.verified:
-            return NO_LINEAGE
+            return NO_LINEAGE[self.plan["name"]]
         return PROVES[self.proves]
 
     @property

@@ -44,7 +44,7 @@ class VerificationReport(VerificationOutcome):
                 "",
             ]
         if self.lineage and not self.asks_lineage:
-            lines += [f"- lineage (the adapter's file alone): {self.lineage['in_words']}"]
+            lines += [f"- lineage ({self.lineage_source}): {self.lineage['in_words']}"]
         lines += [f"- {name}: {told}" for name, told in self.source_in_words.items()]
         lines += [f"- control `{name}`: {told}" for name, told in self.controls_in_words.items()]
         lines += [f"- also present: {text}" for text in self.also_present_in_words]

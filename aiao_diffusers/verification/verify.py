@@ -21,10 +21,11 @@ from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
 from ..mark.record_checks import check_conditioning
 from ..protocol.leaves import Leaf, LeafKey, open_leaf
+from .claims import LINEAGE
 from .controls import ask_controls
 from .dating import DatingTerms, date_record
 from .judge_probes import describe, open_probes
-from .lineage_question import read_beside, read_control, refuse_offers, report_alone
+from .lineage_question import is_alone, read_beside, read_control, refuse_offers, report_alone
 from .other_candidates import read_others, warn_of_unread
 from .plan import ReadingPlan
 from .plan_run import Callback, Offers
@@ -78,7 +79,8 @@ def verify(
         suspect: a denoiser, a pipeline, a folder, a `.safetensors` file or a Hub repository id.
         key (`WatermarkKey`): the owner's key; or a `Leaf` of it, which needs the record that it is under.
         base (*optional*): what an adapter sits on, of the same kinds. Of a LoRA without one the file alone is read, where the record's
-            mark has a lineage carrier: was it trained on a model that carries the mark?
+            mark has a lineage carrier: was it trained on a model that carries the mark? Where the mark is a carrier alone, lineage is all
+            that is asked of any suspect.
         record (*optional*): a `WatermarkRecord` or the folder that holds it; default: the one beside `base`, else the suspect's
             own copy, which its publisher could have altered.
         clean_twin (*optional*): the owner's unmarked original (a denoiser, a pipeline, a folder, a repository id). Two looks then
@@ -106,7 +108,7 @@ def verify(
         `VerificationReport`: `report.plan` says by which plan it was read.
     Raises:
         ConfigError: an option out of range, or a field of the plan beside a plan; the clean twin is no model, or carries the
-            suspect's adapter; a clean twin, reference, healing or probes for an adapter without a base.
+            suspect's adapter; a clean twin, reference, healing or probes where no forward is run.
         RecordError: no record, or it names another reference or twin, or no twin; or the suspect contradicts it: another class,
             sites that run in another order, a condition that its denoiser does not take.
         ProtocolError: a leaf that is not under the record's commitment; a timestamp or beacon in the record given that does not hold.
@@ -116,19 +118,13 @@ def verify(
             it is evidence, not a choice.
     Source: our choice. The looks and their order are in `plan`; the k-th pays 2^k.
     """
-    if "twin" in options:
-        warn_renamed("twin=", "clean_twin=", stacklevel=1)
-        clean_twin = _only_one("clean_twin", clean_twin, "twin", options.pop("twin"))
-    if "clean_base" in options:
-        warn_renamed("clean_base=", "controls=", stacklevel=1)
-        old = options.pop("clean_base")
-        controls = _only_one("controls", controls, "clean_base", None if old is None else {"clean_base": old})
+    clean_twin, controls = _by_former_names(clean_twin, controls, options)
     chosen_plan = _plan(plan, options)
     terms = DatingTerms.read(options.get("published"), options.get("authorities"))
     probes = open_probes(options.get("probes"), clean_twin, options.get("reference"))
     given = None if record is None else require_record(record, None)
     where: dict[str, Any] = {"weight_name": options.get("weight_name"), "revision": options.get("revision")}
-    read, alone = "", False
+    read = ""
     told: tuple[str, ...] = ()  # stands in the report whatever comes of the reading
     try:
         with open_suspect(suspect, base, record=given, **where) as found:
@@ -138,9 +134,10 @@ def verify(
             dating = date_record(
                 chosen, terms, commitments=chosen_plan.commitments, trusted=record is not None or not found.own_record
             )
-            alone = found.alone
-            if alone:
-                refuse_offers({"clean_twin": clean_twin, "probes": probes, **{n: options.get(n) for n in _OFFERS}})
+            if is_alone(found, chosen):
+                refuse_offers(
+                    found, {"clean_twin": clean_twin, "probes": probes, **{n: options.get(n) for n in _OFFERS}}
+                )
                 report = _tell(options.get("callback"), report_alone(found, asked, chosen, chosen_plan))
             else:
                 chosen_plan = replace(chosen_plan, leaves=_choices(asked))
@@ -159,8 +156,10 @@ def verify(
     report = warn_of_unread(report, read)
     if report.verdict == "not_testable":
         return report
-    if alone:
-        return ask_controls(report, controls, lambda model: read_control(model, asked, chosen, chosen_plan), None)
+    if report.asks_lineage:
+        of_files = report.plan["name"] == LINEAGE
+        ask = partial(read_control, key=asked, record=chosen, plan=chosen_plan, of_files=of_files)
+        return ask_controls(report, controls, ask, None)
     # Through the same twin and reference: one made with the key in mind gives itself away here.
     quick = {"plan": replace(chosen_plan, early_stop=True), "clean_twin": clean_twin, **offered}
     twin_sha256 = None if clean_twin is None else chosen.teacher_sha256
@@ -239,6 +238,18 @@ def _expand(key: WatermarkKey | Leaf, record: WatermarkRecord, given: Any) -> Wa
 
 def _choices(key: WatermarkKey) -> int:
     return key.choices if isinstance(key, LeafKey) else 1
+
+
+def _by_former_names(clean_twin: Any, controls: Any, options: VerifyOptions) -> tuple[Any, Any]:
+    """Clean twin and controls, under their former names too; those are taken out of `options`."""
+    if "twin" in options:
+        warn_renamed("twin=", "clean_twin=", stacklevel=2)
+        clean_twin = _only_one("clean_twin", clean_twin, "twin", options.pop("twin"))
+    if "clean_base" in options:
+        warn_renamed("clean_base=", "controls=", stacklevel=2)
+        old = options.pop("clean_base")
+        controls = _only_one("controls", controls, "clean_base", None if old is None else {"clean_base": old})
+    return clean_twin, controls
 
 
 def _only_one(name: str, value: Any, former: str, old: Any) -> Any:

@@ -17,6 +17,7 @@ from aiao_diffusers.errors import (
     WrongBaseError,
 )
 from aiao_diffusers.hub.candidates import Candidate
+from aiao_diffusers.mark.carried import carried
 from aiao_diffusers.scanning.judge import Judge, Question, SuspectFiles, refuse
 from aiao_diffusers.scanning.log import ScanRow
 from aiao_diffusers.scanning.resident import Resident
@@ -120,6 +121,25 @@ class TestLineage:
         assert own.lineage_reading["sites"] == 24 and own.lineage_reading["share"] == 1.0
         assert clean.lineage_reading["verdict"] == "not_verified" and clean.lineage_reading["log10_p"] > -3
         assert 0 < own.seconds["lineage"] < own.seconds["read"]
+
+    def test_a_whole_model_is_asked_by_its_weights(self, folder):
+        carrying = text_unet()
+        carry(carrying)
+        carrying.save_pretrained(folder / "model")
+        row = replace(BLANK, repo="u/model", file="model", kind="folder")
+        found = self.judge().read(SuspectFiles(Candidate("folder", "model", None, ()), folder, row))
+        assert found.verdict == "not_verified" and found.lineage_reading["kind"] == "weights"
+        assert found.lineage_reading["verdict"] == "verified" and found.lineage_reading["log10_p"] < -100
+        assert (
+            self.judge(lineage=None)
+            .read(SuspectFiles(Candidate("folder", "model", None, ()), folder, row))
+            .lineage_reading
+            is None
+        )
+
+    def test_of_a_carrier_alone_nothing_is_read_on_the_base(self):
+        assert self.judge().question.reads_base and self.judge(lineage=None).question.reads_base
+        assert not self.judge(lineage=carried(0.25, text_unet(), only=True)).question.reads_base
 
     def test_a_wrong_key_reads_nothing(self, folder):
         judge = self.judge()

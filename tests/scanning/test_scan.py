@@ -15,7 +15,6 @@ import torch
 from _carried import gradient_lora
 from _disguises import conditional, latents
 from _tiny import tiny_unet, widened
-from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, scan, verify
@@ -23,8 +22,6 @@ from aiao_diffusers.bench.audits.format_files import Change, whole_models
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError, ResultsError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.packing import QUANTO_MAP
-from aiao_diffusers.lineage.carrier import add_carrier
-from aiao_diffusers.mark.carried import carried
 from aiao_diffusers.verification.plan import ReadingPlan
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
 from tests.samples import card
@@ -227,10 +224,9 @@ def carrying(disguisable: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A small marked model with a lineage carrier as `base/`, the record without it as `plain/`, and LoRAs of one gradient step."""
     root = tmp_path_factory.mktemp("carrying")
     clean, unet, embedded = disguisable
-    add_carrier(unet, KEY, latents(), scheduler=DDPMScheduler(), samples=4)
     unet.save_pretrained(root / "base" / "unet")
-    replace(embedded.record, lineage=carried(0.25, unet)).save(root / "base")
-    embedded.record.save(root / "plain")
+    embedded.record.save(root / "base")
+    replace(embedded.record, lineage=None).save(root / "plain")
     for name, model in (("own", unet), ("twins", clean), ("strangers", conditional(7, layers_per_block=2))):
         gradient_lora(model, root / f"{name}.safetensors", latents())
     return root
@@ -295,6 +291,20 @@ def test_a_log_without_lineages_goes_on_with_them(hub: HubServer, carrying: Path
     report = scan(BASE, KEY, output=out, repos=repos, workers=1)
     assert report.lineage_counts == {"verified": 4, "not_verified": 2, "not_testable": 1}
     assert report.counts == plain.counts and not hub.requests("GET", "in/model/resolve")
+
+
+def test_of_a_carrier_alone_lineage_is_all_that_is_asked(hub: HubServer, carrying: Path, tmp_path: Path) -> None:
+    repos = publish_carrying(hub, carrying)
+    hub.add_repo("in/model", {"README.md": card(base_model=BASE), **folder_of(carrying / "base" / "unet")})
+    record = WatermarkRecord.load(carrying / "base")
+    only = replace(record, lineage={**(record.lineage or {}), "only": True})
+    report = scan(BASE, KEY, output=tmp_path / "out", repos=repos, record=only, workers=1)
+    assert report.counts == {"verified": 1, "not_verified": 0, "not_testable": 7}
+    assert report.lineage_counts == {"verified": 4, "not_verified": 2, "not_testable": 1}
+    (model,) = (row for row in report.rows if row.repo == "in/model")
+    assert report.proves(model) == "descent" and model.denoiser_evals == 0 and model.copy_of == BASE
+    assert all("carrier alone" in (row.reason or "") for row in report.rows if row.repo in ("in/own", "in/twins"))
+    assert any("carrier alone" in text for text in report.warnings) and "carrier alone" in report.to_markdown()
 
 
 def folder_of(path: Path) -> dict[str, Path]:

@@ -12,7 +12,8 @@ from _tiny import learner, mark_bound
 from aiao_diffusers import WatermarkRecord, verify
 from aiao_diffusers.denoiser.probes import Probes
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, RecordError, SuspectError
-from aiao_diffusers.lineage.reading import CLAIM
+from aiao_diffusers.lineage.reading import CLAIMS
+from aiao_diffusers.mark.carried import carried
 from aiao_diffusers.protocol.leaves import disclose
 from aiao_diffusers.verification.claims import PROVES, UNPROVEN
 from aiao_diffusers.verification.plan import ReadingPlan
@@ -48,7 +49,7 @@ class TestBeside:
         assert report.lineage["verdict"] == "verified" and report.lineage["log10_p"] < -6
         assert report.lineage["kind"] == "adapter" and report.lineage["share"] == 1.0
         for page in (report.to_markdown(), unescape(report.to_html())):
-            assert CLAIM in page and PROVES["nothing"] in page and PROVES["lineage"] not in page
+            assert CLAIMS["adapter"] in page and PROVES["nothing"] in page and PROVES["lineage"] not in page
         json.dumps(report.to_dict())
 
     @pytest.mark.slow
@@ -71,6 +72,78 @@ class TestBeside:
         plain = dataclasses.replace(mark, lineage=None)
         report = verify(files["own"], KEY, text_unet(), plain, **FEW)
         assert report.lineage is None and "lineage" not in report.to_markdown() and report.proves == "nothing"
+
+
+@pytest.fixture(scope="module")
+def carrying():
+    """A model that carries the key's directions; its sub-paths answer nothing."""
+    unet = text_unet()
+    carry(unet)
+    return unet
+
+
+class TestWeights:
+    """A whole model's weights hold the directions themselves; that stands beside its main verdict."""
+
+    def test_beside_the_verdict_on_sub_paths(self, mark, carrying):
+        report = verify(carrying, KEY, record=mark, **FEW)
+        assert report.verdict == "not_verified" and report.proves == "nothing" and not report.asks_lineage
+        assert report.lineage["kind"] == "weights" and report.lineage["verdict"] == "verified"
+        assert report.lineage["log10_p"] < -100 and report.lineage["share"] == 1.0
+        for page in (report.to_markdown(), unescape(report.to_html())):
+            assert CLAIMS["weights"] in page and "weights alone" in page and "adapter's file" not in page
+
+    def test_the_clean_twin_and_a_wrong_key_do_not(self, mark, carrying):
+        for unet, key in ((text_unet(), KEY), (carrying, KEY.child("wrong"))):
+            report = verify(unet, key, record=mark, **FEW)
+            assert report.lineage["verdict"] != "verified" and report.lineage["claim"] == ""
+
+    def test_of_an_adapter_it_is_the_file_that_is_read(self, mark, carrying, files):
+        report = verify(files["clean"], KEY, carrying, mark, **FEW)
+        assert report.lineage["kind"] == "adapter" and report.lineage["verdict"] == "not_verified"
+
+
+class TestACarrierAlone:
+    """A mark without sub-paths: lineage is the only question, of adapters and of models."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def only(cls, mark) -> WatermarkRecord:
+        return dataclasses.replace(mark, lineage=carried(0.25, text_unet(), only=True))
+
+    def test_a_model_is_read_by_its_weights(self, only, carrying):
+        report = verify(carrying, KEY, record=only)
+        assert report.verified and report.proves == "lineage in weights" and report.denoiser_evals == 0
+        assert report.plan["looks"] == ["weights"] and report.hashes["suspect"] is not None and report.warnings == ()
+        for page in (report.to_markdown(), unescape(report.to_html())):
+            assert PROVES["lineage in weights"] in page and PROVES["descent"] not in page
+            assert "carrier site" in page and "adapter's file" not in page
+        wrong = verify(carrying, KEY.child("wrong"), record=only)
+        clean = verify(text_unet(), KEY, record=only)
+        assert wrong.verdict == "not_verified" and not clean.verified and wrong.log10_p > -3
+        assert "do not show" in wrong.proves_in_words
+
+    def test_an_adapter_is_read_by_its_file_whatever_it_lies_on(self, only, files):
+        report = verify(files["own"], KEY, text_unet(), only)
+        assert report.verified and report.proves == "lineage" and report.base is None
+        assert any("base took no part" in text for text in report.warnings)
+        assert not any("base took" in text for text in verify(files["own"], KEY, record=only).warnings)
+
+    @pytest.mark.parametrize("name", ["clean_twin", "reference", "healing"])
+    def test_what_takes_forwards_is_refused(self, only, carrying, name):
+        with pytest.raises(ConfigError, match=f"{name}= .*carrier alone.*leave it out"):
+            verify(carrying, KEY, record=only, **{name: True})
+
+    def test_controls_are_models(self, only, carrying, files):
+        controls = {"plain": text_unet(), "adapter": files["clean"], "itself": carrying}
+        report = verify(carrying, KEY, record=only, controls=controls)
+        assert report.verdict == "not_testable" and "the control itself verifies too" in report.reason
+        assert report.controls["adapter"]["verdict"] == "not_testable"
+        assert any("needs a whole model" in text for text in report.warnings)
+
+    def test_another_class_is_misuse(self, only):
+        with pytest.raises(RecordError, match="UNet2DModel"):
+            verify(learner()[0], KEY, record=only)
 
 
 class TestAlone:
