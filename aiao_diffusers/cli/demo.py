@@ -1,4 +1,4 @@
-"""`aiao demo`: six questions to the shipped models, their answers and a report with pictures."""
+"""`aiao demo`: nine questions to the shipped models, their answers and a report with pictures."""
 
 import base64
 import tempfile
@@ -51,6 +51,9 @@ QUESTIONS = (
     Question("control: base", "not_verified", "base"),
     Question("control: same LoRA on base", "not_verified", "lora", base="base"),
     Question("control: wrong key", "not_verified", "marked", right_key=False),
+    Question("what its LoRA was trained on", "verified", "lora"),
+    Question("control: the same LoRA trained on base", "not_verified", "lora of base"),
+    Question("control: the LoRA, wrong key", "not_verified", "lora", right_key=False),
 )
 
 
@@ -97,6 +100,7 @@ def _shipped(assets: Path) -> dict[str, Any]:
         "base": assets / "base",
         "marked": assets / "marked",
         "lora": assets / "lora",
+        "lora_of_base": assets / "lora_of_base",
         "finetuned": assets / "finetuned",
     }
 
@@ -118,23 +122,33 @@ def _fresh(assets: Path, scratch: Path, quiet: bool) -> dict[str, Any]:
     style = LatentData.load(assets / "latents" / "twemoji.safetensors")
     with progress("training a LoRA", quiet=quiet):
         train_lora(pipe.unet, style, pipe.scheduler, scratch / "lora", rank=8, steps=100, lr=1e-3)
+    twin = WatermarkedStableDiffusionPipeline.from_pretrained(assets / "base")
+    with progress("training the same LoRA on the base", quiet=quiet):
+        train_lora(twin.unet, style, twin.scheduler, scratch / "lora_of_base", rank=8, steps=100, lr=1e-3)
     return {
         "key": key,
         "base": assets / "base",
         "marked": scratch / "marked",
         "lora": scratch / "lora",
+        "lora_of_base": scratch / "lora_of_base",
         "finetuned": None,
     }
 
 
 def _verdicts(
-    step: Step, key: "WatermarkKey", base: Path, marked: Path, lora: Path, finetuned: Path | None
+    step: Step,
+    key: "WatermarkKey",
+    base: Path,
+    marked: Path,
+    lora: Path,
+    lora_of_base: Path,
+    finetuned: Path | None,
 ) -> "tuple[list[dict[str, Any]], list[VerificationReport]]":
     from ..mark.record import WatermarkRecord
     from ..verification.verify import verify
 
     record = WatermarkRecord.load(marked)
-    places = {"base": base, "marked": marked, "lora": lora, "finetuned": finetuned, None: None}
+    places = {"base": base, "marked": marked, "lora": lora, "lora of base": lora_of_base, "finetuned": finetuned}
     rows, reports = [], []
     for number, question in enumerate(QUESTIONS):
         step(number, question.name)
@@ -142,7 +156,7 @@ def _verdicts(
         if suspect is None:
             continue
         asked = key if question.right_key else key.child("wrong")
-        report = verify(suspect, asked, base=places[question.base], record=record)
+        report = verify(suspect, asked, base=places.get(question.base or ""), record=record)
         reports.append(report)
         rows.append(
             {

@@ -151,3 +151,5 @@ def _write(pipe: Any, report: "EmbedReport", output: Path, reference: Path | Non
     price, reading = f"noise-prediction MSE against the clean twin is {report.price:.2%} of its loss", report.reading
     evidence = "" if reading is None or reading.log10_p is None else f", log10 p {reading.log10_p:.1f}"
     out.text(f"wrote {output}; {price}; the mark reads: {reading.verdict if reading else '-'}{evidence}")
+    carried = report.lineage.in_words if report.lineage else f"left out: {report.lineage_left_out}"
+    out.text(f"what LoRAs inherit: {carried}")

@@ -154,8 +154,10 @@ def _train(
 
 def _warn_of_weakness(reading: VerificationReport, config: EmbedConfig) -> None:
     if not reading.verified:
+        raised = f"lineage (now {config.lineage:g})"
+        if not config.lineage_only:
+            raised = f"steps, or max_price (now {config.max_price})"
         warnings.warn(
-            f"the mark is too weak to be verified ({reading.verdict}, log10 p {reading.log10_p}): raise steps, or max_price "
-            f"(now {config.max_price}).",
+            f"the mark is too weak to be verified ({reading.verdict}, log10 p {reading.log10_p}): raise {raised}.",
             stacklevel=3,
         )

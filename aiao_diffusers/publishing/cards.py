@@ -184,6 +184,7 @@ def marked_model(record: WatermarkRecord, record_sha256: str, repo_id: str, fiel
         "marked_model",
         repo_id=repo_id,
         record_sha256=record_sha256,
+        lineage=record.lineage is not None,
         **_describe_claim(record.owner, record.commitment, record.scheme),
     )
     return Card(_escape(name), fields.head(name), body, defaults, tags=(*fields.tags, TAG))

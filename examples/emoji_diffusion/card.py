@@ -42,6 +42,14 @@ CARDS = {
         "Rank 8 on the attention projections, 200 steps of 16 latents, AdamW, lr 1e-3.",
         "python descend.py; python export.py",
     ),
+    "lora_of_base": (
+        "Twemoji style LoRA for the unmarked base: a control",
+        "cc-by-4.0",
+        ("adapter", "base"),
+        TWEMOJI,
+        "As `lora/`, with the same seed, on the base: what a LoRA's file tells where no model was marked.",
+        "python descend.py; python export.py",
+    ),
     "clip": (
         "A tiny CLIP of emoji and their names",
         "apache-2.0",

@@ -44,8 +44,9 @@ def main() -> None:
             document = json.loads(path.read_text())
             if isinstance(document, dict) and document.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(document, indent=2) + "\n")
-    if (args.runs / "lora").exists():
-        shutil.copytree(args.runs / "lora", args.out / "lora", dirs_exist_ok=True)
+    for name in ("lora", "lora_of_base"):
+        if (args.runs / name).exists():
+            shutil.copytree(args.runs / name, args.out / name, dirs_exist_ok=True)
     clip = args.runs / "scorer/final"
     if clip.exists():
         CLIPModel.from_pretrained(clip).half().save_pretrained(args.out / "clip")

@@ -143,6 +143,12 @@ class TestMarkedModel:
     def test_unconditional(self):
         assert head_of(str(marked(denoiser="UNet2DModel")))["pipeline_tag"] == "unconditional-image-generation"
 
+    def test_trainers_of_adapters_are_told_that_these_inherit_the_mark(self):
+        lineage = {"strength": 0.6180339, "architecture": {}, "only": False}
+        told = str(marked(lineage=lineage))
+        assert "LoRA that is trained on this model inherits the mark" in told and "0.618" not in told
+        assert "inherits the mark" not in str(marked())
+
     def test_record_hash_and_repository_are_named(self):
         assert SHA in marked().body and '"acme/emoji-marked"' in marked().body
 
