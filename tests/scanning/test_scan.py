@@ -15,6 +15,7 @@ import torch
 from _carried import gradient_lora
 from _disguises import conditional, latents
 from _tiny import tiny_unet, widened
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save
 
 from aiao_diffusers import WatermarkKey, WatermarkRecord, scan, verify
@@ -22,6 +23,8 @@ from aiao_diffusers.bench.audits.format_files import Change, whole_models
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, OutputExistsError, ResultsError
 from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.formats.packing import QUANTO_MAP
+from aiao_diffusers.lineage.carrier import add_carrier
+from aiao_diffusers.mark.carried import carried
 from aiao_diffusers.verification.plan import ReadingPlan
 from tests.hub_server import Cut, HubServer, RateLimit, ServerError, Slow
 from tests.samples import card
@@ -224,9 +227,10 @@ def carrying(disguisable: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A small marked model with a lineage carrier as `base/`, the record without it as `plain/`, and LoRAs of one gradient step."""
     root = tmp_path_factory.mktemp("carrying")
     clean, unet, embedded = disguisable
+    add_carrier(unet, KEY, latents(), scheduler=DDPMScheduler(), samples=4)
     unet.save_pretrained(root / "base" / "unet")
-    embedded.record.save(root / "base")
-    replace(embedded.record, lineage=None).save(root / "plain")
+    replace(embedded.record, lineage=carried(0.25, unet)).save(root / "base")
+    embedded.record.save(root / "plain")
     for name, model in (("own", unet), ("twins", clean), ("strangers", conditional(7, layers_per_block=2))):
         gradient_lora(model, root / f"{name}.safetensors", latents())
     return root
