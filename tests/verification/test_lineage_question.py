@@ -248,6 +248,21 @@ class TestAlone:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the mark is too weak")
+def test_under_scheme_aiao_2_the_directions_take_the_beacon(tmp_path):
+    unet, record = mark_bound(lineage=0.25)
+    data = learner()[1]
+    own = gradient_lora(unet, tmp_path / "own.safetensors", data, ("to_q", "to_v", "to_out.0"))
+    clean = gradient_lora(learner()[0], tmp_path / "clean.safetensors", data, ("to_q", "to_v", "to_out.0"))
+    record.save(tmp_path / "marked")
+    report = verify(own, KEY, record=tmp_path / "marked")
+    assert report.verified and report.proves == "lineage" and report.log10_p < -6
+    assert report.dating["scheme"] == "aiao-2" and report.dating["assumption"] in report.to_markdown()
+    for other in (verify(clean, KEY, record=record), verify(own, KEY.child("wrong"), record=record)):
+        assert other.verdict == "not_verified" and other.log10_p > -3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the mark is too weak")
 def test_a_leaf_tells_of_no_direction(tmp_path):
     unet, record = mark_bound()
     file = gradient_lora(unet, tmp_path / "x.safetensors", learner()[1], ("to_q", "to_v"))
