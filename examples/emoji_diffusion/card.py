@@ -23,7 +23,7 @@ CARDS = {
         "apache-2.0",
         ("finetune", "base"),
         NOTO,
-        "`EmbedConfig()`: 500 steps of 12 latents in three copies on the 512 cached ones (`latents/noto.safetensors`), under a commitment with randomness given by hand.",
+        "`EmbedConfig()`: 500 steps of 12 latents in three copies on the 512 cached ones (`latents/noto.safetensors`), under a commitment with randomness given by hand; then a lineage carrier of strength .25.",
         "python descend.py; python export.py",
     ),
     "finetuned": (

@@ -1,4 +1,4 @@
-"""`aiao demo`: six verdicts as expected."""
+"""`aiao demo`: nine verdicts as expected."""
 
 import pytest
 from _shipped import ASSETS
@@ -17,7 +17,7 @@ def test_demo(aiao, tmp_path):
     done = aiao("demo", "--assets", ASSETS, "-o", tmp_path / "report", "--json")
     rows = done.json
     assert done.code == 0, done.err
-    assert len(rows) == 6 and all(row["verdict"] == row["expected"] for row in rows)
+    assert len(rows) == 9 and all(row["verdict"] == row["expected"] for row in rows)
     assert (tmp_path / "report" / "report.md").exists()
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("<details>") == 6 and "Who carries the mark?" in page
+    assert page.count("<details>") == 9 and "Who carries the mark?" in page
