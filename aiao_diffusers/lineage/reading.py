@@ -189,9 +189,8 @@ def _look(
     """All looks, and the hits of the first."""
     hits, ones, top = [], [], []
     for site in sites:
-        own = torch.cat([_of_size_one(rows[layer]) for layer in site.layers if layer in rows])
         v = direction(key, site)
-        d, first = _of_ones(own), _of_top(own)
+        d, first = site_responses(site, rows)
         hits.append(count_hits(d, v))
         # Where a file tells no channels apart, their order would decide.
         ones += [rank_site(d, v)] if is_split(d) else []
@@ -200,6 +199,16 @@ def _look(
     for label, log10_p in zip(LOOKS, found, strict=True):
         test = test.look(label, trials=1, log10_p=log10_p)
     return test, hits
+
+
+def site_responses(site: CarrierSite, rows: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """What both looks compare with the key's direction, `(width,)` each; no key is in it.
+
+    Args:
+        rows: as `RowSpaces` has them, of at least one of the site's layers.
+    """
+    own = torch.cat([_of_size_one(rows[layer]) for layer in site.layers if layer in rows])
+    return _of_ones(own), _of_top(own)
 
 
 def _of_size_one(rows: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Train one adapter as users do: peft's layers, diffusers' objective, an optimiser from a library, a file of safetensors."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
@@ -60,30 +61,33 @@ def held_out_loss(denoiser: nn.Module, data: LatentData, scheduler: Any) -> floa
     return float(F.mse_loss(found, truth))
 
 
-def train_adapter(denoiser: Any, cell: LoraCell, data: LatentData, scheduler: Any) -> Trained:
+def train_adapter(
+    denoiser: Any,
+    cell: LoraCell,
+    data: LatentData,
+    scheduler: Any,
+    *,
+    teacher: nn.Module | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+) -> Trained:
     """Train a cell's adapter on `denoiser`, whose layers keep it.
 
+    Args:
+        teacher: whose predictions are to be met instead of the noise. after_step: called with the denoiser after each.
     Raises:
         TrainingError: the loss is not finite.
     """
     denoiser.requires_grad_(False)
-    noising = noise_schedule(dict(scheduler.config))
-    count = int(noising.config["num_train_timesteps"])
     with torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(cell.seed)
-        inject_adapter_in_model(_config(cell), denoiser)
+        inject_adapter_in_model(adapter_config(cell), denoiser)
         before = _state(denoiser) if cell.init in ("pissa", "olora") else None
         optimisers = _optimisers(denoiser, cell)
         parameters = [p for p in denoiser.parameters() if p.requires_grad]
         denoiser.train()
-        losses = []
+        losses: list[float] = []
         for step in range(cell.steps):
-            batch = data.take(torch.randint(len(data), (cell.batch,)))
-            noise, t = torch.randn_like(batch.latents), torch.randint(count, (cell.batch,))
-            noised = noising.add_noise(batch.latents, noise, t)
-            loss = F.mse_loss(
-                prediction(denoiser, noised, t, batch.keywords()), target(noising, batch.latents, noise, t)
-            )
+            loss = _loss(denoiser, cell.batch, data, noise_schedule(dict(scheduler.config)), teacher)
             if not torch.isfinite(loss):
                 raise TrainingError(f"the loss is {loss.item()} at step {step}: lower lr (now {cell.lr}).")
             loss.backward()
@@ -91,6 +95,8 @@ def train_adapter(denoiser: Any, cell: LoraCell, data: LatentData, scheduler: An
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad()
+            if after_step is not None:
+                after_step(denoiser)
             losses.append(loss.item())
     denoiser.eval()
     state = _scaled(_state(denoiser), cell)
@@ -101,7 +107,20 @@ def train_adapter(denoiser: Any, cell: LoraCell, data: LatentData, scheduler: An
     return Trained(_less(state, _scaled(before, cell)), state, first, last, tuple(losses))
 
 
-def _config(cell: LoraCell) -> Any:
+def _loss(
+    denoiser: nn.Module, size: int, data: LatentData, noising: DDPMScheduler, teacher: nn.Module | None
+) -> torch.Tensor:
+    batch = data.take(torch.randint(len(data), (size,)))
+    noise, t = torch.randn_like(batch.latents), torch.randint(int(noising.config["num_train_timesteps"]), (size,))
+    noised = noising.add_noise(batch.latents, noise, t)
+    wanted = target(noising, batch.latents, noise, t)
+    if teacher is not None:
+        with torch.no_grad():
+            wanted = prediction(teacher, noised, t, batch.keywords())
+    return F.mse_loss(prediction(denoiser, noised, t, batch.keywords()), wanted)
+
+
+def adapter_config(cell: LoraCell) -> Any:
     layers = list(TARGETS[cell.targets])
     if cell.method in ("loha", "lokr"):
         kind = LoHaConfig if cell.method == "loha" else LoKrConfig
@@ -159,7 +178,3 @@ def _less(state: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> di
         result[name] = torch.cat([value, minus], 1 if ".lora_B." in name else 0)
     return result
 
-
-def trained_modules(state: Iterable[str]) -> set[str]:
-    """Modules that an adapter's keys name."""
-    return {name.removeprefix("unet.").split(".lora_")[0] for name in state}
