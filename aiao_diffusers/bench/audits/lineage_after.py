@@ -205,7 +205,9 @@ def _transformed(adapter: Adapter, base: nn.Module, seed: int) -> Iterator[tuple
 def measure_conversions(kept: Sequence[Kept], scratch: Path, progress: Callable[[], None]) -> list[dict[str, Any]]:
     """Each format that holds the same change, read. A row: `transform`, `side`, `log10_p`, and `plain`, that of diffusers' keys."""
     rows = []
-    formats = [made for made in ADAPTERS if made.merge is None and not made.attention_only and made.weight_name is None]
+    formats = [
+        made for made in ADAPTERS if made.merge is None and not made.attention_only and made.weight_name is None
+    ]
     for one in kept:
         adapter = load_adapter(one.file)
         if adapter is not None:
@@ -236,8 +238,8 @@ def measure_merges(
     rows = []
     for start, one in enumerate(own):
         clean = [others[(start + n) % len(others)] for n in range(5)]
-        rival = next((x for x in own[start + 1 :] + own[:start] if x.key.secret != one.key.secret), None)
-        sister = next((x for x in own[start + 1 :] + own[:start] if x.key.secret == one.key.secret), None)
+        rival = next((x for x in [*own[start + 1 :], *own[:start]] if x.key.secret != one.key.secret), None)
+        sister = next((x for x in [*own[start + 1 :], *own[:start]] if x.key.secret == one.key.secret), None)
         mixes: list[tuple[str, str, list[Kept]]] = [
             (f"summed with {n} clean", "carrier", [one, *clean[:n]]) for n in (1, 2, 3, 4)
         ]

@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,12 @@ def forget_biases(denoiser: nn.Module) -> None:
     for module in denoiser.modules():
         if isinstance(module, BasicTransformerBlock):
             for norm in (module.norm1, module.norm2, module.norm3):
-                norm.bias.zero_()  # type: ignore[union-attr]
+                norm.bias.zero_()
 
 
-def reparametrise(strength: float) -> Callable[[nn.Module, LatentData, Any], None]:
-    """Add a carrier of the attacker's own key."""
-
-    def change(denoiser: nn.Module, data: LatentData, scheduler: Any) -> None:
-        add_carrier(denoiser, WatermarkKey(bytes(32), "Attacker"), data, scheduler=scheduler, strength=strength)
-
-    return change
+def reparametrise(denoiser: nn.Module, data: LatentData, scheduler: Any, strength: float) -> None:
+    """Add a carrier of the attacker's own key, in place."""
+    add_carrier(denoiser, WatermarkKey(bytes(32), "Attacker"), data, scheduler=scheduler, strength=strength)
 
 
 def layer_means(denoiser: nn.Module, data: LatentData, scheduler: Any, targets: str) -> dict[str, torch.Tensor]:
@@ -144,7 +141,7 @@ def _keep_projected(bases: Mapping[str, torch.Tensor]) -> Callable[[nn.Module], 
 
 def norm_biases(denoiser: nn.Module) -> dict[str, torch.Tensor]:
     """Of each layer behind a norm in a transformer block, that norm's bias: what the weights alone show of the shift."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, block in denoiser.named_modules():
         if isinstance(block, BasicTransformerBlock):
             first = [f"{name}.attn1.{part}" for part in ("to_q", "to_k", "to_v")]
@@ -194,20 +191,21 @@ class Arena:
             wear(own, state, self.cell)
         return held_out_loss(own, self.data, self.scheduler)
 
-    def judge(self, name: str, state: State, model: nn.Module, seconds: float, price: float = 0.0) -> dict[str, Any]:
-        """A row: what the file says, and its gain on `model` and on the published one."""
+    def judge(
+        self, name: str, state: State, model: nn.Module, published: nn.Module, *, seconds: float, price: float = 0.0
+    ) -> dict[str, Any]:
+        """A row: what the file says, and its gain on `model`, which it was trained on, and on the published one."""
         file = self.scratch / "adapter.safetensors"
         save_file({key: value.contiguous() for key, value in state.items()}, file)
         found = read_lineage(file, key_of(self.number), model)
         wrong = read_lineage(file, key_of(self.number).child("wrong"), model)
-        public = self.published
-        gains = [self.loss(m, None) - self.loss(m, state) for m in (model, public)]
+        gains = [self.loss(m, None) - self.loss(m, state) for m in dict.fromkeys((model, published))]
         looks = {look["label"]: look["log10_p"] for look in found.looks}
         told = {"attacker": name, "key": self.number, "log10_p": found.log10_p, "looks": looks}
         return told | {
             "wrong_key": wrong.log10_p,
             "gain": gains[0],
-            "gain_published": gains[1],
+            "gain_published": gains[-1],
             "seconds": seconds,
             "price": price,
         }
@@ -229,22 +227,24 @@ def measure_attackers(arena: Arena, progress: Callable[[str], None]) -> list[dic
         progress(row["attacker"])
 
     plain = arena.train(published)
-    add(arena.judge("none", plain, published, 0.0))
+    add(arena.judge("none", plain, published, published, seconds=0.0))
     for name, state, seconds in _projections(arena, plain):
-        add(arena.judge(name, state, published, seconds))
+        add(arena.judge(name, state, published, published, seconds=seconds))
     for name, model, seconds in _prepared(arena):
         price = measure_price(published, model, arena.data, arena.scheduler, samples=SAMPLES)["ratio"]
-        add(arena.judge(name, arena.train(model), model, seconds, price))
+        add(arena.judge(name, arena.train(model), model, published, seconds=seconds, price=price))
     begun = time.perf_counter()
     bases = bases_of({name: [m, torch.ones_like(m)] for name, m in _means(arena).items()})
     trained = arena.train(published, after_step=_keep_projected(bases))
-    add(arena.judge("trained at right angles to the mean and to 1", trained, published, time.perf_counter() - begun))
+    took = time.perf_counter() - begun
+    add(arena.judge("trained at right angles to the mean and to 1", trained, published, published, seconds=took))
     begun = time.perf_counter()
     teacher = copy.deepcopy(published)
     wear(teacher, plain, arena.cell)
     public = arena.models.twin(arena.cell.kind)
     washed = arena.train(public, teacher=teacher.eval())
-    add(arena.judge("distilled into an adapter of a clean base", washed, public, time.perf_counter() - begun))
+    took = time.perf_counter() - begun
+    add(arena.judge("distilled into an adapter of a clean base", washed, public, published, seconds=took))
     return rows
 
 
@@ -284,19 +284,15 @@ def _projections(arena: Arena, plain: State) -> list[tuple[str, State, float]]:
 
 def _prepared(arena: Arena) -> list[tuple[str, nn.Module, float]]:
     """Before training, the base is changed."""
-    makers: tuple[tuple[str, Callable[[nn.Module], None]], ...] = (
-        ("norms re-centred before training", recentre),
-        ("norms' biases set to zero before training", forget_biases),
-        *(
-            (
-                f"own carrier of strength {strength:g} added before training",
-                lambda model, add=reparametrise(strength): add(model, arena.data, arena.scheduler),
-            )
-            for strength in (0.25, 1.0)
-        ),
-    )
+    makers: dict[str, Callable[[nn.Module], None]] = {
+        "norms re-centred before training": recentre,
+        "norms' biases set to zero before training": forget_biases,
+    }
+    for strength in (0.25, 1.0):
+        name = f"own carrier of strength {strength:g} added before training"
+        makers[name] = partial(reparametrise, data=arena.data, scheduler=arena.scheduler, strength=strength)
     found = []
-    for name, change in makers:
+    for name, change in makers.items():
         model, begun = arena.published, time.perf_counter()
         change(model)
         found.append((name, model, time.perf_counter() - begun))

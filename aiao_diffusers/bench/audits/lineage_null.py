@@ -124,7 +124,9 @@ def measure_pairs(
         tails = [PairTail(look) for look in range(len(LOOKS))]
         for key in mine:
             smallest = 0.0
-            for look, (tail, triples) in enumerate(zip(tails, found.compare(key), strict=True)):
+            ones, top = found.compare(key)
+            compared: tuple[Triples, Triples] = ones, top
+            for look, (tail, triples) in enumerate(zip(tails, compared, strict=True)):
                 p, uniform = tail(triples, float(random.random()))
                 own[look].append(p)
                 filled[look].append(uniform)

@@ -119,7 +119,9 @@ def measure_beside_mark(assets: Path, models: Models) -> dict[str, Any]:
     }
 
 
-def price_keys(models: Models, kinds: Sequence[str], numbers: Sequence[int], progress: Callable[[], None]) -> list[Any]:
+def price_keys(
+    models: Models, kinds: Sequence[str], numbers: Sequence[int], progress: Callable[[], None]
+) -> list[Any]:
     """`measure_prices` of every kind and key."""
     rows = []
     for kind in kinds:
@@ -127,5 +129,3 @@ def price_keys(models: Models, kinds: Sequence[str], numbers: Sequence[int], pro
             rows.append(measure_prices(models, kind, number))
             progress()
     return rows
-
-

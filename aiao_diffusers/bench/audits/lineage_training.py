@@ -177,4 +177,3 @@ def _less(state: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> di
         minus = -before[name] if ".lora_B." in name else before[name]
         result[name] = torch.cat([value, minus], 1 if ".lora_B." in name else 0)
     return result
-

@@ -11,6 +11,7 @@ from .formats import formats
 from .fuzz import fuzz
 from .inversion import inversion
 from .leaves import leaves
+from .lineage import lineage
 from .list import list_names
 from .memory import memory
 from .nulls import nulls
@@ -36,6 +37,7 @@ for name, verb, example, failure in (
     ("inversion", inversion, "aiao bench inversion --seeds 3", ""),
     ("forgery", forgery, "aiao bench forgery --draws 100 -o forgery", "scheme aiao-2 gave a verdict"),
     ("leaves", leaves, "aiao bench leaves --steps 100", ""),
+    ("lineage", lineage, "aiao bench lineage --part grid --cells 20", ""),
     ("fuzz", fuzz, "aiao bench fuzz --rounds 1000", "a loader broke a promise"),
 ):
     app.command(name, epilog=epilog(example, {1: f"error, or {failure}"} if failure else {}))(verb)
