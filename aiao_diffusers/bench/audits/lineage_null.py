@@ -58,20 +58,21 @@ class FileResponses:
 
 
 class PairTail:
-    """log10 p of a look, and the same with its steps filled in; tails of equal sums are computed once a file."""
+    """log10 p of a look, and the same with its steps filled in; tails of equal sums over equal widths are computed once."""
 
     def __init__(self, look: int) -> None:
         self.look = look
-        self._held: dict[int, tuple[float, float]] = {}
+        self._held: dict[tuple[tuple[tuple[int, int], ...], int], tuple[float, float]] = {}
 
     def __call__(self, triples: Triples, u: float) -> tuple[float, float]:
         """log10 p, and p made continuous by `u` in [0, 1): uniform where the null hypothesis holds."""
         total = sum(_surplus(*triple) if self.look else triple[2] for triple in triples)
-        if total not in self._held:
-            p, beyond = (min(0.0, TAILS[self.look](t)) for t in (triples, self._next(triples)))
-            self._held[total] = p, beyond
-        p, beyond = self._held[total]
-        return p, 10**beyond + u * (10**p - 10**beyond)
+        place = tuple(sorted((channels, plus) for channels, plus, _ in triples)), total
+        if place not in self._held:
+            first, second = (min(0.0, TAILS[self.look](t)) for t in (triples, self._next(triples)))
+            self._held[place] = first, second
+        p, beyond = self._held[place]
+        return p, float(10**beyond + u * (10**p - 10**beyond))
 
     def _next(self, triples: Triples) -> Triples:
         """Triples of the next larger sum."""
@@ -114,14 +115,13 @@ def measure_pairs(
     own: list[list[float]] = [[] for _ in LOOKS]
     filled: list[list[float]] = [[] for _ in LOOKS]
     adjusted: list[float] = []
-    used = 0
+    tails, used = [PairTail(look) for look in range(len(LOOKS))], 0
     for number, (file, blank) in enumerate(files):
         mine = keys[number :: len(files)]
         found = FileResponses.read(file, blank)
         if found is None:
             continue
         used += 1
-        tails = [PairTail(look) for look in range(len(LOOKS))]
         for key in mine:
             smallest = 0.0
             ones, top = found.compare(key)
