@@ -62,17 +62,19 @@ class PairTail:
 
     def __init__(self, look: int) -> None:
         self.look = look
-        self._held: dict[tuple[tuple[tuple[int, int], ...], int], tuple[float, float]] = {}
+        self._held: dict[tuple[tuple[tuple[int, int], ...], int], float] = {}
 
     def __call__(self, triples: Triples, u: float) -> tuple[float, float]:
         """log10 p, and p made continuous by `u` in [0, 1): uniform where the null hypothesis holds."""
+        p, beyond = (self._tail(found) for found in (triples, self._next(triples)))
+        return p, float(10**beyond + u * (10**p - 10**beyond))
+
+    def _tail(self, triples: Triples) -> float:
         total = sum(_surplus(*triple) if self.look else triple[2] for triple in triples)
         place = tuple(sorted((channels, plus) for channels, plus, _ in triples)), total
         if place not in self._held:
-            first, second = (min(0.0, TAILS[self.look](t)) for t in (triples, self._next(triples)))
-            self._held[place] = first, second
-        p, beyond = self._held[place]
-        return p, float(10**beyond + u * (10**p - 10**beyond))
+            self._held[place] = min(0.0, TAILS[self.look](triples))
+        return self._held[place]
 
     def _next(self, triples: Triples) -> Triples:
         """Triples of the next larger sum."""

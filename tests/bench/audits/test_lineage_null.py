@@ -57,7 +57,7 @@ def test_tails_are_computed_once(monkeypatch):
     for _ in range(3):
         tail([(8, 4, 3), (6, 3, 1)], 0.5)
     tail([(6, 3, 2), (8, 4, 2)], 0.5)
-    assert len(asked) == 2
+    assert len(asked) == 2  # of this sum and of the next
 
 
 @pytest.mark.slow

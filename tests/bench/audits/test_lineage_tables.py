@@ -44,7 +44,7 @@ def test_the_grid():
         "2 of 4"
     )
     assert "Not testable: 1 of 8" in text and "not converted: 0 of 1" in text
-    assert "carrier less clean twin" in text and "-0.937%" in text and "n 4" in text
+    assert "carrier less clean twin" in text and "-0.938%" in text and "n 4" in text
     assert "| lr 0.001 |" not in text  # no such row
 
 

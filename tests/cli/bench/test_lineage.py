@@ -6,7 +6,7 @@ import pytest
 from _shipped import ASSETS
 
 from aiao_diffusers.bench.audits import lineage as audit
-from aiao_diffusers.cli.bench import lineage as verb
+from aiao_diffusers.cli.bench.lineage import PARTS
 
 
 RATE = {"readings": 1, "seconds": 1.0, "core_seconds": 1.0, "an_hour": 3600.0}
@@ -27,7 +27,7 @@ def measured(monkeypatch):
 
 
 def test_the_parts_are_those_of_the_audit():
-    assert verb.PARTS == audit.PARTS
+    assert PARTS == audit.PARTS
 
 
 def test_options_reach_the_run_and_its_parts_are_printed(aiao, tmp_path, measured):
