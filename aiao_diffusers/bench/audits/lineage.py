@@ -203,7 +203,7 @@ def _measure_price(run: LineageRun, models: Models, progress: Progress) -> dict[
 
 
 def _measure_attackers(run: LineageRun, models: Models, progress: Progress) -> dict[str, Any]:
-    tick, rows = _counted(progress, 12 * run.keys), []
+    tick, rows = _counted(progress, 13 * run.keys), []
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(run.keys):
             rows += measure_attackers(Arena(models, number, CELL, Path(scratch)), tick)

@@ -34,6 +34,7 @@ LEVEL = 0.25
 """Of the public constant that re-centred norms have."""
 BLIND = 16
 """Random directions that the blind take out of each layer."""
+FROZEN = "down factors kept as they begin, at random (LoRA-FA)"
 SAMPLES = 64
 State = dict[str, torch.Tensor]
 
@@ -139,6 +140,19 @@ def _keep_projected(bases: Mapping[str, torch.Tensor]) -> Callable[[nn.Module], 
     return after
 
 
+def keep_down() -> Callable[[nn.Module], None]:
+    """A hook that undoes what a step does to the down factors, whose first step has no gradient."""
+    first: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def after(denoiser: nn.Module) -> None:
+        for name, down in denoiser.named_parameters():
+            if ".lora_A." in name:
+                down.copy_(first.setdefault(name, down.clone()))
+
+    return after
+
+
 def norm_biases(denoiser: nn.Module) -> dict[str, torch.Tensor]:
     """Of each layer behind a norm in a transformer block, that norm's bias: what the weights alone show of the shift."""
     found: dict[str, torch.Tensor] = {}
@@ -238,6 +252,7 @@ def measure_attackers(arena: Arena, progress: Callable[[str], None]) -> list[dic
     trained = arena.train(published, after_step=_keep_projected(bases))
     took = time.perf_counter() - begun
     add(arena.judge("trained at right angles to the mean and to 1", trained, published, published, seconds=took))
+    add(arena.judge(FROZEN, arena.train(published, after_step=keep_down()), published, published, seconds=0.0))
     begun = time.perf_counter()
     teacher = copy.deepcopy(published)
     wear(teacher, plain, arena.cell)

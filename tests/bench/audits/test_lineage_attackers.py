@@ -14,6 +14,7 @@ from aiao_diffusers.bench.audits.lineage_attackers import (
     Arena,
     bases_of,
     forget_biases,
+    keep_down,
     layer_means,
     measure_attackers,
     norm_biases,
@@ -108,6 +109,17 @@ def test_training_at_right_angles_stays_there(marked):
             assert float((down @ q).abs().max()) < 1e-5 * float(down.norm())
 
 
+def test_down_factors_that_are_kept_do_not_move(marked):
+    cell = replace(CELL, steps=3, decay=0.0)
+    kept, plain, begun = (
+        train_adapter(copy.deepcopy(marked), replace(cell, steps=steps), latents(), SCHEDULER, **options).state
+        for steps, options in ((3, {"after_step": keep_down()}), (3, {}), (1, {}))
+    )
+    for name, value in kept.items():
+        if ".lora_A." in name:  # up factors begin at 0: the first step moves them alone
+            assert torch.equal(value, begun[name]) and not torch.equal(value, plain[name])
+
+
 def test_an_adapter_is_put_on_as_it_was_trained(marked):
     trained, cell = copy.deepcopy(marked), replace(CELL, steps=3, alpha=8.0, lr=0.05)
     state = train_adapter(trained, cell, latents(), SCHEDULER).state
@@ -125,7 +137,7 @@ if FULL:  # half a minute
         models = Models(example(tmp_path / "example"), tmp_path / "run")
         rows = measure_attackers(Arena(models, 0, CELL, tmp_path), told.append)
         found = {row["attacker"]: row for row in rows}
-        assert len(found) == len(rows) == len(told) == 12
+        assert len(found) == len(rows) == len(told) == 13
         assert found["none"]["log10_p"] < -6 and found["none"]["price"] == 0
         assert found["norms re-centred before training"]["log10_p"] > -3
         assert found["norms re-centred before training"]["price"] < 1e-9
