@@ -1,7 +1,7 @@
 """Who was this adapter trained on? What the lineage carrier shows and where it loses: `aiao bench lineage`.
 
-Six parts, each with a file of its own in the run's folder: the grid of trained adapters (`lineage_grid`), which all others but the
-price start from; p on controls (`lineage_null`); what becomes of files (`lineage_after`); the carrier's price (`lineage_price`);
+Seven parts, each with a file of its own in the run's folder: the grid of trained adapters (`lineage_grid`), which most others start
+from; what this version reads in them; p on controls (`lineage_null`); what becomes of files (`lineage_after`); the carrier's price (`lineage_price`);
 attackers (`lineage_attackers`); and what a reading costs (`lineage_cost`).
 """
 
@@ -26,14 +26,14 @@ from .lineage_after import Kept, measure_conversions, measure_extraction, measur
 from .lineage_attackers import CELL, Arena, measure_attackers
 from .lineage_cells import KEYS, KINDS, LoraCell, cell_of
 from .lineage_cost import measure_cost
-from .lineage_grid import adapter_file, run_grid
+from .lineage_grid import adapter_file, read_row, run_grid
 from .lineage_models import Models, key_of
 from .lineage_null import measure_pairs
 from .lineage_price import measure_beside_mark, measure_curves, price_keys
 from .lineage_training import split, train_adapter
 
 
-PARTS = ("grid", "null", "after", "price", "attackers", "cost")
+PARTS = ("grid", "reread", "null", "after", "price", "attackers", "cost")
 OTHER_BASES, OTHER_STEPS = 2, 60
 
 
@@ -82,12 +82,15 @@ class LineageRun:
         write_text(self.folder / f"{part}.json", json.dumps(told, indent=1) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Of the grid, without those that failed.
+        """Of the grid, without those that failed; as they were read again, where they were.
 
         Raises:
             ResultsError: there are none.
         """
         found = {row["id"]: row for row in results.read(self.folder)}
+        again = self.folder / "reread.json"
+        for name, reading in (read_json(again)["readings"] if again.is_file() else {}).items():
+            found[name] |= reading
         rows = [row for row in found.values() if row["verdict"] != "failed"]
         if not rows:
             raise ResultsError(f"no adapters in '{self.folder}': measure the part grid first.")
@@ -100,6 +103,8 @@ class LineageRun:
             if part == "grid":
                 if (self.folder / results.FILE).is_file():
                     found[part] = {"rows": self.rows()}
+            elif part == "reread":
+                continue
             elif (self.folder / f"{part}.json").is_file():
                 found[part] = read_json(self.folder / f"{part}.json")
         return found
@@ -121,6 +126,20 @@ def _counted(progress: Progress, total: int) -> Callable[..., None]:
         progress(done, total, line)
 
     return tick
+
+
+def _measure_again(run: LineageRun, models: Models, progress: Progress) -> dict[str, Any]:
+    """Every kept adapter, read by this version."""
+    rows, readings = run.rows(), {}
+    tick = _counted(progress, len(rows))
+    for row in rows:
+        cell = cell_of(row)
+        readings[row["id"]] = read_row(adapter_file(run.folder, row["id"]), cell, models)
+        raw = adapter_file(run.folder, row["id"], "raw")
+        if raw.is_file():
+            readings[row["id"]]["raw"] = read_row(raw, cell, models)
+        tick()
+    return {"readings": readings}
 
 
 def _measure_null(run: LineageRun, models: Models, progress: Progress) -> dict[str, Any]:
@@ -220,6 +239,7 @@ def _measure_cost(run: LineageRun, models: Models, progress: Progress) -> dict[s
 
 
 _MEASURES: dict[str, Callable[[LineageRun, Models, Progress], dict[str, Any]]] = {
+    "reread": _measure_again,
     "null": _measure_null,
     "after": _measure_after,
     "price": _measure_price,

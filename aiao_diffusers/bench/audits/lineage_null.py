@@ -15,12 +15,12 @@ from scipy import stats
 from torch import nn
 
 from ...formats.row_space import read_row_spaces
-from ...lineage.carrier import direction
 from ...lineage.reading import LOOKS, site_responses
-from ...lineage.sites import CarrierSite, plan_carrier
+from ...lineage.site import CarrierSite, direction
+from ...lineage.sites import plan_carrier
 from ...mark.key import WatermarkKey
 from ...stats.folded import folded_log10_p
-from ...stats.hits import SiteHits, count_hits
+from ...stats.hits import SiteHits, count_hits, is_split
 from ...stats.multiple import clopper_pearson
 from ...stats.ranks import SiteScore, rank_log10_p, rank_site
 from ..progress import Progress
@@ -53,8 +53,8 @@ class FileResponses:
     def compare(self, key: WatermarkKey) -> tuple[list[SiteScore], list[SiteHits]]:
         """What both looks count."""
         directions = [direction(key, site) for site in self.sites]
-        ones = [rank_site(d, v) for d, v in zip(self.ones, directions, strict=True)]
-        return ones, [count_hits(d, v) for d, v in zip(self.top, directions, strict=True)]
+        ones = [rank_site(d, v) for d, v in zip(self.ones, directions, strict=True) if is_split(d)]
+        return ones, [count_hits(d, v) for d, v in zip(self.top, directions, strict=True) if is_split(d)]
 
 
 class PairTail:

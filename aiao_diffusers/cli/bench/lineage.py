@@ -12,7 +12,7 @@ from ._common import Assets, progress
 
 
 # As `bench.audits.lineage.PARTS` has them, which is slow to import.
-PARTS = ("grid", "null", "after", "price", "attackers", "cost")
+PARTS = ("grid", "reread", "null", "after", "price", "attackers", "cost")
 OF_GRID = {"jobs": "--jobs", "cells": "--cells", "limit_seconds": "--limit-seconds"}
 
 
@@ -58,7 +58,8 @@ def lineage(
     for name in () if tables else sorted(set(wanted), key=PARTS.index):
         with progress(f"lineage, {name}", quiet=quiet) as told:
             run.measure(name, told)
-    found = {name: result for name, result in run.read().items() if name in wanted}
+    shown = {*wanted, "grid"} if "reread" in wanted else set(wanted)
+    found = {name: result for name, result in run.read().items() if name in shown}
     if not found:
         raise typer.BadParameter(
             f"'{output}' holds none of {', '.join(wanted)}: measure them first, without --tables."

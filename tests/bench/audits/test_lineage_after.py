@@ -16,7 +16,7 @@ from aiao_diffusers.bench.audits.lineage_after import (
     measure_merges,
     measure_transforms,
 )
-from aiao_diffusers.lineage.carrier import direction
+from aiao_diffusers.lineage.site import direction
 from aiao_diffusers.lineage.sites import plan_carrier
 
 

@@ -26,7 +26,7 @@ from aiao_diffusers.bench.audits.lineage_attackers import (
 from aiao_diffusers.bench.audits.lineage_models import Models
 from aiao_diffusers.bench.audits.lineage_training import train_adapter
 from aiao_diffusers.denoiser.price import measure_price
-from aiao_diffusers.lineage.carrier import direction
+from aiao_diffusers.lineage.site import direction
 from aiao_diffusers.lineage.sites import plan_carrier
 from aiao_diffusers.stats.hits import hits
 
