@@ -1,9 +1,13 @@
 """Tables of `aiao bench lineage`, from what a run's folder holds."""
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...errors import ResultsError
+from ...files.atomic import write_text
 from ...files.text import markdown_table
 from ...stats.multiple import clopper_pearson
 from .lineage_cells import METHODS, MODELS, OPTIMISERS, TARGETS, cell_of
@@ -11,13 +15,19 @@ from .lineage_price import CURVE_STEPS, paired_difference
 
 
 ALPHA_LOG10 = -6.0
+END = "<!-- lineage end -->"
+_MARKED = re.compile(rf"<!-- lineage: (?P<part>\w+) -->.*?{END}", re.S)
 Rows = Sequence[Mapping[str, Any]]
 Test = Callable[[Mapping[str, Any]], bool]
 
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables of every part that was measured."""
-    makers = {
+    return "\n\n".join(_makers()[part](result) for part, result in found.items()) + "\n"
+
+
+def _makers() -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    return {
         "grid": grid_tables,
         "null": null_tables,
         "after": after_tables,
@@ -25,7 +35,34 @@ def markdown(found: Mapping[str, Any]) -> str:
         "attackers": attacker_tables,
         "cost": cost_tables,
     }
-    return "\n\n".join(makers[part](result) for part, result in found.items()) + "\n"
+
+
+def update(document: Path, found: Mapping[str, Any]) -> list[str]:
+    """Write the tables between the marks `<!-- lineage: PART -->` and `<!-- lineage end -->` of a document, of the parts found.
+
+    Returns:
+        the parts that were written.
+    Raises:
+        ResultsError: the document cannot be read, or none of its marks is of a part that was found.
+    """
+    try:
+        text = document.read_text()
+    except OSError as error:
+        raise ResultsError(f"'{document}' cannot be read ({error}): name a Markdown file.") from error
+    written = []
+
+    def replace(match: re.Match[str]) -> str:
+        part = match["part"]
+        if part not in found:
+            return match[0]
+        written.append(part)
+        return f"<!-- lineage: {part} -->\n\n{_makers()[part](found[part])}\n\n{END}"
+
+    changed = _MARKED.sub(replace, text)
+    if not written:
+        raise ResultsError(f"'{document}' has no mark '<!-- lineage: PART -->' of {', '.join(found) or 'anything'}.")
+    write_text(document, changed)
+    return written
 
 
 def rate(values: Sequence[float]) -> str:

@@ -29,6 +29,9 @@ def lineage(
     tables: Annotated[
         bool, typer.Option("--tables", help="Print what the folder holds, and measure nothing.")
     ] = False,
+    update: Annotated[
+        Path | None, typer.Option(help="Rewrite the tables of this Markdown file, of the parts that were measured.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of the grid.")] = 1,
     cells: Annotated[int | None, typer.Option(min=1, help="How many of the grid's adapters, from its first.")] = None,
     limit_seconds: Annotated[
@@ -52,6 +55,7 @@ def lineage(
     need_assets(assets)
     from ...bench.audits.lineage import LineageRun
     from ...bench.audits.lineage_tables import markdown
+    from ...bench.audits.lineage_tables import update as rewrite
 
     measured = {"pairs": pairs, "files": files, "keys": keys, "readings": readings, "seed": seed}
     run = LineageRun(assets, output, jobs, cells, limit_seconds, **measured)
@@ -64,6 +68,8 @@ def lineage(
         raise typer.BadParameter(
             f"'{output}' holds none of {', '.join(wanted)}: measure them first, without --tables."
         )
+    if update is not None:
+        out.note(f"wrote {rewrite(update, found)}")
     if as_json:
         out.json(found)
     else:

@@ -7,6 +7,7 @@ import pytest
 from aiao_diffusers.bench.audits import lineage_tables as tables
 from aiao_diffusers.bench.audits.lineage_cells import LoraCell
 from aiao_diffusers.bench.audits.lineage_tables import markdown, middle, rate
+from aiao_diffusers.errors import ResultsError
 
 
 def row(cell, log10_p, **changes):
@@ -118,6 +119,22 @@ def test_cost():
     text = tables.cost_tables({"rows": [row, forwards], "rate": rate_})
     assert "| a | 4.0 | 33 | 50 | 40 | unknown |" in text and "| two forwards |  |  | 50 | 40 | 20 |" in text
     assert "10 readings of the example's adapter: 72000 an hour" in text
+
+
+def test_a_document_is_rewritten_between_its_marks(tmp_path):
+    file = tmp_path / "a.md"
+    old = f"a\n<!-- lineage: cost -->\nold\n{tables.END}\nb\n<!-- lineage: null -->\nkept\n{tables.END}\n"
+    file.write_text(old)
+    rate_ = {"readings": 10, "seconds": 1.0, "core_seconds": 0.5, "an_hour": 72000.0}
+    found = {"cost": {"rows": [], "rate": rate_}}
+    assert tables.update(file, found) == ["cost"]
+    text = file.read_text()
+    assert "old" not in text and "72000 an hour" in text and text.startswith("a\n") and "kept" in text
+    assert tables.update(file, found) == ["cost"] and file.read_text() == text
+    with pytest.raises(ResultsError, match="no mark"):
+        tables.update(file, {})
+    with pytest.raises(ResultsError, match="cannot be read"):
+        tables.update(tmp_path / "none.md", found)
 
 
 def test_parts_that_were_not_measured_are_left_out():

@@ -36,7 +36,12 @@ def test_options_reach_the_run_and_its_parts_are_printed(aiao, tmp_path, measure
     assert done.code == 0 and done.out.startswith("Cost of a reading") and "one of cost" in done.err
     ((part, run),) = measured
     assert (part, run.readings, run.pairs, run.files, run.keys, run.seed) == ("cost", 7, 99, 2, 1, 5)
-    printed = aiao("bench", "lineage", "--assets", ASSETS, "-o", tmp_path / "run", "--tables", "--json")
+    document = tmp_path / "a.md"
+    document.write_text("<!-- lineage: cost -->\n<!-- lineage end -->\n")
+    printed = aiao(
+        "bench", "lineage", "--assets", ASSETS, "-o", tmp_path / "run", "--tables", "--json", "--update", document
+    )
+    assert "Cost of a reading" in document.read_text() and "wrote" in printed.err
     assert printed.json == {"cost": {"rows": [], "rate": RATE}} and len(measured) == 1
 
 
