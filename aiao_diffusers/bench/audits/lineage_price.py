@@ -21,7 +21,7 @@ from ...mark.record import WatermarkRecord
 from ...verification.plan import ReadingPlan
 from ...verification.verify import verify
 from .lineage_cells import SIDES, LoraCell
-from .lineage_models import Models, merge_into
+from .lineage_models import Models, key_of, merge_into
 from .lineage_training import held_out, split, train_adapter
 
 
@@ -106,12 +106,13 @@ def paired_difference(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def measure_beside_mark(assets: Path, models: Models) -> dict[str, Any]:
-    """The shipped mark before and after a carrier of its own key is added, read to the end of the plan."""
+    """The shipped mark before and after a carrier of its key is added, or of another where it has one, read to the end of the plan."""
     marked = load_denoiser(assets / "marked", dtype=torch.float32)
     record, key = WatermarkRecord.load(assets / "marked"), WatermarkKey.load(assets / "demo.key")
     plan = ReadingPlan(early_stop=False)
     before = verify(marked, key, record=record, plan=plan)
-    add_carrier(marked, record.drawn(key), models.data("base", "noto"), scheduler=models.scheduler("base"))
+    own = record.drawn(key) if record.lineage is None else key_of(0)  # a model carries each key's directions once
+    add_carrier(marked, own, models.data("base", "noto"), scheduler=models.scheduler("base"))
     after = verify(marked, key, record=record, plan=plan)
     return {
         name: {"log10_p": report.log10_p, "verdict": report.verdict, "bits": report.bit_accuracy}
