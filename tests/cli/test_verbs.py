@@ -76,7 +76,7 @@ class TestDefaults:
     def test_of_embed(self):
         asked = inspect.signature(embed).parameters
         shared = {field.name for field in fields(EmbedConfig)} & asked.keys() - {"keep"}
-        assert len(shared) == 9
+        assert len(shared) == 11
         for name in shared:
             assert asked[name].default == getattr(EmbedConfig, name), name
 
