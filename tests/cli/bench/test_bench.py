@@ -11,7 +11,7 @@ from aiao_diffusers.cli.bench import app
 
 VERBS = [
     *("run", "table", "list", "verify-cost", "nulls", "disguise", "ranks", "formats", "memory", "fast-plan", "embed"),
-    *("inversion", "forgery", "leaves", "fuzz"),
+    *("inversion", "forgery", "leaves", "lineage", "fuzz"),
 ]
 
 
