@@ -25,6 +25,7 @@ from ..files.atomic import write_text
 from ..files.html import render_html
 from ..files.text import markdown_table
 from ..stats.multiple import holm
+from ..verification.claims import PROVES, WEIGHTS
 from .log import ScanRow
 
 
@@ -69,6 +70,7 @@ class ScanReport:
         base (`str`), commit (`str`): the scanned base. owner, commitment: of the key. alpha (`float`): family-wise.
         base_log10_p (`float`): the positive control: the base's own reading.
         rows: every suspect once. warnings: what may be missing. statistics: seconds and bytes of this run.
+        carrier_alone (`bool`): the mark is a lineage carrier and nothing else, so a whole model's verdict is on its weights' directions.
     """
 
     base: str
@@ -80,6 +82,7 @@ class ScanReport:
     rows: tuple[ScanRow, ...]
     warnings: tuple[str, ...] = ()
     statistics: dict[str, Any] = field(default_factory=dict)
+    carrier_alone: bool = False
 
     @cached_property
     def _family(self) -> dict[tuple[str, str], float]:
@@ -122,9 +125,11 @@ class ScanReport:
         return "verified" if adjusted <= math.log10(self.alpha) else "not_verified"
 
     def proves(self, row: ScanRow) -> str:
-        """`descent`, `carries` or `nothing`, by the corrected verdict; keys of `report.PROVES`."""
+        """`descent`, `carries`, `lineage in weights` or `nothing`, by the corrected verdict; keys of `claims.PROVES`."""
         if self.verdict_of(row) != "verified":
             return "nothing"
+        if self.carrier_alone:
+            return WEIGHTS
         return "carries" if row.kind == "lora" else "descent"
 
     @property
@@ -230,7 +235,9 @@ class ScanReport:
             f"{len(self.rows)} suspects: {counts}. The base itself reads log10 p = {self.base_log10_p:.1f}.",
             f"Verdicts by Holm's adjustment: at most {self.alpha:g} is the chance of even one false `verified` in this "
             "scan, for each accuses somebody and the tests share key and probes.",
-            "`descent`: the suspect's own weights carry the mark. `carries`: an adapter, read on the scanned base; whoever "
+            f"`{WEIGHTS}`: {PROVES[WEIGHTS]}"
+            if self.carrier_alone
+            else "`descent`: the suspect's own weights carry the mark. `carries`: an adapter, read on the scanned base; whoever "
             "runs it there runs marked weights, which does not prove on which twin it was trained. Bases are self-declared.",
             *(self._lineage_heading if self.asks_lineage else []),
             *([_PLANS[str(plan)]] if (plan := self.statistics.get("plan")) in _PLANS else []),
@@ -241,6 +248,12 @@ class ScanReport:
     @property
     def _lineage_heading(self) -> list[str]:
         counts = ", ".join(f"{number} {verdict}" for verdict, number in self.lineage_counts.items())
+        if self.carrier_alone:
+            return [
+                "Two questions, one Holm over both, neither with a forward. `verdict`, `log10 p` and `Holm`: do a whole model's weights "
+                "hold the mark's directions? The columns of `lineage`: was an adapter's file trained on a model that carries the mark, "
+                f"or made with knowledge of it? {counts}.",
+            ]
         return [
             "Two questions, one Holm over both. `verdict`, `log10 p` and `Holm`: does what runs carry the mark? The columns of "
             "`lineage`: of an adapter, was its file trained on a model that carries the mark, or made with knowledge of it? Of a whole "

@@ -129,7 +129,8 @@ def scan(
         }
         warnings = (*tree.warnings, *_describe_base(base))
         report = ScanReport(
-            base_repo, base.commit, key.owner, key.commitment, alpha, base.log10_p, log.rows(), warnings, told
+            *(base_repo, base.commit, key.owner, key.commitment, alpha, base.log10_p, log.rows(), warnings, told),
+            carrier_alone=not judge.question.reads_base,
         )
         report.save(folder)
     return report

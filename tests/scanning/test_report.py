@@ -2,8 +2,10 @@
 
 import csv
 import io
+import json
 import math
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -85,6 +87,14 @@ class TestLineage:
         assert found.counts == {"verified": 2, "not_verified": 0, "not_testable": 1}
         assert found.lineage_counts == {"verified": 2, "not_verified": 0, "not_testable": 1}
         assert [r.repo for r in found.sorted_rows] == ["u/both", "u/none", "u/outside"]
+
+    def test_of_a_carrier_alone_no_row_claims_more_than_its_weights_show(self) -> None:
+        found = replace(report(row("model", -30.0, kind="folder"), traced("lora", -20.0)), carrier_alone=True)
+        assert found.proves(found.rows[0]) == "lineage in weights" and found.proves(found.rows[1]) == "nothing"
+        for page in (found.to_markdown(), unescape(found.to_html())):
+            assert "descent" not in page and "what runs" not in page and "marked weights" not in page
+            assert "or was made with knowledge of it" in page and "neither with a forward" in page
+        assert found.to_dict()["carrier_alone"] and "descent" not in json.dumps(found.to_dict())
 
     def test_a_lone_verdict_may_fall_to_the_tests_of_the_other_question(self) -> None:
         weak = traced("weak", -6.2)

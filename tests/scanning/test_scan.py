@@ -308,6 +308,7 @@ def test_of_a_carrier_alone_lineage_is_all_that_is_asked(hub: HubServer, carryin
     (model,) = (row for row in report.rows if row.repo == "in/model")
     assert report.proves(model) == "descent" and model.denoiser_evals == 0 and model.copy_of == BASE
     assert all("carrier alone" in (row.reason or "") for row in report.rows if row.repo in ("in/own", "in/twins"))
+    assert report.carrier_alone and "descent" not in {report.proves(row) for row in report.rows}
     assert any("carrier alone" in text for text in report.warnings) and "carrier alone" in report.to_markdown()
 
 
