@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..formats.detect import detect
 from ..hub.candidates import Candidate
+from ..lineage.blank import blank_of
 from ..lineage.reading import read_lineage
 from ..mark.key import WatermarkKey
 from ..mark.record import WatermarkRecord
@@ -79,6 +80,8 @@ class Judge:
         self.base, self.question = base, question
         self._seen: dict[str | tuple[str, ...], ScanRow] = {}
         self._lineages: dict[str | tuple[str, ...], ScanRow] = {}
+        # Not the base's own: which sites there are was committed to, and what lies in a repository may change.
+        self._blank = blank_of(question.record)
 
     def remember(self, row: ScanRow) -> None:
         """A reading that copies share, by the hash of tensors and by those of files."""
@@ -120,12 +123,13 @@ class Judge:
     def _trace(self, suspect: SuspectFiles) -> ScanRow:
         """The row with what an adapter's file alone says of the model that it was trained on."""
         candidate, root, row = suspect.candidate, suspect.root, suspect.row
-        if candidate.kind != "lora" or not self.question.asks_lineage:
+        if candidate.kind != "lora" or self._blank is None:
             return row
         if row.file_key in self._lineages:
             return _traced_as(self._lineages[row.file_key], row, suspect.outside is not None)
         ask, started, found = self.question, time.monotonic(), detect(root / candidate.path)
-        reading = read_lineage(found, ask.record.drawn(ask.key), self.base.blank, alpha=ask.plan.alpha)
+        terms: dict[str, Any] = {"alpha": ask.plan.alpha, "factor": ask.plan.commitments}
+        reading = read_lineage(found, ask.record.drawn(ask.key), self._blank, **terms)
         digest = None if reading.sha256 is None else adapter_digest(found, reading.sha256)
         row = replace(row, seconds={**row.seconds, "lineage": time.monotonic() - started}, digest=digest)
         if digest in self._lineages:

@@ -42,18 +42,19 @@ def read_beside(
     """What lineage a suspect shows, as plain data, for the report on what runs: an adapter's file, or a whole model's weights.
 
     None where the mark has no carrier, of an adapter without a file of its own, and for a leaf, which tells of no other label than
-    its own. The clean twin takes no part, so nothing but the record is the claimant's.
+    its own. The clean twin takes no part, so nothing but the record is the claimant's; nor does an adapter's base, which could leave
+    out the sites that disagree: they are those of the architecture that the record names, and that a commitment covers.
 
     Args:
         found: as opened. key: as the record expands it. record: of the mark. plan: whose alpha and commitments count here too.
     Raises:
-        SuspectError, UnsafeFileError: as `read_lineage`.
+        RecordError: its architecture cannot be read. SuspectError, UnsafeFileError: as `read_lineage`.
     """
     if record.lineage is None or isinstance(key, LeafKey):
         return None
     terms: dict[str, Any] = {"alpha": plan.alpha, "factor": plan.commitments}
-    if found.adapter_file is not None:
-        return read_lineage(found.adapter_file, key, found.denoiser, **terms).to_dict()
+    if found.adapter_file is not None and (blank := blank_of(record)) is not None:
+        return read_lineage(found.adapter_file, key, blank, **terms).to_dict()
     return None if found.adapter is not None else read_lineage_in_weights(found.denoiser, key, **terms).to_dict()
 
 

@@ -179,7 +179,11 @@ def _read(
     offers = _offers(record, options, probes)
     with _open_clean_twin(record, clean_twin, found) as clean, _ready(found, record, probes) as ready:
         report = read_suspect(ready, key, record, replace(offers, clean_twin=clean), plan, options.get("callback"))
-        return replace(report, lineage=read_beside(ready, key, record, plan))
+        lineage = read_beside(ready, key, record, plan)
+    told = (
+        [] if lineage is None else [f"lineage: {text}" for text in lineage["warnings"] if text not in report.warnings]
+    )
+    return replace(report, lineage=lineage, warnings=(*report.warnings, *told))
 
 
 def _tell(callback: Callback | None, report: VerificationReport) -> VerificationReport:

@@ -54,7 +54,7 @@ class TestCopies:
     def judge(self) -> Judge:
         """One that was asked nothing yet; a reading of anything but a copy would fail for want of a denoiser."""
         judge = Judge.__new__(Judge)
-        judge.base, judge.question, judge._seen, judge._lineages = _base("b" * 64), PLAIN, {}, {}
+        judge.base, judge.question, judge._blank, judge._seen, judge._lineages = _base("b" * 64), PLAIN, None, {}, {}
         return judge
 
     def test_what_was_read_is_known_by_its_files_and_by_its_tensors(self):
@@ -121,6 +121,14 @@ class TestLineage:
         assert own.lineage_reading["sites"] == 24 and own.lineage_reading["share"] == 1.0
         assert clean.lineage_reading["verdict"] == "not_verified" and clean.lineage_reading["log10_p"] > -3
         assert 0 < own.seconds["lineage"] < own.seconds["read"]
+
+    def test_the_sites_are_the_records_and_commitments_are_paid_for(self, folder):
+        judge = self.judge(lineage=carried(0.25, text_unet(up_block_types=("UpBlock2D", "UpBlock2D"))))
+        one = judge.read(self.suspect(folder, "own", outside=True)).lineage_reading
+        assert 0 < one["sites"] < 24 and one["share"] == 1.0
+        question = replace(judge.question, plan=replace(judge.question.plan, commitments=10))
+        ten = Judge(judge.base, question).read(self.suspect(folder, "own", outside=True)).lineage_reading
+        assert ten["log10_p"] == pytest.approx(one["log10_p"] + 1)
 
     def test_a_whole_model_is_asked_by_its_weights(self, folder):
         carrying = text_unet()

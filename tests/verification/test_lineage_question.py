@@ -1,5 +1,6 @@
 """An adapter's file is read alone too, beside the base or in place of one, and the two claims are kept apart."""
 
+import copy
 import dataclasses
 import json
 from html import unescape
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 from _carried import KEY, carrier_record, carry, gradient_lora, latents, text_unet
 from _tiny import learner, mark_bound
+from peft import LoraConfig
 
 from aiao_diffusers import WatermarkRecord, verify
 from aiao_diffusers.denoiser.probes import Probes
 from aiao_diffusers.errors import ConfigError, KeyMismatchError, RecordError, SuspectError
 from aiao_diffusers.lineage.reading import CLAIMS
+from aiao_diffusers.lineage.sites import plan_carrier
 from aiao_diffusers.mark.carried import carried
 from aiao_diffusers.protocol.leaves import disclose
 from aiao_diffusers.verification.claims import PROVES, UNPROVEN
@@ -67,6 +70,19 @@ class TestBeside:
             for count in (1, 10)
         )
         assert ten == pytest.approx(one + 1)
+
+    def test_the_sites_are_those_of_the_record_whatever_base_was_chosen(self, mark, files):
+        fewer = text_unet(up_block_types=("UpBlock2D", "UpBlock2D"))
+        short = dataclasses.replace(mark, lineage=carried(0.25, fewer))
+        found = verify(files["own"], KEY, text_unet(), short, **FEW).lineage
+        names = {site["name"] for site in found["sites"]}
+        assert names == {site.name for site in plan_carrier(fewer).sites} and found["share"] == 1.0
+
+    def test_its_warnings_stand_in_the_report(self, mark, carrying):
+        unet = copy.deepcopy(carrying)
+        unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+        report = verify(unet, KEY, record=mark, **FEW)
+        assert "lineage: the adapters ['default'] took no part" in report.to_markdown()
 
     def test_without_a_carrier_and_of_a_model_there_is_none(self, mark, files):
         plain = dataclasses.replace(mark, lineage=None)
