@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from ..denoiser.hashes import tensor_sha256
+from ..errors import LoraNotLoadedError
+from ..files.text import short
 from .adapter_algebra import product_of
 from .adapter_keys import Group, fit, parse
 from .artifact import Artifact
@@ -55,7 +57,13 @@ def read_row_spaces(
     layers = {name.replace(".base_layer", ""): layer for name, layer in blank.named_modules()}
     rows: dict[str, torch.Tensor] = {}
     unread: dict[str, str] = {}
-    for group in parse(file.state, blank).groups:
+    groups = parse(file.state, blank).groups
+    if not groups:
+        raise LoraNotLoadedError(
+            f"none of the {len(file.state)} tensors of {file.path.name!r} names a module of {type(blank).__name__}, first "
+            f"{short(next(iter(file.state), None))}: it is an adapter of another architecture."
+        )
+    for group in groups:
         asked = [part.module for part in group.parts if part.module in modules]
         if not asked:
             continue

@@ -88,7 +88,8 @@ class LineageReading:
         """The reading in one line, with what it claims or does not."""
         if self.log10_p is None:
             return f"{self.verdict}: {self.reason}"
-        told = f"{self.verdict}, log10 p = {self.log10_p:.1f}, {len(self.sites)} sites ({self.share:.0%} of those that carry)"
+        many = round(len(self.sites) / self.share) if self.share else len(self.sites)
+        told = f"{self.verdict}, log10 p = {self.log10_p:.1f}, read at {len(self.sites)} of {many} carrier sites"
         return f"{told}: {self.claim or _NO_CLAIMS[self.kind]}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,13 +138,23 @@ def read_lineage(
     except (NotTestableError, WrongBaseError) as error:
         return LineageReading("not_testable", alpha, reason=str(error))
     touched = [site for site in plan.sites if any(layer in found.rows for layer in site.layers)]
-    told = [f"{len(found.unread)} layers were not read, first: {why}" for why in list(found.unread.values())[:1]]
-    warnings, share = (*found.warnings, *told), len(touched) / len(plan.sites)
+    unread = [
+        f"{len(found.unread)} layers at carrier sites were not read, first: {why}"
+        for why in list(found.unread.values())[:1]
+    ]
+    warnings = (*found.warnings, *unread)
     if not touched:
         reason = f"the adapter changes none of the {len(layers)} layers at the {len(plan.sites)} carrier sites"
         return LineageReading("not_testable", alpha, reason=reason, warnings=warnings, sha256=found.sha256)
-    test, hits = _look(touched, found.rows, key, SequentialTest(alpha=alpha, factor=factor))
-    return summarise(test, site_tests(touched, hits), hits, share=share, warnings=warnings, sha256=found.sha256)
+    read = [(site, *of) for site in touched if any(map(is_split, of := site_responses(site, found.rows)))]
+    if not read:
+        reason = (
+            f"the adapter's change tells no channels apart at any of the {len(touched)} carrier sites that it touches"
+        )
+        return LineageReading("not_testable", alpha, reason=reason, warnings=warnings, sha256=found.sha256)
+    test, hits = _look(read, key, SequentialTest(alpha=alpha, factor=factor))
+    told, share = [site for site, *_ in read], len(read) / len(plan.sites)
+    return summarise(test, site_tests(told, hits), hits, share=share, warnings=warnings, sha256=found.sha256)
 
 
 def check_test(alpha: float, factor: int) -> None:
@@ -184,13 +195,12 @@ def summarise(
 
 
 def _look(
-    sites: list[CarrierSite], rows: Mapping[str, torch.Tensor], key: WatermarkKey, test: SequentialTest
+    responses: Sequence[tuple[CarrierSite, np.ndarray, np.ndarray]], key: WatermarkKey, test: SequentialTest
 ) -> tuple[SequentialTest, list[SiteHits]]:
     """All looks, and the hits of the first."""
     hits, ones, top = [], [], []
-    for site in sites:
+    for site, d, first in responses:
         v = direction(key, site)
-        d, first = site_responses(site, rows)
         hits.append(count_hits(d, v))
         # Where a file tells no channels apart, their order would decide.
         ones += [rank_site(d, v)] if is_split(d) else []

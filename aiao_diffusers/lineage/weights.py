@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..denoiser.setup import Values
+from ..denoiser.setup import Values, adapters
 from ..denoiser.sites import unwrap
 from ..errors import WrongBaseError
 from ..mark.key import WatermarkKey
@@ -60,7 +60,8 @@ def read_lineage_in_weights(
     """
     check_test(alpha, factor)
     plan = plan_carrier(unwrap(denoiser))
-    told, used, found, warnings = len(plan.sites), [], [], (_OF_TWIN,) if clean_twin is not None else ()
+    told, used, found = len(plan.sites), [], []
+    warnings = (*_describe_adapters(denoiser), *((_OF_TWIN,) if clean_twin is not None else ()))
     twin = None if clean_twin is None else _values(clean_twin)
     if twin is not None and clean_twin is not None and plan_carrier(unwrap(clean_twin)).sites != plan.sites:
         raise WrongBaseError(
@@ -117,6 +118,15 @@ def constant_of(
     w = 1 / _wide(planes[f"{norm}.weight"])
     k = w @ _wide(planes[f"{norm}.bias"])
     return np.asarray(_wide(values[weight]).flatten(1) @ w * k / w.square().sum())
+
+
+def _describe_adapters(denoiser: nn.Module) -> tuple[str, ...]:
+    """A warning where what was read is not all that runs."""
+    if not (active := adapters(unwrap(denoiser))):
+        return ()
+    return (
+        f"the adapters {active} took no part: the weights below them were read, and their files answer for themselves.",
+    )
 
 
 def _values(denoiser: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -162,7 +162,22 @@ def test_crafted_factors_never_verify(blank, tmp_path, change):
 def test_a_file_that_tells_no_channels_apart_reads_nothing(blank, tmp_path):
     state = {name: torch.ones_like(value) for name, value in planted(blank).items()}
     file = save(state, tmp_path / "x.safetensors")
-    assert {read_lineage(file, KEY.child(str(n)), blank).log10_p for n in range(5)} == {0.0}
+    found = read_lineage(file, KEY, blank)
+    assert found.verdict == "not_testable" and found.log10_p is None and "tells no channels apart" in found.reason
+
+
+def test_sites_that_tell_no_channels_apart_are_not_counted(blank, tmp_path):
+    state = {n: torch.ones_like(v) if "mid_block" in n else v for n, v in planted(blank).items()}
+    found = read_lineage(save(state, tmp_path / "x.safetensors"), KEY, blank)
+    assert found.verdict == "verified" and not any("mid_block" in site.name for site in found.sites)
+    assert 0 < len(found.sites) < 24 and f"read at {len(found.sites)} of 24 carrier sites" in found.in_words
+
+
+def test_an_adapter_of_another_architecture_says_so(blank, tmp_path):
+    key = "transformer.transformer_blocks.0.attn.to_q"
+    state = {f"{key}.lora_A.weight": torch.randn(4, 64), f"{key}.lora_B.weight": torch.randn(64, 4)}
+    reason = read_lineage(save(state, tmp_path / "x.safetensors"), KEY, blank).reason
+    assert "another architecture" in reason and "UNet2DConditionModel" in reason and key in reason
 
 
 def test_factors_that_are_huge_tiny_or_float64_read_as_their_scaled_twins(blank, tmp_path):

@@ -125,7 +125,8 @@ def test_an_adapter_in_the_model_leaves_the_base_readable(marked):
     unet = copy.deepcopy(marked)
     before = read_lineage_in_weights(unet, KEY).log10_p
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "proj_in", "ff.net.2"]))
-    assert read_lineage_in_weights(unet, KEY).log10_p == pytest.approx(before)
+    found = read_lineage_in_weights(unet, KEY)
+    assert found.log10_p == pytest.approx(before) and "['default'] took no part" in " ".join(found.warnings)
 
 
 def test_what_cannot_answer_is_not_testable_or_refused(marked, twin):
