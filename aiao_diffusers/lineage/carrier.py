@@ -59,10 +59,10 @@ class CarrierReport:
         """The report in one line."""
         told = f"{len(self.sites)} sites carry the mark's directions, {len(self.left_out)} places were left out"
         halves = ", ".join(
-            f"{100 * cost.price:.2g}% in {dtype} (rounding alone {100 * cost.rounding:.2g}%)"
+            f"{_percent(cost.price)} in {dtype} (rounding alone {_percent(cost.rounding)})"
             for dtype, cost in self.rounded.items()
         )
-        return f"{told}; it changes predictions by {100 * self.price:.1g}% in float32, {halves}"
+        return f"{told}; it changes predictions by {_percent(self.price)} of the noise loss in float32, {halves}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -146,6 +146,14 @@ def carry(denoiser: nn.Module, key: WatermarkKey, forwards: Forwards, *, strengt
     rounded = {str(half)[6:]: cost for half, cost in costs.items()}
     names = tuple(site.name for site in used)
     return CarrierReport(names, plan.left_out | left_out, strength, price, largest, str(dtype)[6:], rounded)
+
+
+def _percent(share: float) -> str:
+    """For people: no exponent, and nothing smaller than anybody asks for."""
+    if share < 1e-6:
+        return "under 0.0001%"
+    text = f"{100 * share:.2g}%"
+    return f"{100 * share:.0f}%" if share > 0.99 else text
 
 
 def _first(left_out: Mapping[str, str]) -> str:

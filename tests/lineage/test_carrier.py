@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed, verify
 from aiao_diffusers.denoiser.price import measure_price
 from aiao_diffusers.errors import AIAOError, AlreadyMarkedError, ConfigError, NotTestableError, SiteError
 from aiao_diffusers.lineage import carrier
-from aiao_diffusers.lineage.carrier import add_carrier
+from aiao_diffusers.lineage.carrier import CarrierReport, add_carrier
+from aiao_diffusers.lineage.rounding import RoundingCost
 from aiao_diffusers.lineage.site import direction
 from aiao_diffusers.lineage.sites import plan_carrier
 
@@ -214,3 +216,13 @@ def test_the_report_is_plain_data():
     told = carry(text_unet()).to_dict()
     assert told["strength"] == carrier.STRENGTH and len(told["sites"]) == 24
     assert json.loads(json.dumps(told))["rounded"]["float16"]["price"] > 0
+
+
+def test_the_report_in_words_has_numbers_that_people_read():
+    halves = {
+        "bfloat16": RoundingCost(1.23456, 0.0, 0.00123, False),
+        "float16": RoundingCost(math.nan, 0.0, 2e-9, True),
+    }
+    told = CarrierReport(("a",), {}, 0.25, 8e-13, 0.0, "float32", halves).in_words
+    assert "by under 0.0001% of the noise loss in float32" in told and "e-" not in told and "e+" not in told
+    assert "123% in bfloat16 (rounding alone 0.12%), nan% in float16 (rounding alone under 0.0001%)" in told
