@@ -185,6 +185,7 @@ def marked_model(record: WatermarkRecord, record_sha256: str, repo_id: str, fiel
         repo_id=repo_id,
         record_sha256=record_sha256,
         lineage=record.lineage is not None,
+        paths=record.lineage is None or not record.lineage["only"],
         **_describe_claim(record.owner, record.commitment, record.scheme),
     )
     return Card(_escape(name), fields.head(name), body, defaults, tags=(*fields.tags, TAG))
@@ -211,7 +212,8 @@ def finetune_report(
         raise ConfigError(f"the report on {report.suspect!r} says {report.verdict}: a card needs a verified one.")
     if report.asks_lineage:
         raise ConfigError(
-            f"the report on {report.suspect!r} is of an adapter's file alone: verify it with base= first."
+            f"the report on {report.suspect!r} is on lineage, by {report.lineage_source}, and this card states what runs: of an "
+            "adapter, verify it with base= first; a mark that is a lineage carrier alone has no such card."
         )
     fields, name = fields or CardFields(), repo_id.split("/")[-1]
     task = fields.pipeline_tag or "text-to-image"

@@ -146,8 +146,10 @@ class TestMarkedModel:
     def test_trainers_of_adapters_are_told_that_these_inherit_the_mark(self):
         lineage = {"strength": 0.6180339, "architecture": {}, "only": False}
         told = str(marked(lineage=lineage))
-        assert "LoRA that is trained on this model inherits the mark" in told and "0.618" not in told
-        assert "inherits the mark" not in str(marked())
+        assert "LoRA that is trained on this model may inherit the mark" in told and "0.618" not in told
+        assert "inherit the mark" not in str(marked()) and "with a LoRA on it" in told
+        alone = str(marked(lineage={**lineage, "only": True}))
+        assert "may inherit the mark" in alone and "with a LoRA on it" not in alone and "fine-tune or a merge" in alone
 
     def test_record_hash_and_repository_are_named(self):
         assert SHA in marked().body and '"acme/emoji-marked"' in marked().body
@@ -179,9 +181,13 @@ class TestReportAndCommitment:
             cards.finetune_report(report(verdict=verdict), record(), SHA, "a/b")
 
     def test_a_verdict_on_an_adapters_file_alone_is_no_card(self):
-        alone = report(plan={"name": "lineage"}, verification_rate=None, proves="lineage")
-        with pytest.raises(ConfigError, match="file alone.*base="):
-            cards.finetune_report(alone, record(), SHA, "a/b")
+        for name, kind, told in (
+            ("lineage", "adapter", "file alone"),
+            ("lineage in weights", "weights", "weights alone"),
+        ):
+            alone = report(plan={"name": name}, verification_rate=None, proves=name, lineage={"kind": kind})
+            with pytest.raises(ConfigError, match=f"by the .*{told}, .*base=.*no such card"):
+                cards.finetune_report(alone, record(), SHA, "a/b")
 
     def test_commitment_with_and_without_record(self):
         assert SHA in cards.commitment("A", KEY.commitment, record_sha256=SHA).body
