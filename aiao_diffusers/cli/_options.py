@@ -1,9 +1,11 @@
 """What verbs have in common: two options, and the end of their help."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import typer
+
+from ..errors import ConfigError
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, all else on stderr.")]
@@ -27,6 +29,36 @@ def epilog(example: str, exit_codes: Mapping[int, str] | None = None) -> str:
 Lineage = Annotated[
     float, typer.Option(help="Strength of what LoRAs inherit (`verify` then tells it from their file); 0: none.")
 ]
+OF_SUBPATHS = (
+    "steps",
+    "edit",
+    "max_price",
+    "in_sites",
+    "out_sites",
+    "pairs",
+    "keep",
+    "train",
+    "profile",
+    "accumulate",
+    "reference",
+)
+"""Options that say nothing of a lineage carrier."""
+
+
+def typed(context: typer.Context) -> list[str]:
+    """Names of the options on the command line, whatever their values."""
+    sources = ((name, context.get_parameter_source(name)) for name in context.params)
+    return [name for name, source in sources if source is not None and source.name == "COMMANDLINE"]
+
+
+def refuse_with_lineage_only(given: Iterable[str]) -> None:
+    """Raises ConfigError where an option is among `given` that a lineage carrier alone does not take."""
+    if taken := [f"--{name.replace('_', '-')}" for name in given if name in OF_SUBPATHS]:
+        raise ConfigError(
+            f"{', '.join(taken)} say nothing of a lineage carrier alone (--lineage-only): leave them out."
+        )
+
+
 LineageOnly = Annotated[
     bool, typer.Option("--lineage-only", help="Nothing but that: seconds, no training, no change of any picture.")
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ._options import AsJson, Lineage, LineageOnly, Quiet
+from ._options import AsJson, Lineage, LineageOnly, Quiet, refuse_with_lineage_only, typed
 from ._output import out
 from ._progress import progress
 
@@ -71,6 +71,8 @@ def commit(
             raise ConfigError(
                 "the beacon is drawn after the date: run `aiao commit COMMITMENT --beacon drand` an hour later."
             )
+        if lineage_only:
+            refuse_with_lineage_only(typed(context))
         recipe = {"in_sites": in_sites, "out_sites": out_sites, "pairs": pairs, "lineage": lineage, "seed": seed}
         recipe |= {"lineage_only": lineage_only}
         with progress(f"committing to {record_of}", quiet=quiet or as_json):
@@ -110,7 +112,7 @@ def _make(record_of: str, key: Path, output: Path, data: str | None, recipe: dic
 
 def _refuse_recipe(context: typer.Context, key: Path | None, output: Path | None) -> None:
     """What fixes a new commitment says nothing about one that is there."""
-    given = [n for n in OWN_RECIPE if context.get_parameter_source(n).name == "COMMANDLINE"]  # type: ignore[union-attr]
+    given = [name for name in typed(context) if name in OWN_RECIPE]
     given += [name for name, value in (("key", key), ("output", output)) if value is not None]
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import ConfigError, OutputExistsError
-from ._options import AsJson, Lineage, LineageOnly, Quiet
+from ._options import AsJson, Lineage, LineageOnly, Quiet, refuse_with_lineage_only, typed
 from ._output import out
 from ._progress import progress
 
@@ -38,6 +38,7 @@ Reference = Annotated[
 
 
 def embed(
+    context: typer.Context,
     base: Annotated[str, typer.Argument(help="Pipeline folder or repository id to mark.")],
     key: Annotated[Path, typer.Option(help="Key file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="New folder for the marked pipeline.")],
@@ -71,26 +72,29 @@ def embed(
 
     from ..embedding.config import EmbedConfig
 
-    config = EmbedConfig(
-        steps=steps,
-        lineage=lineage,
-        lineage_only=lineage_only,
-        edit=edit,
-        max_price=max_price or None,
-        in_sites=in_sites,
-        out_sites=out_sites,
-        pairs=pairs,
-        seed=seed,
-        train=train,
-        accumulate=accumulate,
-        checkpoint_dir=output.with_name(output.name + ".checkpoint"),
-    )
+    recipe: dict[str, Any] = {"steps": steps, "edit": edit, "max_price": max_price or None, "seed": seed}
+    recipe |= {"in_sites": in_sites, "out_sites": out_sites, "pairs": pairs, "train": train, "accumulate": accumulate}
+    recipe |= {"lineage": lineage, "lineage_only": lineage_only}
+    given = typed(context)
+    if commitment is not None:
+        recipe |= {name: value for name, value in _committed(commitment).items() if name not in given}
+    if recipe["lineage_only"]:
+        refuse_with_lineage_only(given)
+    config = EmbedConfig(**recipe, checkpoint_dir=output.with_name(output.name + ".checkpoint"))
     # Every process of `accelerate launch` ends with the same weights; one writes them, and one speaks.
     first = Accelerator().is_main_process
     inputs = _Inputs(base, key, data, keep or (), profile, commitment)
     pipe, report = _mark(inputs, config, allow_marked, quiet=quiet or as_json or not first)
     if first:
         _write(pipe, report, output, reference, as_json)
+
+
+def _committed(commitment: Path) -> dict[str, Any]:
+    """What a commitment fixes, so that nobody types it twice."""
+    from ..embedding.commit import committed_fields
+    from ..protocol.commitment import Commitment
+
+    return committed_fields(Commitment.load(commitment))
 
 
 class _Inputs(NamedTuple):

@@ -96,25 +96,32 @@ def open_commitment(source: Any, key: WatermarkKey) -> tuple[Commitment, Waterma
     return commitment, drawn
 
 
+def committed_fields(commitment: Commitment) -> dict[str, Any]:
+    """The fields of `EmbedConfig` that a commitment fixes."""
+    named = commitment.fields.get(LINEAGE)
+    # One that names no carrier is of a model without a site for it, or older than carriers.
+    carrier = {"lineage": 0.0, "lineage_only": False}
+    if named is not None:
+        carrier = {"lineage": named["strength"], "lineage_only": named["only"]}
+    return {name: commitment.fields[name] for name in CHOSEN} | carrier
+
+
 def committed_config(commitment: Commitment, config: EmbedConfig | None) -> EmbedConfig:
     """The configuration given, or the default one with what was committed.
 
     Raises:
         ConfigError: one given that differs from the commitment.
     """
-    fixed = {name: commitment.fields[name] for name in CHOSEN}
-    named = commitment.fields.get(LINEAGE)
-    # One that names no carrier is of a model without a site for it, or older than carriers.
-    fixed["lineage"] = 0.0 if named is None else named["strength"]
-    fixed["lineage_only"] = named is not None and named["only"]
+    fixed = committed_fields(commitment)
     if config is None:
         return EmbedConfig(**fixed)
-    if named is None and config.lineage == EmbedConfig.lineage:
+    if commitment.fields.get(LINEAGE) is None and config.lineage == EmbedConfig.lineage:
         config = replace(config, lineage=0.0)
     for name, value in fixed.items():
         if getattr(config, name) != value:
             raise ConfigError(
-                f"{name}={getattr(config, name)!r} differs from the {value!r} of the commitment, which was dated: pass that."
+                f"{name}={getattr(config, name)!r} (--{name.replace('_', '-')}) differs from the {value!r} of the commitment, which was "
+                "dated: pass that, or leave it out."
             )
     return config
 

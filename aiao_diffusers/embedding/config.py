@@ -54,7 +54,8 @@ class EmbedConfig:
         lineage (`float`): strength of the lineage carrier, by which an adapter's file tells what it was trained on, in units of a site's
             rms: above 0 and at most 4, default .25; 0: none. A denoiser without a site for it is marked without
             (`EmbedReport.lineage_left_out`).
-        lineage_only (`bool`): the lineage carrier and no mark on sub-paths, default False: nothing is trained.
+        lineage_only (`bool`): the lineage carrier and no mark on sub-paths, default False: nothing is trained, `in_sites`
+            and `out_sites` become 1 and what else is said of sub-paths, training and price counts for nothing.
         bank_size (`int`): latents kept in the record's probe bank, default 16.
         max_unreadable (`float`): share of empty or unreadable images that is skipped with a warning, default .1.
         checkpoint_dir (`Path`, *optional*): where to keep a resumable state.
@@ -125,7 +126,9 @@ class EmbedConfig:
             self._require("steps", self.steps in (0, EmbedConfig.steps), "left out with lineage_only=True")
             self._require("edit", not self.edit, "0 with lineage_only=True")
             self._require("train", self.train == "full", "left out with lineage_only=True")
-            object.__setattr__(self, "steps", 0)
+            # A record names how many sites a key selects; where nothing is read there, a small denoiser need not offer more.
+            for name, least in (("steps", 0), ("in_sites", 1), ("out_sites", 1)):
+                object.__setattr__(self, name, least)
         least = 0 if self.edit or self.lineage_only else 1
         self._require("steps", _is(self.steps, Integral) and self.steps >= least, f"an integer of at least {least}")
         self._require("anchor", self.anchor * self.lr < 1, f"below 1 / lr ({1 / self.lr:g})")

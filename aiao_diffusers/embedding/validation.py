@@ -65,6 +65,13 @@ def check_earlier_marks(keep: Sequence[WatermarkKey], earlier: WatermarkRecord |
     Raises:
         ConfigError: the earlier marks cannot be kept so.
     """
+    if config.lineage_only:
+        if keep:
+            raise ConfigError(
+                "keep= (--keep) is of no use with lineage_only=True (--lineage-only): that changes no output, so earlier marks go on "
+                "reading as they are. Leave it out."
+            )
+        return
     if keep and not config.steps:
         raise ConfigError("keep= takes training: an edit alone does not hold earlier marks; set steps above 0.")
     if keep and earlier is None:

@@ -57,6 +57,23 @@ class TestSteps:
             aiao("verify", out, "--key", key, "--fast", "--commitments", 9, "--json").json["plan"]["commitments"] == 9
         )
 
+    def test_what_was_committed_to_is_not_typed_twice(self, aiao, key, model, tmp_path):
+        path, words = tmp_path / "commitment.json", ("--data", model / "latents.safetensors", "--json")
+        made = aiao("commit", "--key", key, "--record-of", model / "base", "-o", path, "--lineage-only", *words)
+        assert made.code == 0, made.err
+        assert aiao("commit", path, "--by-hand", "4 8 15 16 23 42").code == 0
+        embedding = ("embed", model / "base", "--key", key, "--commitment", path, *words, "-o", tmp_path / "out")
+        aiao(*embedding, "--lineage", 0.5).refused("ConfigError", "--lineage)", "0.25")
+        aiao(*embedding, "--in-sites", 5).refused("ConfigError", "--in-sites", "--lineage-only", "leave them out")
+        assert not (tmp_path / "out").exists()
+        done = aiao(*embedding)
+        assert done.code == 0, done.err
+        record = WatermarkRecord.load(tmp_path / "out")
+        assert record.lineage is not None and record.lineage["only"] and record.scheme == "aiao-2"
+        aiao("verify", tmp_path / "out", "--key", key, "--clean-twin", model / "base").refused(
+            "ConfigError", "--clean-twin"
+        )
+
     def test_embedding_waits_for_the_beacon(self, aiao, key, model, made, tmp_path):
         answer = aiao("embed", model / "base", "--key", key, "-o", tmp_path / "out", "--commitment", made)
         answer.refused("CommitmentError", "--beacon drand")

@@ -51,6 +51,20 @@ class TestRefusals:
         assert leftovers(tmp_path) == {"a.key", "empty"}
 
 
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        *((verb, option) for verb in ("embed", "commit") for option in (("--in-sites", 5), ("--pairs",))),
+        *(("embed", option) for option in (("--max-price", 0.1), ("--keep", "a.key"), ("--steps", 500))),
+    ],
+)
+def test_a_carrier_alone_takes_no_option_of_another_mark(aiao, key, tmp_path, verb, option):
+    model = (ASSETS / "base",) if verb == "embed" else ("--record-of", ASSETS / "base")
+    answer = aiao(verb, *model, "--key", key, "-o", tmp_path / "out", "--lineage-only", *option)
+    answer.refused("ConfigError", option[0], "--lineage-only", "leave them out")
+    assert leftovers(tmp_path) == {"a.key"}
+
+
 @pytest.mark.slow
 def test_embeds_into_pipelines_of_other_classes(aiao, tmp_path):
     key, marked = tmp_path / "a.key", tmp_path / "marked"

@@ -121,6 +121,19 @@ class TestAlone:
             EmbedConfig(**({"lineage_only": True} | changes))
         assert EmbedConfig(lineage_only=True).steps == 0
 
+    def test_asks_for_no_more_sites_than_a_small_model_has(self):
+        _, report = run(**ALONE, in_sites=5, out_sites=70)
+        assert report.lineage.sites and (report.record.in_sites, report.record.out_sites) == (1, 1)
+
+    def test_a_marked_model_of_any_kind_takes_it_and_its_marks_need_no_keeping(self):
+        unet, first = run(lineage=0, pairs=True)
+        _, second = run(unet, KEY.child("second"), earlier=first.record, **ALONE)
+        assert second.record.lineage["only"] and second.reading.verified
+        model, data, scheduler = learner()
+        with pytest.raises(ConfigError, match="keep.*changes no output.*Leave it out"):
+            config = EmbedConfig(**(FEW | ALONE))
+            embed(model, KEY, data, config, scheduler=scheduler, keep=[KEY], earlier=first.record, allow_marked=True)
+
 
 class TestCommitted:
     def test_directions_take_the_beacon(self, tmp_path):
