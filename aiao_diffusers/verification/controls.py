@@ -1,7 +1,7 @@
 """Controls: other unmarked models that are asked the same question, whose answer must be no."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,15 +40,19 @@ def ask_controls(
         twin_sha256: hash of the clean twin's weights, where one was offered.
     """
     named = named_controls(controls)
+    holding = []
     for name, model in named.items():
         control = ask(model)
         report = report.with_control(name, control)
+        holding += [name] if (control.lineage or {}).get("verdict") == "verified" else []
         if control.verdict == "not_testable":
             report = report.with_warning(f"the control {name} was not read and controls nothing: {control.reason}")
         if twin_sha256 is not None and control.hashes.get("suspect") == twin_sha256:
             report = report.with_warning(
                 f"{name} is the clean twin, which answers nothing beyond itself: another unmarked model controls that look."
             )
+    if holding and not report.asks_lineage and report.lineage is not None:
+        report = replace(report, lineage=_without_claim(report.lineage, holding))
     passed = [name for name in named if report.controls[name]["verdict"] == "verified"]
     if passed:
         return replace(
@@ -64,6 +68,14 @@ def ask_controls(
             "another unmarked model that is read through the same."
         )
     return report
+
+
+def _without_claim(lineage: Mapping[str, Any], holding: Sequence[str]) -> dict[str, Any]:
+    """A lineage that stands beside the verdict, once controls verified at that question."""
+    reason = (
+        f"the control {', '.join(holding)} holds the mark's directions too: pass a model that is known to be unmarked."
+    )
+    return {**lineage, "verdict": "not_testable", "claim": "", "reason": reason, "in_words": f"not_testable: {reason}"}
 
 
 def _seen_plainly(report: VerificationReport) -> bool:

@@ -71,6 +71,7 @@ class TestBeside:
         )
         assert ten == pytest.approx(one + 1)
 
+    @pytest.mark.slow
     def test_the_sites_are_those_of_the_record_whatever_base_was_chosen(self, mark, files):
         fewer = text_unet(up_block_types=("UpBlock2D", "UpBlock2D"))
         short = dataclasses.replace(mark, lineage=carried(0.25, fewer))
@@ -78,6 +79,15 @@ class TestBeside:
         names = {site["name"] for site in found["sites"]}
         assert names == {site.name for site in plan_carrier(fewer).sites} and found["share"] == 1.0
 
+    @pytest.mark.slow
+    def test_a_control_that_holds_the_directions_takes_the_claim_away(self, mark, carrying):
+        other = verify(carrying, KEY, record=mark, controls=text_unet(), **FEW)
+        assert other.lineage["verdict"] == "verified" and CLAIMS["weights"] in other.to_markdown()
+        report = verify(carrying, KEY, record=mark, controls={"twin?": copy.deepcopy(carrying)}, **FEW)
+        assert report.lineage["verdict"] == "not_testable" and report.lineage["claim"] == ""
+        assert CLAIMS["weights"] not in report.to_markdown() and "the control twin? holds" in report.to_markdown()
+
+    @pytest.mark.slow
     def test_its_warnings_stand_in_the_report(self, mark, carrying):
         unet = copy.deepcopy(carrying)
         unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
