@@ -306,7 +306,7 @@ def test_of_a_carrier_alone_lineage_is_all_that_is_asked(hub: HubServer, carryin
     assert report.counts == {"verified": 1, "not_verified": 0, "not_testable": 7}
     assert report.lineage_counts == {"verified": 4, "not_verified": 2, "not_testable": 1}
     (model,) = (row for row in report.rows if row.repo == "in/model")
-    assert report.proves(model) == "descent" and model.denoiser_evals == 0 and model.copy_of == BASE
+    assert report.proves(model) == "lineage in weights" and model.denoiser_evals == 0 and model.copy_of == BASE
     assert all("carrier alone" in (row.reason or "") for row in report.rows if row.repo in ("in/own", "in/twins"))
     assert report.carrier_alone and "descent" not in {report.proves(row) for row in report.rows}
     assert any("carrier alone" in text for text in report.warnings) and "carrier alone" in report.to_markdown()
