@@ -68,9 +68,11 @@ def _of_model(name: str, model: Any) -> Found:
     else:
         yield _site(f"{name}.norm", model.norm.weight.shape[0], "projection_in", f"{name}.norm", f"{name}.proj_in")
     last = f"{name}.transformer_blocks.{len(model.transformer_blocks) - 1}.ff.net.2"
-    final = model.transformer_blocks[-1].ff.net[2]
-    at = f"{name}.proj_out"
-    if model.transformer_blocks[-1].norm_type != "layer_norm":
+    block: Any = model.transformer_blocks[-1]
+    final, at = _layer_of(block, "ff.net.2"), f"{name}.proj_out"
+    if not isinstance(block, BasicTransformerBlock):
+        yield at, f"the last block is no known one but {type(block).__name__}"
+    elif block.norm_type != "layer_norm":
         yield at, "a gate scales what the last feed-forward puts out"
     elif reason := bias_fails(final, "ff.net.2") or bias_fails(model.proj_out, "proj_out"):
         yield at, reason
@@ -95,7 +97,7 @@ def _of_block(name: str, block: Any) -> Found:
             yield at, reason
         else:
             yield _site(at, block.norm2.weight.shape[0], "query", at, f"{name}.attn2.to_q")
-    first = getattr(block.ff.net[0], "proj", None)
+    first = _layer_of(block, "ff.net.0.proj")
     if reason := _norm_fails(block.norm3) or bias_fails(first, "ff.net.0.proj"):
         yield f"{name}.norm3", reason
     else:
@@ -105,7 +107,7 @@ def _of_block(name: str, block: Any) -> Found:
 
 def _of_attention(name: str, at: str, attention: Any, norm: Any) -> Found:
     """A self-attention behind a norm: what enters it, and what its output layer takes."""
-    out: Any = attention.to_out[0] if attention.to_out is not None else None
+    out = _layer_of(attention, "to_out.0")
     reason = _norm_fails(norm) or _attention_fails(attention) or bias_fails(out, "to_out.0")
     if reason is None and attention.norm_k is not None:
         reason = "keys are normed: a constant in them is not ignored"
@@ -135,7 +137,19 @@ def _norm_fails(norm: Any) -> str | None:
     return "the norm has no bias" if norm.weight is None or norm.bias is None else None
 
 
+def _layer_of(module: Any, path: str) -> Any:
+    """The layer below a module; None where somebody put another kind of module in its place."""
+    for step in path.split("."):
+        module = dict(module.named_children()).get(step) if isinstance(module, nn.Module) else None
+    return module
+
+
 def _attention_fails(attention: Any) -> str | None:
+    if not isinstance(attention, Attention):
+        return f"no attention that is known but {type(attention).__name__}"
+    for name in ("to_q", "to_v"):
+        if getattr(getattr(attention, name), "weight", None) is None:
+            return f"{name} is {type(getattr(attention, name)).__name__}, which has no weight"
     if attention.spatial_norm is not None or getattr(attention, "fused_projections", False):
         return "the attention has a norm by place, or fused projections"
     return "queries are normed" if attention.norm_q is not None else None

@@ -4,12 +4,14 @@ from collections import Counter
 
 import pytest
 import torch
-from _carried import text_unet
+from _carried import KEY, carry, text_unet
 from _tiny import tiny_unconditional
 from accelerate import init_empty_weights
 from diffusers import Transformer2DModel, UNet2DConditionModel
+from torch import nn
 
 from aiao_diffusers.lineage.sites import plan_carrier
+from aiao_diffusers.lineage.weights import read_lineage_in_weights
 
 
 def test_each_block_of_a_text_unet_has_six_sites():
@@ -88,3 +90,38 @@ def test_a_gate_behind_the_last_feed_forward_leaves_the_output_layer_out():
     plan = plan_carrier(model)
     assert "gate" in plan.left_out[".proj_out"]
     assert any(site.kind == "modulated" for site in plan.sites)
+
+
+class Wrapped(nn.Module):
+    """What somebody put around a module; names below it are others."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+BLOCK = "down_blocks.1.attentions.0"
+INNER = f"{BLOCK}.transformer_blocks.0"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{BLOCK}{part}" for part in ("", ".norm", ".proj_in", ".proj_out", ".transformer_blocks.0")),
+        *(f"{INNER}.{part}" for part in ("norm1", "attn1", "attn1.to_q", "attn1.to_v", "attn1.to_out.0")),
+        *(f"{INNER}.{part}" for part in ("norm2", "attn2", "attn2.to_q", "norm3", "ff", "ff.net.0", "ff.net.2")),
+    ],
+)
+def test_a_module_in_anothers_place_costs_its_sites_alone(name):
+    unet = text_unet()
+    parent, _, leaf = name.rpartition(".")
+    setattr(unet.get_submodule(parent), leaf, Wrapped(unet.get_submodule(name)))
+    plan = plan_carrier(unet)
+    others = [site for site in plan_carrier(text_unet()).sites if not site.name.startswith(BLOCK)]
+    assert [site for site in plan.sites if not site.name.startswith(BLOCK)] == others
+    carry(unet)
+    read = read_lineage_in_weights(unet, KEY)
+    assert read.verdict == "verified" and read_lineage_in_weights(unet, KEY.child("x")).verdict == "not_verified"

@@ -45,5 +45,9 @@ class TestCost:
         assert 1 < large["flops"]["forwards"] <= 2
         assert large["reduced_flops"]["forwards"] < 0.15  # a sixteenth of the area
         assert large["wall"]["image_s"] > large["wall"]["verdict_s"] > 0
-        assert large["memory"]["ratio"] > 0 and large["unarmed"]["bit_exact"]
+        memory = large["memory"]
+        # So small a model may take less than what tests before it gave back.
+        above = (memory["peak_mib"] - memory["baseline_mib"]) / memory["weights_mib"]
+        assert memory["ratio"] == pytest.approx(above) and memory["peak_mib"] > 0
+        assert large["unarmed"]["bit_exact"]
         assert "not measured" not in cost.markdown(result)
