@@ -1,4 +1,4 @@
-"""What verbs have in common: two options, and the end of their help."""
+"""What verbs have in common: options, which of them were typed, and the end of their help."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated
@@ -10,24 +10,11 @@ from ..errors import ConfigError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, all else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-
-EXIT_CODES = {0: "done", 1: "error", 2: "usage error"}
-
-
-def epilog(example: str, exit_codes: Mapping[int, str] | None = None) -> str:
-    """The end of a verb's help: a command to copy, and what each exit code says.
-
-    Args:
-        example (`str`): a whole command line.
-        exit_codes (`Mapping[int, str]`, *optional*): those whose meaning is not that of `EXIT_CODES`.
-    """
-    codes = {**EXIT_CODES, **(exit_codes or {})}
-    meanings = ", ".join(f"{code} {codes[code]}" for code in sorted(codes))
-    return f"Example: {example}\n\nExit codes: {meanings}. Errors are one line; --debug shows the traceback."
-
-
 Lineage = Annotated[
     float, typer.Option(help="Strength of what LoRAs inherit (`verify` then tells it from their file); 0: none.")
+]
+LineageOnly = Annotated[
+    bool, typer.Option("--lineage-only", help="Nothing but that: seconds, no training, no change of any picture.")
 ]
 OF_SUBPATHS = (
     "steps",
@@ -43,6 +30,19 @@ OF_SUBPATHS = (
     "reference",
 )
 """Options that say nothing of a lineage carrier."""
+EXIT_CODES = {0: "done", 1: "error", 2: "usage error"}
+
+
+def epilog(example: str, exit_codes: Mapping[int, str] | None = None) -> str:
+    """The end of a verb's help: a command to copy, and what each exit code says.
+
+    Args:
+        example (`str`): a whole command line.
+        exit_codes (`Mapping[int, str]`, *optional*): those whose meaning is not that of `EXIT_CODES`.
+    """
+    codes = {**EXIT_CODES, **(exit_codes or {})}
+    meanings = ", ".join(f"{code} {codes[code]}" for code in sorted(codes))
+    return f"Example: {example}\n\nExit codes: {meanings}. Errors are one line; --debug shows the traceback."
 
 
 def typed(context: typer.Context) -> list[str]:
@@ -57,8 +57,3 @@ def refuse_with_lineage_only(given: Iterable[str]) -> None:
         raise ConfigError(
             f"{', '.join(taken)} say nothing of a lineage carrier alone (--lineage-only): leave them out."
         )
-
-
-LineageOnly = Annotated[
-    bool, typer.Option("--lineage-only", help="Nothing but that: seconds, no training, no change of any picture.")
-]

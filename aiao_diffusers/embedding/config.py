@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..lineage.carrier import STRENGTH
 from ..mark.carried import MAX_STRENGTH
 from ..mark.record import MAX_AMPLITUDE, MAX_LOUDNESS, MIN_AMPLITUDE
 
@@ -90,7 +91,7 @@ class EmbedConfig:
     anchor: float = 18.0
     kept_share: float = 1.0
     max_price: float | None = 0.0045
-    lineage: float = 0.25
+    lineage: float = STRENGTH
     lineage_only: bool = False
     stop_bits: float | None = None
     check_every: int = 50

@@ -14,6 +14,7 @@ from ..denoiser.price import predictions
 from ..denoiser.setup import adapters, eval_mode
 from ..denoiser.sites import unwrap
 from ..errors import AlreadyMarkedError, ConfigError, NotTestableError, SiteError
+from ..mark.carried import MAX_STRENGTH
 from ..mark.key import WatermarkKey
 from ..stats.hits import combined_log10_p, count_hits
 from .rounding import Forwards, RoundingCost, compare, in_float32, measure_costs
@@ -23,7 +24,6 @@ from .sites import plan_carrier
 
 
 STRENGTH = 0.25
-MAX_STRENGTH = 4.0
 LIMIT = 1e-6
 """Of the price in float32."""
 ROUNDING_LIMIT = 1.0

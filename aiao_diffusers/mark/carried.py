@@ -28,13 +28,14 @@ def carried(strength: float, denoiser: nn.Module, *, only: bool = False) -> dict
         strength: as of `lineage.carrier.add_carrier`. denoiser: a diffusers model, as `unwrap` gives it. only: there is no mark on
             sub-paths beside it, so nothing else can be read.
     """
-    config: Any = getattr(denoiser, "config", {})
-    public = {name: value for name, value in dict(config).items() if not name.startswith("_")}
-    return {
-        "strength": float(strength),
-        "architecture": json.loads(json.dumps(public, default=str)),
-        "only": only,
-    }
+    return {"strength": float(strength), "architecture": public_config(denoiser), "only": only}
+
+
+def public_config(denoiser: Any) -> dict[str, Any]:
+    """A denoiser's config as JSON gives it back, without notes on where it came from; empty where it has none."""
+    public = {name: value for name, value in getattr(denoiser, "config", {}).items() if not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(public, default=str))
+    return plain
 
 
 def check_carried(field: object) -> None:

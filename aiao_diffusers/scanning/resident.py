@@ -31,6 +31,7 @@ from ..formats.lora import apply_lora, check_adapter_fits
 from ..formats.model_folder import class_of
 from ..hub.candidates import Candidate
 from ..hub.remote import Remote
+from ..mark.carried import public_config
 from ..verification.suspect import Suspect
 
 
@@ -47,7 +48,7 @@ class Resident:
         shaped: Any = denoiser  # ModelMixin's config methods are untyped
         with torch.device("meta"):
             self.blank: nn.Module = type(shaped).from_config(shaped.config)
-        self.config = _plain_config(denoiser)
+        self.config = public_config(denoiser)
         state = denoiser.state_dict()
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.bytes = sum(4 * value.numel() for value in state.values())
@@ -153,7 +154,7 @@ def place_on_base(candidate: Candidate, root: Path, label: str, base: Resident) 
     digest, distance = weights_sha256(tensors), _change(tensors, base.denoiser.state_dict()) / base.norm
     if denoiser is not None:
         # Another function than the same tensors on the base: no verdict may be taken over from one to the other.
-        config = {"_class_name": type(denoiser).__name__, **_plain_config(denoiser)}
+        config = {"_class_name": type(denoiser).__name__, **public_config(denoiser)}
         digest = hashlib.sha256(f"{digest} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()
         yield PlacedSuspect(opened, digest, distance)
         return
@@ -217,11 +218,6 @@ def _has_config_of(found: Artifact, base: Resident) -> bool:
     return config is None or (
         config.get("_class_name") == type(base.denoiser).__name__ and _fill(config, base) == base.config
     )
-
-
-def _plain_config(denoiser: Any) -> dict[str, Any]:
-    """A denoiser's config as JSON gives it back, without notes on where it came from."""
-    return json.loads(json.dumps({k: v for k, v in denoiser.config.items() if not k.startswith("_")}))
 
 
 def _fill(config: Mapping[str, Any], base: Resident) -> dict[str, Any]:

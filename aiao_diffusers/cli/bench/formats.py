@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .._assets import ASSETS, need_assets
-from .._options import AsJson, Quiet
+from .._options import AsJson, Quiet, typed
 from .._output import out
 from ._common import Assets, Folder, deliver, progress
 
@@ -32,7 +32,7 @@ def formats(
     as_json: AsJson = False,
 ) -> None:
     """Every format of adapters and checkpoints: does it load, exactly, and what is the verdict?"""
-    given = [flag for name, flag in MEASURES.items() if _is_given(context, name)]
+    given = [flag for name, flag in MEASURES.items() if name in typed(context)]
     if result is not None and given:
         raise typer.BadParameter(f"--result measures nothing: leave out {', '.join(given)}.")
     if memory and page:
@@ -59,8 +59,3 @@ def formats(
     out.note(f"{len(rows)} formats, {len(rows) - len(odd)} as expected{': not ' + ', '.join(odd) if odd else ''}")
     if odd:
         raise typer.Exit(1)
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .._assets import ASSETS, need_assets
-from .._options import AsJson, Quiet
+from .._options import AsJson, Quiet, typed
 from .._output import out
 from ._common import Assets, progress
 
@@ -49,7 +49,7 @@ def lineage(
     wanted = tuple(part or PARTS)
     if unknown := [name for name in wanted if name not in PARTS]:
         raise typer.BadParameter(f"--part {unknown[0]!r} is none of {', '.join(PARTS)}.")
-    given = [flag for name, flag in OF_GRID.items() if _is_given(context, name)]
+    given = [flag for name, flag in OF_GRID.items() if name in typed(context)]
     if given and (tables or "grid" not in wanted):
         raise typer.BadParameter(f"{', '.join(given)} trains adapters: add --part grid and leave out --tables.")
     need_assets(assets)
@@ -74,8 +74,3 @@ def lineage(
         out.json(found)
     else:
         out.text(markdown(found).rstrip("\n"))
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"

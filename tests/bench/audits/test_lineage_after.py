@@ -110,7 +110,7 @@ def test_a_full_change_along_the_direction_is_extracted(unet, tmp_path):
     with torch.no_grad():
         for model, size in ((tuned, 1.0), (clean, 0.0)):
             for site in plan_carrier(model).sites:
-                v = size * (torch.from_numpy(direction(KEY, site)).float() + 1)
+                v = size * (torch.tensor(direction(KEY, site)).float() + 1)
                 for layer in site.layers:
                     weight = model.get_submodule(layer).weight
                     inputs = torch.randn(4, len(v), generator=generator) + v
