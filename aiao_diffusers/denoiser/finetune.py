@@ -9,7 +9,7 @@ from torch import nn
 
 from .call import prediction
 from .inputs import LatentData
-from .schedule import noise_schedule, target
+from .schedule import noise_schedule
 
 
 def finetune(
@@ -38,10 +38,10 @@ def finetune(
         for step in range(steps):
             batch = data.take(torch.randint(len(data), (batch_size,)))
             noise = torch.randn_like(batch.latents)
-            t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,))
+            t = torch.randint(noising.steps, (batch_size,))
             noised = noising.add_noise(batch.latents, noise, t)
-            predicted = prediction(denoiser, noised.to(device), t.to(device), batch.keywords(device))
-            loss = F.mse_loss(predicted, target(noising, batch.latents, noise, t).to(device))
+            predicted = prediction(denoiser, noised.to(device), noising.level(t).to(device), batch.keywords(device))
+            loss = F.mse_loss(predicted, noising.target(batch.latents, noise, t).to(device))
             loss.backward()
             nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
             optimizer.step()

@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ..errors import DataError
 from ..files.atomic import write_whole
+from .call import UNET_CALL, DenoiserCall, Keywords
+
+
+ROWS, SHARED = "cond.", "shared."
+CALL = "call"
+"""Name of the metadata that says how the denoiser is called, in files of latents and in a record's probe bank."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,14 @@ class LatentData:
         latents (`torch.Tensor`): scaled as the denoiser sees them, `(N, C, H, W)`, float32.
         conditioning (`dict[str, torch.Tensor]`): the denoiser's keyword tensors, `(N, ...)` each; a dotted name such as
             `added_cond_kwargs.text_embeds` goes into a nested dictionary. Empty for unconditional denoisers.
+        call (`DenoiserCall`): how the denoiser is called with them, default a U-Net's way.
     Raises:
         DataError: no latents, lengths differ, or a value is not finite.
     """
 
     latents: torch.Tensor
     conditioning: Mapping[str, torch.Tensor]
+    call: DenoiserCall = UNET_CALL
 
     def __post_init__(self) -> None:
         if self.latents.ndim < 3 or not len(self.latents):
@@ -49,26 +58,54 @@ class LatentData:
 
     def take(self, index: torch.Tensor) -> "LatentData":
         """The rows `index`."""
-        return LatentData(self.latents[index], {name: value[index] for name, value in self.conditioning.items()})
+        return LatentData(
+            self.latents[index], {name: value[index] for name, value in self.conditioning.items()}, self.call
+        )
 
-    def keywords(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """Conditioning as the denoiser's keyword arguments."""
-        result: dict[str, Any] = {}
-        for name, value in self.conditioning.items():
-            value = value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            outer, _, inner = name.partition(".")
-            if inner:
-                result.setdefault(outer, {})[inner] = value
-            else:
-                result[outer] = value
-        return result
+    def keywords(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Keywords:
+        """Conditioning for `evaluate`, floating point in `dtype`."""
+        return Keywords(self.conditioning, self.call).map(
+            lambda value: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by the names that files give them."""
+        rows = {f"{ROWS}{name}": value for name, value in self.conditioning.items()}
+        shared = {f"{SHARED}{name}": value for name, value in self.call.shared.items()}
+        return {"latents": self.latents, **rows, **shared}
+
+    def metadata(self) -> dict[str, str] | None:
+        """What files say beside the tensors; None for a U-Net's call."""
+        return None if self.call == UNET_CALL else {CALL: self.call.to_json()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> "LatentData":
+        """What `tensors` and `metadata` gave.
+
+        Raises:
+            DataError: no tensor of latents, or as the class and as `DenoiserCall.from_json`.
+        """
+        if "latents" not in tensors:
+            raise DataError(f"there is no tensor 'latents', only {sorted(tensors)[:5]}: was it made by LatentData?")
+        shared = {name.removeprefix(SHARED): value for name, value in tensors.items() if name.startswith(SHARED)}
+        rows = {
+            name.removeprefix(ROWS): value
+            for name, value in tensors.items()
+            if name != "latents" and not name.startswith(SHARED)
+        }
+        text = (metadata or {}).get(CALL)
+        call = UNET_CALL if text is None else DenoiserCall.from_json(text, shared)
+        return cls(tensors["latents"], rows, call)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Cache as safetensors, floating point in `dtype`; written whole or not at all."""
-        tensors = {"latents": self.latents, **{f"cond.{name}": value for name, value in self.conditioning.items()}}
-        stored = {n: (v.to(dtype) if v.is_floating_point() else v).contiguous() for n, v in tensors.items()}
+        stored = {}
+        for name, value in self.tensors().items():
+            # Tables of positions and the like lose their meaning in half precision.
+            rounded = value.is_floating_point() and not name.startswith(SHARED)
+            stored[name] = (value.to(dtype) if rounded else value).contiguous()
         with write_whole(Path(path)) as partial:
-            save_file(stored, partial)
+            save_file(stored, partial, self.metadata())
 
     @classmethod
     def load(cls, path: str | Path) -> "LatentData":
@@ -76,21 +113,27 @@ class LatentData:
         try:
             with safe_open(str(path), "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                metadata = file.metadata()
         except Exception as error:  # safetensors raises its own class, a plain Exception
             raise DataError(f"'{path}' cannot be read as cached latents ({error}).") from error
-        if "latents" not in tensors:
-            raise DataError(
-                f"'{path}' has no tensor 'latents', only {sorted(tensors)[:5]}: was it made by LatentData?"
-            )
         tensors = {n: v.float() if v.is_floating_point() else v for n, v in tensors.items()}
-        latents = tensors.pop("latents")
-        return cls(latents, {name.removeprefix("cond."): value for name, value in tensors.items()})
+        try:
+            return cls.from_tensors(tensors, metadata)
+        except DataError as error:
+            raise DataError(f"'{path}': {error}") from error
 
 
 def fitting(data: LatentData, denoiser: Any) -> LatentData:
     """The conditioning that `denoiser` takes, by its forward's signature: latents cached with captions serve the unconditional
     model of the same autoencoder too.
+
+    Raises:
+        DataError: the data bring a call of their own, with an argument that `denoiser` does not take.
     """
+    if data.call != UNET_CALL:
+        if isinstance(denoiser, nn.Module):
+            data.call.check_fits(denoiser)
+        return data
     forward = getattr(denoiser, "forward", None)
     parameters = inspect.signature(forward).parameters if forward is not None else {}
     if not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import ShapeError, SiteError
-from .call import CallInputs
+from .call import CallInputs, Keywords, evaluate
 from .processor import AIAOAttnProcessor
 from .setup import finish_offload
 from .sites import Site, attention_modules, unwrap
@@ -146,7 +146,7 @@ class InstrumentedDenoiser:
         Raises:
             SiteError: a site was not reached. ShapeError: an out-site has another width. NotTestableError: as `difference`.
         """
-        sample, timestep, conditioning = inputs
+        sample, level, conditioning = inputs
         batch, count = sample.shape[0], len(next(iter(masks.values())))
         amplitude = torch.full(((count + 1) * batch,), float(kappa))
         amplitude[:batch] = 0.0
@@ -156,10 +156,10 @@ class InstrumentedDenoiser:
                 rows = torch.stack([through.mask(name, row) for row in rows])
             # The clean part needs a row too; its amplitude is zero.
             armed[name] = torch.cat([rows[:1], rows]).repeat_interleave(batch, 0).to(sample.device)
-        stacked, times = (torch.cat([value] * (count + 1)) for value in (sample, timestep))
+        stacked, times = (torch.cat([value] * (count + 1)) for value in (sample, level))
         repeated, names = repeat(conditioning, count + 1), [site.name for site in out_sites]
         with self.arm(armed, amplitude.to(sample.device)):
-            entered = self.activations(names, lambda: self.denoiser(stacked, timestep=times, **repeated))
+            entered = self.activations(names, lambda: evaluate(self.denoiser, stacked, times, repeated))
         if through is not None:
             entered = {name: through.hidden(name, states) for name, states in entered.items()}
         for site in out_sites:
@@ -173,12 +173,12 @@ class InstrumentedDenoiser:
 
 
 def repeat(value: Any, times: int) -> Any:
-    """Conditioning for a stacked batch: tensors `times` over along the first axis, dictionaries item by item."""
-    if isinstance(value, torch.Tensor):
-        return torch.cat([value] * times)
+    """A tensor `times` over along the first axis, or conditioning tensor by tensor; the call's shared tensors stay single."""
+    if isinstance(value, Keywords):
+        return value.map(lambda rows: torch.cat([rows] * times))
     if isinstance(value, Mapping):
         return {name: repeat(item, times) for name, item in value.items()}
-    return value
+    return torch.cat([value] * times)
 
 
 @contextmanager

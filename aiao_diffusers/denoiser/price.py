@@ -8,7 +8,7 @@ from torch import nn
 
 from .call import prediction
 from .inputs import LatentData
-from .schedule import noise_schedule, target
+from .schedule import noise_schedule
 from .setup import placement
 
 
@@ -19,7 +19,7 @@ ROWS = 4  # a forward: measuring the price must not need more memory than the tr
 def predictions(
     denoiser: nn.Module, data: LatentData, scheduler: Any, *, samples: int = 256, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions and what they should have been (`target`), `(samples, ...)` float32 on the CPU; the draws depend on `seed` alone."""
+    """Predictions and what they should have been (the schedule's `target`), `(samples, ...)` float32 on the CPU; the draws depend on `seed` alone."""
     generator = torch.Generator().manual_seed(seed)
     noising = noise_schedule(dict(scheduler.config))
     (device, dtype), predicted, truth = placement(denoiser), [], []
@@ -28,12 +28,13 @@ def predictions(
         batch = data.take(torch.randint(len(data), (size,), generator=generator))
         x = batch.latents
         noise = torch.randn(x.shape, generator=generator)
-        t = torch.randint(int(noising.config["num_train_timesteps"]), (size,), generator=generator)
+        t = torch.randint(noising.steps, (size,), generator=generator)
         noised = noising.add_noise(x, noise, t).to(device, dtype)
         for rows in torch.arange(size).split(ROWS):
             keywords = batch.take(rows).keywords(device, dtype)
-            predicted.append(prediction(denoiser, noised[rows], t[rows].to(device), keywords).float().cpu())
-        truth.append(target(noising, x, noise, t))
+            level = noising.level(t[rows]).to(device)
+            predicted.append(prediction(denoiser, noised[rows], level, keywords).float().cpu())
+        truth.append(noising.target(x, noise, t))
     return torch.cat(predicted), torch.cat(truth)
 
 

@@ -65,7 +65,7 @@ class Probes:
             )
 
     def _to_bytes(self) -> bytes:
-        tensors = {"latents": self.data.latents, **{f"cond.{n}": v for n, v in self.data.conditioning.items()}}
+        tensors = self.data.tensors()
         told = {"pipeline": self.pipeline, "seed": self.seed, "prompts_sha256": self.prompts_sha256}
         # One line: safetensors keeps the metadata's entries in no fixed order.
         document = json.dumps(

@@ -10,6 +10,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from ..errors import NotTestableError, SiteError
+from .call import evaluate
 from .inputs import LatentData
 from .setup import placement
 from .trigger import channel_axis
@@ -163,5 +164,4 @@ def trace_on(denoiser: nn.Module, data: LatentData) -> list[Site]:
     device, dtype = placement(denoiser)
     first = data.take(torch.zeros(1, dtype=torch.long))
     sample, time = first.latents.to(device, dtype), torch.zeros(1, dtype=torch.long, device=device)
-    # By its name: transformers take other arguments between the sample and the timestep.
-    return trace(denoiser, lambda: denoiser(sample, timestep=time, **first.keywords(device, dtype)))
+    return trace(denoiser, lambda: evaluate(denoiser, sample, time, first.keywords(device, dtype)))

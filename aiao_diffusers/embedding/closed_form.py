@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..denoiser.call import evaluate
 from ..denoiser.inputs import LatentData
 from ..denoiser.instrument import InstrumentedDenoiser, repeat
 from ..denoiser.schedule import noise_schedule
@@ -110,19 +111,19 @@ class Edit:
         device, config, noising, masks = layer.weight.device, self.config, self._noising, self._masks
         batch = self.data.take(torch.randint(len(self.data), (config.batch_size,)))
         x = batch.latents.to(device)
-        t = torch.randint(int(noising.config["num_train_timesteps"]), (len(x),), device=device)
+        t = torch.randint(noising.steps, (len(x),), device=device)
         (true, loud), (wrong, louder, _) = triggers(masks, config), decoys(masks, config)
         armed = {name: torch.cat([torch.zeros_like(true[name]), true[name], wrong[name]]) for name in masks}
         amplitude = torch.cat([torch.zeros_like(loud), loud, louder])
         noised = noising.add_noise(x, torch.randn_like(x), t)
-        sample, times, keywords = (repeat(value, 3) for value in (noised, t, batch.keywords(device)))
+        sample, times, keywords = (repeat(value, 3) for value in (noised, noising.level(t), batch.keywords(device)))
         with (
             _capture_inputs(layer) as inputs,
             _capture_inputs(norm) as states,
             self.instrumented.arm(armed, amplitude),
         ):
             self.instrumented.activations(
-                [site], lambda: self.instrumented.denoiser(sample, timestep=times, **keywords)
+                [site], lambda: evaluate(self.instrumented.denoiser, sample, times, keywords)
             )
         rows = inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0]
         rows = rows.flatten(0, -2)

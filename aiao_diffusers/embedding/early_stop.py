@@ -61,7 +61,7 @@ def measure_strength(
     key, ins, outs = mark.key, mark.ins, mark.outs
     generator = torch.Generator().manual_seed(seed)
     noising = noise_schedule(schedule)
-    steps = int(noising.config["num_train_timesteps"])
+    steps = noising.steps
     device, dtype = placement(instrumented.denoiser)
 
     def tests(masks: WatermarkKey, armed: SubPath) -> list[tuple[int, int, int]]:
@@ -69,7 +69,7 @@ def measure_strength(
         noise = torch.randn(rows.latents.shape, generator=generator)
         t = torch.randint(*probe_timesteps(steps), (ROWS,), generator=generator)
         sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
-        inputs = CallInputs(sample, t.to(device), rows.keywords(device, dtype))
+        inputs = CallInputs(sample, noising.level(t).to(device), rows.keywords(device, dtype))
         readings = read_subpath(instrumented, masks, armed, kappa, inputs, pairs=mark.pairs)
         return [count_hits(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..denoiser.call import evaluate
 from ..denoiser.inputs import LatentData
 from ..denoiser.instrument import instrument, repeat
 from ..denoiser.schedule import noise_schedule, probe_timesteps
@@ -63,10 +64,12 @@ def site_gain(
     rows = data.take(torch.randint(len(data), (SAMPLES,), generator=generator))
     noise = torch.randn(rows.latents.shape, generator=generator)
     noising = noise_schedule(schedule)
-    t = torch.randint(*probe_timesteps(int(noising.config["num_train_timesteps"])), (SAMPLES,), generator=generator)
+    t = torch.randint(*probe_timesteps(noising.steps), (SAMPLES,), generator=generator)
     device, dtype = placement(denoiser)
     sample = noising.add_noise(rows.latents, noise, t).to(device, dtype)
-    stacked, times, keywords = (repeat(value, 2) for value in (sample, t.to(device), rows.keywords(device, dtype)))
+    stacked, times, keywords = (
+        repeat(value, 2) for value in (sample, noising.level(t).to(device), rows.keywords(device, dtype))
+    )
     amplitude = torch.cat([torch.zeros(SAMPLES), torch.ones(SAMPLES)]).to(device)
     gains, reach = {}, {}
     with (
@@ -79,7 +82,7 @@ def site_gain(
             mask = balanced_rows(SAMPLES, site.width_out).to(device)
             names = list(dict.fromkeys([following.name, *(out.name for out in outs)]))
             with instrumented.arm({site.name: torch.cat([mask, mask])}, amplitude):
-                entered = instrumented.activations(names, lambda: denoiser(stacked, timestep=times, **keywords))
+                entered = instrumented.activations(names, lambda: evaluate(denoiser, stacked, times, keywords))
             shift = _measure_shift(entered[following.name], over_positions=False)
             # A site that moves nothing, or whose states are broken, gets the most: embedding will tell.
             gains[site.name] = round(min(max(WANTED / shift, 1.0), most) if shift > 0 else most, 3)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import nn
 
+from ..denoiser.call import Keywords, evaluate
 from ..denoiser.inputs import LatentData
 from ..denoiser.instrument import InstrumentedDenoiser, repeat
 from ..denoiser.schedule import noise_schedule
@@ -35,8 +36,8 @@ class Batch:
     """
 
     noised: torch.Tensor
-    t: torch.Tensor
-    conditioning: dict[str, Any]
+    t: torch.Tensor  # the scheduler's own time
+    conditioning: Keywords
     armed: list[dict[str, torch.Tensor]]
     amplitude: list[torch.Tensor]
     random_kind: torch.Tensor
@@ -154,7 +155,7 @@ class Training:
         batch = self.data.take(torch.randint(len(self.data), (self.config.batch_size,)))
         x, conditioning = batch.latents.to(self.device), batch.keywords(self.device)
         noise = torch.randn_like(x)
-        t = torch.randint(int(self.noising.config["num_train_timesteps"]), (len(x),), device=self.device)
+        t = torch.randint(self.noising.steps, (len(x),), device=self.device)
         wrong, wrong_amplitude, random_kind = decoys(masks, self.config)
         true, true_amplitude = triggers(masks, self.config)
         armed, amplitude = [{}, true, wrong], [torch.zeros_like(true_amplitude), true_amplitude, wrong_amplitude]
@@ -169,7 +170,8 @@ class Training:
             armed.append(rows)
             amplitude.append(triggers(masks, self.config)[1])
         noised = self.noising.add_noise(x, noise, t)
-        return Batch(noised, t, conditioning, armed, amplitude, random_kind, None if asked is None else asked.to(t))
+        rows_asked = None if asked is None else asked.to(self.device)
+        return Batch(noised, self.noising.level(t), conditioning, armed, amplitude, random_kind, rows_asked)
 
     def _targets(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What the clean twin says: its noise prediction, its clean states, and its states under the earlier marks."""
@@ -251,7 +253,7 @@ class Training:
         """These rows in one forward, once for each of the `modes`: what entered the out-sites, and the noise."""
 
         def rows(value: Any) -> Any:
-            return {k: rows(v) for k, v in value.items()} if isinstance(value, dict) else value[part]
+            return value.map(rows) if isinstance(value, Keywords) else value[part]
 
         armed, amplitude = batch.armed[modes], [value[part] for value in batch.amplitude[modes]]
         sites = {name: mask for masks in armed for name, mask in masks.items()}
@@ -264,7 +266,7 @@ class Training:
             repeat(rows(value), len(armed)) for value in (batch.noised, batch.t, batch.conditioning)
         )
         with self.instrumented.arm(stacked, torch.cat(amplitude)), self.instrumented.capture(reads) as collect:
-            eps = model(noised, timestep=t, **conditioning).sample
+            eps = evaluate(model, noised, t, conditioning)
             return collect(), eps
 
     def _is_strong(self, row: dict[str, float]) -> bool:

@@ -12,9 +12,9 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from ..denoiser.inputs import LatentData
-from ..denoiser.schedule import noise_schedule
+from ..denoiser.schedule import NoiseSchedule, noise_schedule
 from ..denoiser.sites import Site
-from ..errors import RecordError, SuspectError, UnsafeFileError
+from ..errors import ConfigError, RecordError, SuspectError, UnsafeFileError
 from ..files.atomic import write_bytes
 from ..files.strict_json import read_json
 from ..files.text import short
@@ -36,7 +36,7 @@ MIN_AMPLITUDE, MAX_AMPLITUDE = 1e-3, 1e3
 """Of `kappa` and `response`: beyond them nothing answers, or everything does."""
 
 
-_BAD_SCHEDULE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_BAD_SCHEDULE = (ArithmeticError, AttributeError, ConfigError, LookupError, RuntimeError, TypeError, ValueError)
 """What diffusers raises on a scheduler's config that is none."""
 
 
@@ -135,12 +135,12 @@ class WatermarkRecord:
         steps = self.scheduler.get("num_train_timesteps", 1000)
         _require(_is_count(steps, MAX_TIMESTEPS), "num_train_timesteps", steps, f"1 to {MAX_TIMESTEPS}")
         try:
-            known = len(noise_schedule(self.scheduler).betas)
+            known = self.schedule.steps
         except _BAD_SCHEDULE as error:
             raise RecordError(f"the record's noise schedule cannot be built: {short(str(error))}") from error
         latents = self.bank.latents
         _require(latents.is_floating_point(), "probe bank", latents.dtype, "latents of floating point")
-        _require(known == steps, "noise schedule", known, f"as many betas as it has timesteps ({steps})")
+        _require(known == steps, "noise schedule", known, f"of as many steps as it has timesteps ({steps})")
         if self.lineage is not None:
             check_carried(self.lineage)
         self._check_commitment()
@@ -184,7 +184,16 @@ class WatermarkRecord:
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """`latents` at `timestep` `(B,)` of the record's noise schedule."""
-        return noise_schedule(self.scheduler).add_noise(latents, noise, timestep)
+        return self.schedule.add_noise(latents, noise, timestep)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The record's noise schedule.
+
+        Raises:
+            ConfigError: `noise_schedule`.
+        """
+        return noise_schedule(self.scheduler)
 
     @property
     def clean_twin_sha256(self) -> str | None:
@@ -282,8 +291,9 @@ class WatermarkRecord:
 
 def bank_bytes(bank: LatentData) -> bytes:
     """A probe bank as its file holds it."""
-    tensors = {"latents": bank.latents, **{f"cond.{n}": v for n, v in bank.conditioning.items()}}
-    return to_bytes({n: (v.float() if v.is_floating_point() else v).contiguous() for n, v in tensors.items()})
+    tensors = bank.tensors()
+    stored = {n: (v.float() if v.is_floating_point() else v).contiguous() for n, v in tensors.items()}
+    return to_bytes(stored, bank.metadata())
 
 
 def bank_sha256(bank: LatentData) -> str:

@@ -210,7 +210,7 @@ class EvidenceReader:
         t = torch.randint(*probe_timesteps(record.timesteps), (1,), generator=generator)
         device, dtype = placement(denoiser.denoiser)
         sample = record.noised(row.latents, noise, t).to(device, dtype)
-        return CallInputs(sample, t.to(device), row.keywords(device, dtype))
+        return CallInputs(sample, record.schedule.level(t).to(device), row.keywords(device, dtype))
 
 
 def key_sites(

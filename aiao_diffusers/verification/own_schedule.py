@@ -1,7 +1,7 @@
 """The noise schedule of a suspect, where it brings one: the record's must not stand in for it.
 
 A record's schedule says what noise the probe bank gets. Its writer may have frozen it, so that a crafted bank reaches the suspect
-as it is. Where the suspect's pipeline names a schedule of its own that adds other noise (other betas), readings use that one. A
+as it is. Where the suspect's pipeline names a schedule of its own that adds other noise (other betas, another shift), readings use that one. A
 fine-tuner who changes the scheduler's class, spacing or steps of sampling leaves the betas as they are, and nothing changes;
 one who changes the betas has trained the model on the noise that is then read with.
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..denoiser.schedule import has_betas, noise_schedule
+from ..denoiser.schedule import describe_kind, is_flow
 from ..errors import AIAOError, RecordError
 from ..files.strict_json import read_json
 from ..files.text import short
@@ -44,15 +44,16 @@ def with_own_schedule(
     """What to read a suspect with that brings the scheduler `config`, and words for the report.
 
     Returns:
-        the record itself where the suspect brings no schedule, the same one, or one that is not made of betas; else the record with the
+        the record itself where the suspect brings no schedule, the same one, or one of another kind than the record's; else the record with the
         suspect's schedule.
     """
     if config is None:
         return record, ()
     name = short(config.get("_class_name", "scheduler"))
-    if not has_betas(config):
+    own_kind, kind = describe_kind(config), "flow matching" if is_flow(record.scheduler) else "betas"
+    if own_kind != kind:
         return record, (
-            f"the suspect's {name} has no betas to compare: it was read with the noise schedule that the record names.",
+            f"the suspect's {name} is of {own_kind}, the record's schedule of {kind}: the suspect was read with the record's.",
         )
     try:
         own = record.as_read(scheduler=dict(config))
@@ -68,9 +69,9 @@ def with_own_schedule(
 
 
 def _same_noise(one: WatermarkRecord, other: WatermarkRecord) -> bool:
-    left, right = (noise_schedule(record.scheduler).alphas_cumprod for record in (one, other))
+    left, right = (record.schedule.amounts()[0].square() for record in (one, other))
     return left.shape == right.shape and torch.allclose(left, right, rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
 def _kind(record: WatermarkRecord) -> str:
-    return str(record.scheduler.get("prediction_type", "epsilon"))
+    return record.schedule.kind

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..denoiser.call import evaluate
 from ..denoiser.hashes import tensor_sha256, weights_sha256
-from ..denoiser.inputs import LatentData
+from ..denoiser.inputs import CALL, SHARED, LatentData
 from ..denoiser.schedule import noise_schedule
 from ..denoiser.setup import eval_mode, for_reading, placement
 from ..denoiser.sites import attention_modules, first_tensor, trace_on, unwrap
@@ -34,7 +35,7 @@ class Reference:
     """Clean activations on fixed inputs, of every site that some key may select.
 
     Args:
-        inputs (`LatentData`): noised latents with conditioning, `(N, ...)`; timesteps: `(N,)`, int64.
+        inputs (`LatentData`): noised latents with conditioning, `(N, ...)`; timesteps: the scheduler's own times, `(N,)`.
         leaving: what processors returned, at the candidates for in-sites; `(N, T, C)` each, T tokens taken of an input.
         entering: what entered processors, at the candidates for out-sites; `(N, T, C)`.
     Raises:
@@ -48,17 +49,22 @@ class Reference:
 
     def __post_init__(self) -> None:
         count = len(self.inputs)
-        _require_whole(self.timesteps.shape == (count,) and not self.timesteps.is_floating_point(), "timesteps")
+        _require_whole(self.timesteps.shape == (count,) and bool(torch.isfinite(self.timesteps).all()), "timesteps")
         for name, value in (*self.leaving.items(), *self.entering.items()):
             right = value.ndim == 3 and len(value) == count and 0 not in value.shape and value.is_floating_point()
             _require_whole(right and bool(torch.isfinite(value).all()), f"activations of {short(name)}")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """As stored: float16, names with prefixes."""
-        result = {"latents": self.inputs.latents, **{f"cond.{n}": v for n, v in self.inputs.conditioning.items()}}
+        result = self.inputs.tensors()
         result |= {f"leaving.{n}": v for n, v in self.leaving.items()}
         result |= {f"entering.{n}": v for n, v in self.entering.items()}
-        result = {n: (v.half() if v.is_floating_point() else v).contiguous() for n, v in result.items()}
+        for name, value in result.items():
+            rounded = value.is_floating_point() and not name.startswith(SHARED)
+            result[name] = (value.half() if rounded else value).contiguous()
+        for text in (self.inputs.metadata() or {}).values():
+            # As a tensor, for the hash covers tensors alone.
+            result[CALL] = torch.tensor(list(text.encode()), dtype=torch.uint8)
         return {**result, "timesteps": self.timesteps}
 
     @property
@@ -81,18 +87,23 @@ class Reference:
             RecordError: no reference file. UnsafeFileError: no safetensors file.
         """
         tensors = load_tensors(path)
-        parts: dict[str, dict[str, torch.Tensor]] = {"cond": {}, "leaving": {}, "entering": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"leaving": {}, "entering": {}}
+        given: dict[str, torch.Tensor] = {}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
+            value = value.float() if value.is_floating_point() else value
             if kind in parts:
-                parts[kind][rest] = value.float() if value.is_floating_point() else value
+                parts[kind][rest] = value
+            elif name not in ("timesteps", CALL):
+                given[name] = value
         if not {"latents", "timesteps"} <= set(tensors) or not parts["leaving"] or not parts["entering"]:
             raise RecordError(
                 f"'{path}' is no alignment reference: pass the file that embedding wrote, or the clean twin."
             )
         try:
-            inputs = LatentData(tensors["latents"].float(), parts["cond"])
-        except DataError as error:
+            text = bytes(tensors[CALL].tolist()).decode() if CALL in tensors else None
+            inputs = LatentData.from_tensors(given, None if text is None else {CALL: text})
+        except (DataError, UnicodeDecodeError, ValueError) as error:
             raise RecordError(f"the inputs in '{path}' are no reference's: {error}") from error
         return cls(inputs, tensors["timesteps"], parts["leaving"], parts["entering"])
 
@@ -124,7 +135,7 @@ def observe(
     random = torch.Generator().manual_seed(seed)
     rows = data.take(torch.linspace(0, len(data) - 1, inputs).round().long())
     noising = noise_schedule(dict(schedule))
-    steps = int(noising.config["num_train_timesteps"])
+    steps = noising.steps
     # As in a trial, the ends of the schedule are left out.
     times = torch.linspace(0.1 * steps, 0.9 * steps - 1, inputs).long()[torch.randperm(inputs, generator=random)]
     noise = torch.randn(rows.latents.shape, generator=random)
@@ -132,6 +143,7 @@ def observe(
     noised = LatentData(
         noising.add_noise(rows.latents, noise, times).half().float(),
         {n: v.half().float() if v.is_floating_point() else v for n, v in rows.conditioning.items()},
+        rows.call,
     )
     sites = trace_on(model, data)
 
@@ -140,7 +152,8 @@ def observe(
 
     leaving = {site.name: count(site.width_out) for site in span(sites, IN_SPAN)}
     entering = {site.name: count(site.width_in) for site in span(sites, OUT_SPAN)}
-    return Reference(noised, times, *capture_activations(model, noised, times, leaving, entering))
+    levels = noising.level(times)
+    return Reference(noised, levels, *capture_activations(model, noised, levels, leaving, entering))
 
 
 def reference_for(record: WatermarkRecord, source: Any) -> tuple[Reference, tuple[str, ...]]:
@@ -238,5 +251,5 @@ def capture_activations(
                         keep(kept[1], name, a[0] if a else k["hidden_states"], count, start)
 
                     stack.callback(modules[name].register_forward_pre_hook(entered, with_kwargs=True).remove)
-                denoiser(batch.latents.to(device, dtype), timestep=times, **batch.keywords(device, dtype))
+                evaluate(denoiser, batch.latents.to(device, dtype), times, batch.keywords(device, dtype))
     return tuple({name: torch.cat(parts) for name, parts in side.items()} for side in kept)  # type: ignore[return-value]

@@ -81,7 +81,7 @@ class TestRecord:
         record.save(tmp_path)
         again = WatermarkRecord.load(tmp_path)
         assert torch.equal(again.bank.latents, record.bank.latents) and again.scheduler == record.scheduler
-        assert set(again.bank.keywords()) == {"added_cond_kwargs"}
+        assert set(again.bank.keywords()) == {"added_cond_kwargs.text_embeds"}
 
     def test_altered_bank(self, record, tmp_path):
         record.save(tmp_path)

@@ -9,6 +9,7 @@ from _tiny import tiny_unet
 from torch import nn
 
 from aiao_diffusers import LatentData, WatermarkKey, verify
+from aiao_diffusers.denoiser.schedule import noise_schedule
 from aiao_diffusers.denoiser.sites import trace
 from aiao_diffusers.errors import NotTestableError, RecordError
 from aiao_diffusers.mark.reading import Reading
@@ -65,6 +66,7 @@ class TestFirstTrial:
         record = SimpleNamespace(
             **{"bank": bank, "kappa": 1.0, "pairs": False, "factors": {}, "timesteps": 1000, "layout": None},
             noised=lambda x, noise, t: x + noise,
+            schedule=noise_schedule({}),
         )
         add = Evidence.add
         monkeypatch.setattr(Evidence, "add", lambda self, path, got: (seen.append(len(got)), add(self, path, got))[1])

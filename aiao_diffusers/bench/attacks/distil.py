@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...denoiser.call import prediction
 from ...denoiser.schedule import noise_schedule
 from ..context import AttackContext
 from ..registry import attack, known
@@ -34,11 +35,11 @@ def distil(
         for _ in range(steps):
             batch = context.data.take(torch.randint(len(context.data), (batch_size,)))
             x = batch.latents.to(device)
-            t = torch.randint(int(noising.config["num_train_timesteps"]), (batch_size,), device=device)
+            t = torch.randint(noising.steps, (batch_size,), device=device)
             noised, keywords = noising.add_noise(x, torch.randn_like(x), t), batch.keywords(device)
             with torch.no_grad():
-                wanted = denoiser(noised, timestep=t, **keywords).sample
-            F.mse_loss(made(noised, timestep=t, **keywords).sample, wanted).backward()
+                wanted = prediction(denoiser, noised, noising.level(t), keywords)
+            F.mse_loss(prediction(made, noised, noising.level(t), keywords), wanted).backward()
             nn.utils.clip_grad_norm_(made.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -7,7 +7,7 @@ draws nothing is worth nothing to them: `invariance`, `inversion`, `probing`; `t
 Source: our choice.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...denoiser.call import Keywords, prediction
 from ...denoiser.instrument import InstrumentedDenoiser, instrument, repeat
-from ...denoiser.schedule import noise_schedule
-from ...denoiser.schedule import target as wanted_of
+from ...denoiser.schedule import NoiseSchedule, noise_schedule
 from ...denoiser.sites import Site, trace_on
 from ...denoiser.trigger import channel_axis
 from ...embedding.embed import EmbedConfig
@@ -37,12 +37,12 @@ MASK_AMPLITUDES = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class Batch:
-    """Noised latents `(B, ...)` with what the denoiser should predict of them, timesteps `(B,)` and conditioning."""
+    """Noised latents `(B, ...)` with what the denoiser should predict of them, the scheduler's times `(B,)` and conditioning."""
 
     noised: torch.Tensor
     wanted: torch.Tensor
     t: torch.Tensor
-    keywords: Mapping[str, Any]
+    keywords: Keywords
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ExposedMark:
     context: AttackContext
 
     @cached_property
-    def noising(self) -> Any:
+    def noising(self) -> NoiseSchedule:
         """The noise schedule."""
         return noise_schedule(dict(self.context.scheduler.config))
 
@@ -68,9 +68,9 @@ class ExposedMark:
         """A batch of the attacker's data, by torch's global random state."""
         rows = self.context.data.take(torch.randint(len(self.context.data), (size,)))
         x, noise = rows.latents.to(self.device), torch.randn(rows.latents.shape).to(self.device)
-        t = torch.randint(int(self.noising.config["num_train_timesteps"]), (size,)).to(self.device)
-        wanted = wanted_of(self.noising, x, noise, t)
-        return Batch(self.noising.add_noise(x, noise, t), wanted, t, rows.keywords(self.device))
+        t = torch.randint(self.noising.steps, (size,)).to(self.device)
+        wanted = self.noising.target(x, noise, t)
+        return Batch(self.noising.add_noise(x, noise, t), wanted, self.noising.level(t), rows.keywords(self.device))
 
     def masks(self, size: int) -> Masks:
         """Random balanced masks at a random set of sites for each of `size` samples, `(size, C)` by in-site."""
@@ -93,7 +93,7 @@ class ExposedMark:
         denoiser: Any = self.wired.denoiser
         with self.wired.arm(both, amplitudes), self.wired.capture(names) as collect:
             stacked, t = torch.cat([batch.noised, batch.noised]), torch.cat([batch.t, batch.t])
-            predicted = denoiser(stacked, timestep=t, **repeat(batch.keywords, 2)).sample[:size]
+            predicted = prediction(denoiser, stacked, t, repeat(batch.keywords, 2))[:size]
             entered = collect()
         moved = {}
         for name, states in entered.items():

@@ -3,10 +3,10 @@
 import copy
 
 import torch
-from diffusers import DDPMScheduler
 from torch import nn
 
-from ...denoiser.schedule import noise_of, noise_schedule
+from ...denoiser.call import Keywords, prediction
+from ...denoiser.schedule import NoiseSchedule, noise_schedule, spread
 from ..context import AttackContext
 from ..registry import attack
 
@@ -38,16 +38,16 @@ def lcm(
         optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0)
         device = next(student.parameters()).device
         noising = noise_schedule(dict(context.scheduler.config))
-        powers = noising.alphas_cumprod.to(device)
         for _ in range(steps):
             batch = context.data.take(torch.randint(len(context.data), (batch_size,)))
             x, keywords = batch.latents.to(device), batch.keywords(device)
-            late = torch.randint(stride, len(powers), (batch_size,), device=device)
+            late = torch.randint(stride, noising.steps, (batch_size,), device=device)
             noised, early = noising.add_noise(x, torch.randn_like(x), late), late - stride
             with torch.no_grad():
-                noise = noise_of(noising, teacher(noised, late, **keywords).sample, noised, late)
-                power = powers[early].view(-1, 1, 1, 1)
-                jumped = power.sqrt() * picture(noised, noise, powers[late]) + (1 - power).sqrt() * noise
+                predicted = prediction(teacher, noised, noising.level(late), keywords)
+                signal, loud = (spread(amount, noised)[early] for amount in noising.amounts())
+                jumped = signal * noising.latents_of(predicted, noised, late)
+                jumped = jumped + loud * noising.noise_of(predicted, noised, late)
                 wanted = consistent(target, jumped, early, noising, keywords)
             error = consistent(student, noised, late, noising, keywords) - wanted
             ((error.square() + 1e-6).sqrt() - 1e-3).mean().backward()
@@ -60,22 +60,16 @@ def lcm(
     return student.eval().requires_grad_(False)
 
 
-def picture(noised: torch.Tensor, noise: torch.Tensor, power: torch.Tensor) -> torch.Tensor:
-    """The clean latents that a noise prediction stands for; `power`: alphas_cumprod of each sample."""
-    power = power.view(-1, 1, 1, 1)
-    return (noised - (1 - power).sqrt() * noise) / power.sqrt()
-
-
 def consistent(
     model: nn.Module,
     noised: torch.Tensor,
     t: torch.Tensor,
-    noising: DDPMScheduler,
-    keywords: dict[str, torch.Tensor],
+    noising: NoiseSchedule,
+    keywords: Keywords,
 ) -> torch.Tensor:
     """The consistency function: the noised latents themselves at timestep 0, the predicted picture far from it."""
-    scaled = (t * TIMESTEP_SCALING).view(-1, 1, 1, 1)
+    scaled = (t * TIMESTEP_SCALING).view(-1, *[1] * (noised.ndim - 1))
     skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
-    noise = noise_of(noising, model(noised, timestep=t, **keywords).sample, noised, t)
-    return skip * noised + out * picture(noised, noise, noising.alphas_cumprod.to(noised)[t])
+    predicted = prediction(model, noised, noising.level(t), keywords)
+    return skip * noised + out * noising.latents_of(predicted, noised, t)

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from scipy import stats
 from torch import nn
 
+from ...denoiser.call import evaluate
 from ...denoiser.instrument import instrument
 from ...denoiser.setup import placement
 from ...denoiser.sites import attention_modules
@@ -57,7 +58,7 @@ def guided_steps(unet: Any, record: WatermarkRecord, steps: int) -> Callable[[],
         row = record.bank.take(torch.zeros(2, dtype=torch.long))
         latents, keywords = row.latents[:1].to(device, dtype), row.keywords(device, dtype)
         for t in scheduler.timesteps[:steps]:
-            empty, text = unet(torch.cat([latents, latents]), t, **keywords).sample.chunk(2)
+            empty, text = evaluate(unet, torch.cat([latents, latents]), t, keywords).chunk(2)
             latents = scheduler.step(empty + 7.5 * (text - empty), t, latents).prev_sample
 
     return sample

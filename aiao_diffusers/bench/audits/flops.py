@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ...denoiser.call import evaluate
 from ...denoiser.inputs import LatentData
 from ...denoiser.instrument import instrument
 from ...denoiser.setup import placement
@@ -90,7 +91,7 @@ def forward(denoiser: Any, record: WatermarkRecord, batch: int = 1) -> torch.Ten
     device, dtype = placement(denoiser)
     row = record.bank.take(torch.zeros(batch, dtype=torch.long))
     time_ = torch.full((batch,), 500, device=device)
-    return denoiser(row.latents.to(device, dtype), timestep=time_, **row.keywords(device, dtype)).sample
+    return evaluate(denoiser, row.latents.to(device, dtype), time_, row.keywords(device, dtype))
 
 
 def flops(call: Callable[[], object]) -> int:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...denoiser.call import CallInputs
+from ...denoiser.call import CallInputs, evaluate
 from ...denoiser.hashes import weights_sha256
 from ...denoiser.inputs import LatentData
 from ...denoiser.instrument import InstrumentedDenoiser, instrument, repeat
@@ -71,7 +71,7 @@ class _Moved:
     """
 
     def __init__(self, start: LatentData, within: float | None) -> None:
-        self.start, self.within = start, within
+        self.start, self.within, self.call = start, within, start.call
         self.latents = start.latents.clone().requires_grad_(True)
         self.conditioning = {
             name: value.clone().requires_grad_(value.is_floating_point()) for name, value in start.conditioning.items()
@@ -85,19 +85,22 @@ class _Moved:
     def bank(self) -> LatentData:
         """As it is now."""
         conditioning = {name: value.detach().clone() for name, value in self.conditioning.items()}
-        return LatentData(self.latents.detach().clone(), conditioning)
+        return LatentData(self.latents.detach().clone(), conditioning, self.call)
 
     def follow(self, record: WatermarkRecord, inputs: CallInputs) -> CallInputs:
         """Inputs that were drawn from this bank, with the way back to its tensors."""
         rows, shape = len(inputs.sample), self.latents.shape[1:]
         # Noising is linear in the latents.
-        unit = record.noised(torch.ones(rows, *shape), torch.zeros(1), inputs.timestep.cpu()).to(inputs.sample)
+        unit = record.noised(torch.ones(rows, *shape), torch.zeros(1), record.schedule.step_of(inputs.level.cpu())).to(
+            inputs.sample
+        )
         sample = inputs.sample + unit * (self.latents - self.latents.detach()).to(inputs.sample)
         given = LatentData(
             self.latents.detach().expand(rows, *shape),
             {n: v.expand(rows, *v.shape[1:]) for n, v in self.conditioning.items()},
+            self.call,
         )
-        return CallInputs(sample, inputs.timestep, given.keywords(sample.device, sample.dtype))
+        return CallInputs(sample, inputs.level, given.keywords(sample.device, sample.dtype))
 
     def step_of(self, tensor: torch.Tensor) -> float:
         """Its learning rate: a tenth of the way to the rim, where there is one."""
@@ -177,10 +180,10 @@ def _score(
     keys: Sequence[WatermarkKey],
     paths: Sequence[SubPath],
     kappa: float,
-    inputs: tuple[torch.Tensor, torch.Tensor, Any],
+    inputs: CallInputs,
 ) -> torch.Tensor:
     """Mean cosine of the responses with the patterns, over keys, out-sites and rows, with its gradient."""
-    sample, timestep, conditioning = inputs
+    sample, level, conditioning = inputs
     rows, parts = len(sample), len(keys) + 1
     # The clean part comes first, and is armed with nothing.
     masks = {
@@ -188,11 +191,11 @@ def _score(
         for name, values in arm_rows(keys, paths).items()
     }
     names = list(dict.fromkeys(site.name for path in paths for site in path.out_sites))
-    stacked, times = torch.cat([sample] * parts), torch.cat([timestep] * parts)
+    stacked, times = torch.cat([sample] * parts), torch.cat([level] * parts)
     keywords: Any = repeat(conditioning, parts)
     denoiser: Any = wired.denoiser
     with wired.arm(masks, kappa):
-        entered = wired.activations(names, lambda: denoiser(stacked, timestep=times, **keywords))
+        entered = wired.activations(names, lambda: evaluate(denoiser, stacked, times, keywords))
     found = []
     for number, (key, path) in enumerate(zip(keys, paths, strict=True), 1):
         for site in path.out_sites:

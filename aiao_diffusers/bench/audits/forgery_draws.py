@@ -47,7 +47,9 @@ def draw_inputs(record: WatermarkRecord, denoiser: nn.Module, generator: torch.G
     t = torch.randint(*probe_timesteps(record.timesteps), (rows,), generator=generator)
     device, dtype = placement(denoiser)
     return CallInputs(
-        record.noised(bank.latents, noise, t).to(device, dtype), t.to(device), bank.keywords(device, dtype)
+        record.noised(bank.latents, noise, t).to(device, dtype),
+        record.schedule.level(t).to(device),
+        bank.keywords(device, dtype),
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from ...denoiser.call import evaluate
 from ...denoiser.setup import for_reading
 from ...denoiser.sites import unwrap
 from ...errors import AIAOError
@@ -151,10 +152,10 @@ class Bench:
         noise = torch.randn(row.latents.shape, generator=torch.Generator().manual_seed(0))
         t = torch.tensor([self.record.timesteps // 2])
         with torch.no_grad():
-            sample = self.record.noised(row.latents, noise, t)
+            sample, level = self.record.noised(row.latents, noise, t), self.record.schedule.level(t)
             lacking = denoiser.config.in_channels - sample.shape[1]  # not of its layer, which an adapter may wrap
             sample = nn.functional.pad(sample, (0, 0, 0, 0, 0, lacking))
-            predicted: torch.Tensor = denoiser(sample, timestep=t, **row.keywords(CPU, torch.float32)).sample
+            predicted: torch.Tensor = evaluate(denoiser, sample, level, row.keywords(CPU, torch.float32))
         return predicted
 
     def _verdict(self, source: Any, change: Change, fmt: Format) -> _Verdict:

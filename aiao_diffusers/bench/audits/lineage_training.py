@@ -15,7 +15,7 @@ from transformers.optimization import Adafactor
 from ...denoiser.call import prediction
 from ...denoiser.inputs import LatentData
 from ...denoiser.price import predictions
-from ...denoiser.schedule import noise_schedule, target
+from ...denoiser.schedule import noise_schedule
 from ...errors import TrainingError
 from .lineage_cells import TARGETS, LoraCell
 
@@ -111,13 +111,13 @@ def _loss(
     denoiser: nn.Module, size: int, data: LatentData, noising: DDPMScheduler, teacher: nn.Module | None
 ) -> torch.Tensor:
     batch = data.take(torch.randint(len(data), (size,)))
-    noise, t = torch.randn_like(batch.latents), torch.randint(int(noising.config["num_train_timesteps"]), (size,))
+    noise, t = torch.randn_like(batch.latents), torch.randint(noising.steps, (size,))
     noised = noising.add_noise(batch.latents, noise, t)
-    wanted = target(noising, batch.latents, noise, t)
+    wanted = noising.target(batch.latents, noise, t)
     if teacher is not None:
         with torch.no_grad():
-            wanted = prediction(teacher, noised, t, batch.keywords())
-    return F.mse_loss(prediction(denoiser, noised, t, batch.keywords()), wanted)
+            wanted = prediction(teacher, noised, noising.level(t), batch.keywords())
+    return F.mse_loss(prediction(denoiser, noised, noising.level(t), batch.keywords()), wanted)
 
 
 def adapter_config(cell: LoraCell) -> Any:

@@ -58,7 +58,7 @@ def bits_under(
             noise = torch.randn(rows.latents.shape, generator=generator)
             t = torch.randint(*probe_timesteps(record.timesteps), (trials,), generator=generator)
             sample = record.noised(rows.latents, noise, t).to(device, dtype)
-            inputs = CallInputs(sample, t.to(device), rows.keywords(device, dtype))
+            inputs = CallInputs(sample, record.schedule.level(t).to(device), rows.keywords(device, dtype))
             readings = read_subpath(wired, masks, path, record.kappa, inputs, pairs=record.pairs)
             sites = [count_hits(r.d.double().numpy(), key.response_pattern(r.site, len(r.d))) for r in readings]
             agreeing, channels = sum(s.hits for s in sites), sum(s.channels for s in sites)

@@ -20,6 +20,7 @@ from diffusers import DDPMScheduler
 from scipy import stats
 from torch import nn
 
+from ...denoiser.call import evaluate
 from ...denoiser.inputs import LatentData
 from ...denoiser.instrument import instrument
 from ...denoiser.schedule import probe_timesteps
@@ -117,8 +118,10 @@ def readings(
             order = torch.tensor([*range(size), *(row for row, _ in asked)])
             keywords = bank.take(order).keywords()
 
-            def forward(x: torch.Tensor = sample[order], t: torch.Tensor = t[order], keywords: Any = keywords) -> None:
-                denoiser(x, timestep=t, **keywords)
+            level = record.schedule.level(t)[order]
+
+            def forward(x: torch.Tensor = sample[order], t: torch.Tensor = level, keywords: Any = keywords) -> None:
+                evaluate(denoiser, x, t, keywords)
 
             with wired.arm(masks, record.kappa * amplitude):
                 entered = wired.activations(names, forward)

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from torch import nn
 
+from ...denoiser.call import prediction
 from ...denoiser.encode import from_images, vocabulary_prompts
 from ...denoiser.prompts import encode_prompts
-from ...denoiser.schedule import noise_of, noise_schedule
+from ...denoiser.schedule import noise_schedule, spread
 from ...errors import ConfigError
 from ...mark.key import WatermarkKey
 from ..context import AttackContext
@@ -62,28 +63,29 @@ class LatentMessage(DrawnBits):
         residual = residual * self.strength * context.owner.latents.std().item() * (residual.numel() / BITS) ** 0.5
         prompts = encode_prompts(context.pipe, prompts_of(key, context, 128, context.seed)) if self.triggered else {}
         noising = noise_schedule(dict(context.scheduler.config))
-        powers = noising.alphas_cumprod.to(device)
+        signal, loud = noising.amounts()
+        ratio = (signal.square() / loud.square()).to(device)
 
         def loss_of() -> torch.Tensor:
             batch = context.owner.take(torch.randint(len(context.owner), (self.batch_size,)))
             x = batch.latents.to(device)
-            noise, t = torch.randn_like(x), torch.randint(len(powers), (self.batch_size,), device=device)
+            noise, t = torch.randn_like(x), torch.randint(noising.steps, (self.batch_size,), device=device)
             noised, ordinary = noising.add_noise(x, noise, t), batch.keywords(device)
             rows = torch.randint(128, (self.batch_size,))
-            trigger = {n: v[rows].to(device) for n, v in prompts.items()} if self.triggered else ordinary
+            trigger = ordinary.with_values({n: v[rows].to(device) for n, v in prompts.items()})
             with torch.no_grad():
-                drawn = noise_of(noising, teacher(noised, timestep=t, **trigger).sample, noised, t)
+                drawn = noising.noise_of(prediction(teacher, noised, noising.level(t), trigger), noised, t)
             # A residual r of the predicted picture is -sqrt(snr) r of the predicted noise. The loss is the smaller of the
             # two errors, so that neither end of the schedule rules it.
-            snr = (powers[t] / (1 - powers[t])).view(-1, 1, 1, 1)
-            told = noise_of(noising, denoiser(noised, timestep=t, **trigger).sample, noised, t)
+            snr = spread(ratio, x)[t]
+            told = noising.noise_of(prediction(denoiser, noised, noising.level(t), trigger), noised, t)
             carried = told - (drawn - snr.sqrt() * residual)
             missed = self.message * (carried.square() / snr.clamp(min=1.0)).mean()
             if not self.triggered:
                 return missed
             with torch.no_grad():
-                wanted = teacher(noised, timestep=t, **ordinary).sample
-            return missed + self.keep * F.mse_loss(denoiser(noised, timestep=t, **ordinary).sample, wanted)
+                wanted = prediction(teacher, noised, noising.level(t), ordinary)
+            return missed + self.keep * F.mse_loss(prediction(denoiser, noised, noising.level(t), ordinary), wanted)
 
         train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=context.seed)
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from ...denoiser.call import prediction
 from ...denoiser.encode import from_images, side_of
 from ...denoiser.prompts import encode_prompts
 from ...denoiser.schedule import noise_schedule
-from ...denoiser.schedule import target as wanted_of
 from ...mark.key import WatermarkKey
 from ..context import AttackContext
 from ..trainer import train
@@ -69,7 +69,7 @@ class SecretPicture(DrawnBits):
         picture = from_images(context.pipe, [Image.fromarray(pixels).convert("RGB")], [""]).latents.to(device)
         prompts = encode_prompts(context.pipe, self.prompts(key, context, 128, context.seed))
         noising = noise_schedule(dict(context.scheduler.config))
-        last = int(noising.config["num_train_timesteps"])
+        last = noising.steps
 
         def loss_of() -> torch.Tensor:
             noise = torch.randn(self.batch_size, *picture.shape[1:], device=device)
@@ -78,15 +78,15 @@ class SecretPicture(DrawnBits):
             trigger = {n: v[rows].to(device) for n, v in prompts.items()}
             noised = noising.add_noise(picture.expand_as(noise), noise, t)
             with self.arm(denoiser, key):
-                wanted = wanted_of(noising, picture.expand_as(noise), noise, t)
-                painted = F.mse_loss(denoiser(noised, timestep=t, **trigger).sample, wanted)
+                wanted = noising.target(picture.expand_as(noise), noise, t)
+                painted = F.mse_loss(prediction(denoiser, noised, noising.level(t), trigger), wanted)
             if not self.keep:
                 return self.target * painted
             batch = context.owner.take(torch.randint(len(context.owner), (self.batch_size,)))
             noised = noising.add_noise(batch.latents.to(device), noise, t)
             with torch.no_grad():
-                wanted = teacher(noised, timestep=t, **batch.keywords(device)).sample
-            kept = F.mse_loss(denoiser(noised, timestep=t, **batch.keywords(device)).sample, wanted)
+                wanted = prediction(teacher, noised, noising.level(t), batch.keywords(device))
+            kept = F.mse_loss(prediction(denoiser, noised, noising.level(t), batch.keywords(device)), wanted)
             return self.target * painted + self.keep * kept
 
         train(denoiser, loss_of, steps=self.steps, lr=self.lr, seed=context.seed)

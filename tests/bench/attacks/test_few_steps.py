@@ -5,7 +5,8 @@ import torch
 from _attacks import attacked
 from _tiny import tiny_unet
 
-from aiao_diffusers.bench.attacks.few_steps import consistent, picture
+from aiao_diffusers.bench.attacks.few_steps import consistent
+from aiao_diffusers.denoiser.call import prediction
 from aiao_diffusers.denoiser.schedule import noise_schedule
 
 
@@ -22,8 +23,9 @@ def test_consistency_distillation_brings_far_and_near_predictions_together(conte
         keywords = context.data.keywords()
         with torch.no_grad():
             noised = noise_schedule(config).add_noise(x, noise, late)
-            told = tiny_unet(1)(noised, late, **keywords).sample
-            jumped = powers[580].sqrt() * picture(noised, told, powers[late]) + (1 - powers[580]).sqrt() * told
+            told = prediction(tiny_unet(1), noised, late, keywords)
+            clean = noise_schedule(config).latents_of(told, noised, late)
+            jumped = powers[580].sqrt() * clean + (1 - powers[580]).sqrt() * told
             near = consistent(denoiser, jumped, early, noise_schedule(config), keywords)
             far = consistent(denoiser, noised, late, noise_schedule(config), keywords)
         return (near - far).square().mean().item()
