@@ -16,6 +16,12 @@ Lineage = Annotated[
 LineageOnly = Annotated[
     bool, typer.Option("--lineage-only", help="Nothing but that: seconds, no training, no change of any picture.")
 ]
+InSites = Annotated[
+    int | None, typer.Option(help="Sites that the key selects for triggers; default 5, or as many as there are.")
+]
+OutSites = Annotated[
+    int | None, typer.Option(help="Sites that the key selects to answer; default 7, or as many as there are.")
+]
 OF_SUBPATHS = (
     "steps",
     "edit",

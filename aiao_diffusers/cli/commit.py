@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ._options import AsJson, Lineage, LineageOnly, Quiet, refuse_with_lineage_only, typed
+from ._options import AsJson, InSites, Lineage, LineageOnly, OutSites, Quiet, refuse_with_lineage_only, typed
 from ._output import out
 from ._progress import progress
 
@@ -39,8 +39,8 @@ def commit(
     key: Annotated[Path | None, typer.Option(help="Key file.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="New commitment file.")] = None,
     data: Annotated[str | None, typer.Option(help="As for `aiao embed`; the probe bank is made of it.")] = None,
-    in_sites: Annotated[int, typer.Option(help="Sites that the key selects for triggers.")] = 5,
-    out_sites: Annotated[int, typer.Option(help="Sites that the key selects to answer.")] = 7,
+    in_sites: InSites = None,
+    out_sites: OutSites = None,
     pairs: Annotated[bool, typer.Option(help="A mask for each pair of sites.")] = False,
     lineage: Lineage = 0.25,
     lineage_only: LineageOnly = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import ConfigError, OutputExistsError
-from ._options import AsJson, Lineage, LineageOnly, Quiet, refuse_with_lineage_only, typed
+from ._options import AsJson, InSites, Lineage, LineageOnly, OutSites, Quiet, refuse_with_lineage_only, typed
 from ._output import out
 from ._progress import progress
 
@@ -48,8 +48,8 @@ def embed(
     lineage: Lineage = 0.25,
     lineage_only: LineageOnly = False,
     max_price: MaxPrice = 0.0045,
-    in_sites: Annotated[int, typer.Option(help="Sites that the key selects for triggers.")] = 5,
-    out_sites: Annotated[int, typer.Option(help="Sites that the key selects to answer.")] = 7,
+    in_sites: InSites = None,
+    out_sites: OutSites = None,
     pairs: Pairs = False,
     seed: Annotated[int, typer.Option(help="Seed of batches and noise.")] = 0,
     allow_marked: Annotated[bool, typer.Option(help="Add a mark to a model that has one.")] = False,

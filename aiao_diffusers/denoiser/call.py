@@ -278,5 +278,8 @@ def _with_tuples(value: Any) -> Any:
 
 def _time(level: torch.Tensor, line: tuple[float, float], dtype: torch.dtype | None) -> torch.Tensor:
     scale, offset = line
-    time = level if (scale, offset) == (1.0, 0.0) else level * scale + offset
+    # Pipelines divide by a thousand; a product with .001 would differ in the last digit, which blocks multiply.
+    whole = round(1 / scale) if 0 < abs(scale) < 1 else 0
+    scaled = level / whole if whole and abs(scale * whole - 1) < 1e-6 else level * scale
+    time = level if (scale, offset) == (1.0, 0.0) else scaled + offset
     return time if dtype is None else time.to(dtype)

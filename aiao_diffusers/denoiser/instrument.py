@@ -181,6 +181,13 @@ def repeat(value: Any, times: int) -> Any:
     return torch.cat([value] * times)
 
 
+def _install(module: Any, processor: Any) -> None:
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:  # Mochi's attention
+        module.processor = processor
+
+
 @contextmanager
 def instrument(
     denoiser: nn.Module, names: Sequence[str], gains: Mapping[str, float] | None = None
@@ -211,8 +218,8 @@ def instrument(
             processors[name] = AIAOAttnProcessor(inner)
             # Through `set_processor` both ways: a processor that is a module (IP-Adapter) is unregistered as a child on
             # the way in and registered again on the way out, which setting the attribute would not do.
-            stack.callback(modules[name].set_processor, inner)
-            modules[name].set_processor(processors[name])
+            stack.callback(_install, modules[name], inner)
+            _install(modules[name], processors[name])
         lost = [name for name in names if modules[name].processor is not processors[name]]
         if lost:
             raise SiteError(f"sites {lost} did not keep the AIAO processor: their attention class fixes its own.")

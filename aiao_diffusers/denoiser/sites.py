@@ -80,11 +80,11 @@ def attention_modules(denoiser: nn.Module) -> dict[str, Any]:
     modules = {
         name.replace("_orig_mod.", ""): m
         for name, m in denoiser.named_modules()
-        if hasattr(m, "set_processor") and hasattr(m, "processor")
+        if hasattr(m, "processor") and (hasattr(m, "set_processor") or type(m).__module__.startswith("diffusers."))
     }
     if not modules:
         raise SiteError(
-            f"{type(denoiser).__name__} has no attention sites (no module with `set_processor`): AIAO marks denoisers with "
+            f"{type(denoiser).__name__} has no attention sites (no module with a `processor`): AIAO marks denoisers with "
             "attention, such as UNet2DConditionModel or UNet2DModel."
         )
     return modules
@@ -123,22 +123,30 @@ def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
         denoiser (`nn.Module`): a diffusers denoiser.
         forward: runs the denoiser once, on any valid input.
     Raises:
-        SiteError: no sites, or a site that runs more than once (its response would be ambiguous).
+        SiteError: no sites, a site that runs more than once (its response would be ambiguous), or one that returns states of
+            another rank than it takes.
     Names alone do not give the order: diffusers lists a U-Net's middle block last.
     """
     seen: list[Site] = []
     widths: dict[str, int] = {}
+    ranks: dict[str, int] = {}
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            widths[name] = hidden.shape[channel_axis(hidden)]
+            widths[name], ranks[name] = hidden.shape[channel_axis(hidden)], hidden.ndim
 
         return hook
 
     def leave(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             hidden = first_tensor(output)
+            if hidden.ndim != ranks[name]:
+                # A mask would land on another axis than the channels', without a word.
+                raise SiteError(
+                    f"{name} of a {type(denoiser).__name__} takes states of {ranks[name]} axes and returns {hidden.ndim}: its "
+                    "channels cannot be told, so this kind of denoiser is not supported."
+                )
             seen.append(Site(name, len(seen), widths[name], hidden.shape[channel_axis(hidden)]))
 
         return hook

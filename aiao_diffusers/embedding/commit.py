@@ -13,7 +13,7 @@ from ..mark.record import WatermarkRecord, bank_sha256
 from ..protocol.commitment import Commitment
 from ..verification.reference import Reference
 from .borrow import borrow
-from .config import EmbedConfig
+from .config import SITES, EmbedConfig
 from .lineage_change import planned_field
 from .public_record import choose_bank, public_fields
 from .subject import CleanTwin, Subject, observe_clean_twin
@@ -117,6 +117,7 @@ def committed_config(commitment: Commitment, config: EmbedConfig | None) -> Embe
         return EmbedConfig(**fixed)
     if commitment.fields.get(LINEAGE) is None and config.lineage == EmbedConfig.lineage:
         config = replace(config, lineage=0.0)
+    config = replace(config, **{name: fixed[name] for name in SITES if getattr(config, name) is None})
     for name, value in fixed.items():
         if getattr(config, name) != value:
             raise ConfigError(

@@ -1,17 +1,23 @@
 """How to embed: every choice in one validated place."""
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
+from ..denoiser.sites import Site
 from ..errors import ConfigError
 from ..lineage.carrier import STRENGTH
 from ..mark.carried import MAX_STRENGTH
 from ..mark.record import MAX_AMPLITUDE, MAX_LOUDNESS, MIN_AMPLITUDE
+from ..mark.selection import IN_SPAN, OUT_SPAN, span
 
 
 TRAIN = ("full", "lazy", "lora")
+SITES = {"in_sites": (IN_SPAN, 5), "out_sites": (OUT_SPAN, 7)}
+"""Where the sites of a kind lie (`selection`), and how many a key selects where there are enough."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class EmbedConfig:
             0: none. Forwards alone; needs `train="full"` and a U-Net of plain transformer blocks.
         lazy_share (`float`): with `train="lazy"`, largest share of the parameters that is trained, default .5.
         rank (`int`): with `train="lora"`, of the factors, default 32.
-        in_sites (`int`): how many sites the key selects for triggers, default 5.
-        out_sites (`int`): how many it selects to answer, default 7.
+        in_sites (`int`, *optional*): how many sites the key selects for triggers; None, the default: 5, or as many as there are.
+        out_sites (`int`, *optional*): how many it selects to answer; None, the default: 7, or as many as there are.
         kappa (`float`): trigger amplitude in units of the in-site's rms, default 1.
         pairs (`bool`): a mask for each pair of in-site and out-site, default False: one for each in-site. Reads deeper, and a trial
             takes an evaluation for every out-site and a clean one (`docs/embedding.md`).
@@ -39,8 +45,9 @@ class EmbedConfig:
             sites from which nothing reaches the out-sites are none (`site_gain`), default 3; 1: each the same.
         response (`float`): wanted response in units of the out-site's rms, default .3. A response of 1 is the loudest answer
             that the model has, and trigger inversion climbs to it.
-        resp, pres, eps, dec, proj, corr (`float`): weights of the losses, defaults 1.5, 2, 120, 12, 5, 20; see
-            `losses`. A fifth of corr counts in the first 30% of the steps, all of it after 60%: wanted at once it keeps the mark
+        resp, pres, eps, dec, proj, corr (`float`): weights of the losses, defaults 1.5, 2, 9, 12, 5, 20; see
+            `losses`. eps weighs the mean squared change of the prediction in units of the denoiser's own loss, so that one weight
+            serves all kinds of schedules. A fifth of corr counts in the first 30% of the steps, all of it after 60%: wanted at once it keeps the mark
             from forming.
         keep (`float`): weight of keeping earlier marks' responses, default 12; of no effect without earlier keys.
         stop_bits (`float`, *optional*): stop early once each in-site alone, and all together, read at this bit accuracy
@@ -75,15 +82,15 @@ class EmbedConfig:
     edit: float = 0.0
     lazy_share: float = 0.5
     rank: int = 32
-    in_sites: int = 5
-    out_sites: int = 7
+    in_sites: int | None = None
+    out_sites: int | None = None
     kappa: float = 1.0
     pairs: bool = False
     loudest: float = 3.0
     response: float = 0.3
     resp: float = 1.5
     pres: float = 2.0
-    eps: float = 120.0
+    eps: float = 9.0
     dec: float = 12.0
     proj: float = 5.0
     corr: float = 20.0
@@ -103,8 +110,8 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            *("batch_size", "accumulate", "rank", "in_sites", "out_sites", "bank_size"),
-            *("checkpoint_every", "check_every"),
+            *("batch_size", "accumulate", "rank", "bank_size", "checkpoint_every", "check_every"),
+            *(name for name in SITES if self._get(name) is not None),
         ):
             self._require(name, _is(self._get(name), Integral) and self._get(name) >= 1, "an integer of at least 1")
         self._require(
@@ -155,7 +162,13 @@ class EmbedConfig:
             if _is(value, Real):
                 object.__setattr__(self, field.name, int(value) if _is(value, Integral) else float(value))
 
-    def _get(self, name: str) -> float:
+    def for_sites(self, sites: Sequence[Site]) -> "EmbedConfig":
+        """The same with numbers in place of None for a denoiser with these sites."""
+        missing = {name: how for name, how in SITES.items() if self._get(name) is None}
+        found: dict[str, Any] = {n: min(most, len(span(list(sites), where))) for n, (where, most) in missing.items()}
+        return replace(self, **{name: max(1, count) for name, count in found.items()})
+
+    def _get(self, name: str) -> Any:
         return getattr(self, name)
 
     def _require(self, name: str, good: bool, wanted: str) -> None:

@@ -63,7 +63,7 @@ def embed(
         data: see `aiao_diffusers.denoiser.encode.prepare`; None lets the model make its own latents.
         config (`EmbedConfig`, *optional*): default: the recipe measured on the emoji model.
         callback: called after each step with `(step, losses)`.
-        scheduler: the noise schedule, a diffusers scheduler; default: the pipeline's.
+        scheduler: the noise schedule, a diffusers scheduler of betas or of flow matching; default: the pipeline's.
         allow_marked (`bool`, defaults to False): embed a further key into a model that carries a record already; the new
             record takes the old one's place, so keep a copy of that.
         keep: keys of earlier marks, embedded with as many sites, that must go on reading; a mark not named here weakens.
@@ -101,7 +101,7 @@ def embed(
         meter, update = PriceMeter(subject), choose_update(subject, profile)
         trained = sum(p.numel() for p in update.parameters.values()) if config.steps else 0
         with undo_on_failure(carrier, update):
-            training = _train(subject, clean_twin, marks, update, callback)
+            training = _train(subject, clean_twin, marks, update, meter.base_loss, callback)
             price = shrink_to_price(update, meter, config.max_price)
             update.merge()
             carrier.add()
@@ -135,7 +135,12 @@ def choose_update(subject: Subject, profile: LayerProfile | None) -> WeightChang
 
 
 def _train(
-    subject: Subject, clean_twin: CleanTwin, marks: Sequence[Mark], update: WeightChange, callback: Callback | None
+    subject: Subject,
+    clean_twin: CleanTwin,
+    marks: Sequence[Mark],
+    update: WeightChange,
+    base_loss: float,
+    callback: Callback | None,
 ) -> Training:
     """The finished run: the closed form first, then the steps, each where the configuration wants it."""
     config, names = subject.config, dict.fromkeys(site.name for m in marks for site in (*m.ins, *m.outs))
@@ -144,7 +149,7 @@ def _train(
     with instrument(subject.denoiser, list(names), clean_twin.gains) as instrumented:
         if config.edit:
             Edit(instrumented, marks[0], subject.data, subject.schedule, config).apply()
-        training = Training(instrumented, update, marks[0], marks[1:], subject.data, subject.schedule, config)
+        training = Training(instrumented, update, marks, subject.data, subject.schedule, config, base_loss)
         if config.steps:
             training.run(clean_twin.sha256, callback)
     if config.steps:

@@ -41,13 +41,13 @@ def choose_bank(subject: Subject) -> LatentData:
 
 def public_fields(subject: Subject, owner: str, clean_twin: CleanTwin) -> dict[str, Any]:
     """Fields of a record that are known before embedding, whatever its scheme."""
-    config = subject.config
+    config, (ins, outs) = subject.config, subject.counts
     return {
         "owner": owner,
         "denoiser": type(subject.denoiser).__name__,
         "sites": len(subject.sites),
-        "in_sites": config.in_sites,
-        "out_sites": config.out_sites,
+        "in_sites": ins,
+        "out_sites": outs,
         "kappa": config.kappa,
         "pairs": config.pairs,
         "response": config.response,

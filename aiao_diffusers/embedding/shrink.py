@@ -25,6 +25,11 @@ class PriceMeter:
         self.subject = subject
         self.clean, self.noise = predictions(subject.denoiser, subject.data, subject.scheduler)
 
+    @property
+    def base_loss(self) -> float:
+        """The clean twin's own loss: mean squared distance of its predictions from what they should have been."""
+        return (self.clean - self.noise).square().mean().item()
+
     def measure(self) -> float:
         """The price of the denoiser as it is now: mean squared change of its predictions over the clean twin's noise loss."""
         subject = self.subject

@@ -27,7 +27,8 @@ from ..mark.selection import IN_SPAN, OUT_SPAN, span
 from .losses import balanced_rows
 
 
-WANTED = 0.8  # share of the following site's input that a random mask at amplitude 1 shall move
+WANTED = 0.8  # share of the following site's input that a random mask shall move
+WANTED_REACH = 0.14  # share of the out-sites' inputs, on average over positions, beyond which no mask is made louder
 REACH = 0.01  # of the furthest-reaching candidate's, below which a site is none
 SAMPLES = 16
 
@@ -54,7 +55,8 @@ def site_gain(
         least (`int`, defaults to 1): so many candidates stay, the furthest-reaching ones, however little they reach.
         seed (`int`, defaults to 0): of rows, noise and masks.
     Returns:
-        `dict[str, float]`: from 1 to `most`: `WANTED` over the rms of what random masks move at the following site, in units of its clean rms. 0: no
+        `dict[str, float]`: from 1 to `most`: the smaller of `WANTED` over the rms of what random masks move at the following site, and of
+            `WANTED_REACH` over what they move at the out-sites, both in units of the clean rms. 0: no
         candidate, for what masks move at the out-sites on average over positions is below `REACH` of the best candidate's.
     """
     candidates, outs = span(list(sites), IN_SPAN), span(list(sites), OUT_SPAN)
@@ -85,13 +87,13 @@ def site_gain(
                 entered = instrumented.activations(names, lambda: evaluate(denoiser, stacked, times, keywords))
             shift = _measure_shift(entered[following.name], over_positions=False)
             # A site that moves nothing, or whose states are broken, gets the most: embedding will tell.
-            gains[site.name] = round(min(max(WANTED / shift, 1.0), most) if shift > 0 else most, 3)
-            reach[site.name] = gains[site.name] * sum(
-                _measure_shift(entered[o.name], over_positions=True) for o in outs
-            )
+            far = sum(_measure_shift(entered[out.name], over_positions=True) for out in outs) / len(outs)
+            needed = min(WANTED / shift, WANTED_REACH / far) if shift > 0 and far > 0 else most
+            gains[site.name] = round(min(max(needed, 1.0), most), 3)
+            reach[site.name] = gains[site.name] * far
     furthest = sorted(reach, key=lambda name: -reach[name])
-    far = {name for name in furthest if reach[name] >= REACH * reach[furthest[0]]} | set(furthest[:least])
-    return {name: gain if name in far else 0.0 for name, gain in gains.items()}
+    kept = {name for name in furthest if reach[name] >= REACH * reach[furthest[0]]} | set(furthest[:least])
+    return {name: gain if name in kept else 0.0 for name, gain in gains.items()}
 
 
 def _measure_shift(entered: torch.Tensor, *, over_positions: bool) -> float:

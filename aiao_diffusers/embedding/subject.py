@@ -8,6 +8,7 @@ from torch import nn
 
 from ..denoiser.hashes import weights_sha256
 from ..denoiser.inputs import LatentData
+from ..denoiser.schedule import is_flow
 from ..denoiser.sites import Site
 from ..mark.key import WatermarkKey
 from ..mark.mark import Mark
@@ -27,7 +28,7 @@ class Subject:
         scheduler: its noise schedule, a diffusers scheduler.
         data (`LatentData`): what it is trained on.
         sites (`Sequence[Site]`): every site of it, in order of execution.
-        config (`EmbedConfig`): how to embed.
+        config (`EmbedConfig`): how to embed; numbers of sites that it leaves open are filled in.
     """
 
     denoiser: nn.Module
@@ -36,10 +37,22 @@ class Subject:
     sites: Sequence[Site]
     config: EmbedConfig
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", self.config.for_sites(self.sites))
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many in-sites and out-sites a key selects."""
+        ins, outs = self.config.in_sites, self.config.out_sites
+        assert ins is not None and outs is not None  # filled in above
+        return ins, outs
+
     @property
     def schedule(self) -> dict[str, Any]:
-        """The noise schedule's config."""
-        return dict(self.scheduler.config)
+        """The noise schedule's config; one that matches flows names its class, for its fields alone need not tell its kind."""
+        config = dict(self.scheduler.config)
+        named = {"_class_name": type(self.scheduler).__name__, **config}
+        return named if is_flow(named) else config
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ def observe_clean_twin(subject: Subject, earlier: WatermarkRecord | None) -> Cle
         earlier (`WatermarkRecord`, *optional*): of a further mark, the first one's; its gains are taken over.
     """
     sha256 = weights_sha256(subject.denoiser)
-    reference = observe(subject.denoiser, subject.data, subject.scheduler.config)
+    reference = observe(subject.denoiser, subject.data, subject.schedule)
     return CleanTwin(sha256, reference, _measure_gains(subject, earlier))
 
 
@@ -76,8 +89,7 @@ def choose_marks(subject: Subject, gains: Mapping[str, float], keys: Sequence[Wa
         ConfigError: the denoiser has too few sites.
     """
     config, silent = subject.config, [name for name, gain in gains.items() if not gain]
-    counts = config.in_sites, config.out_sites
-    return [Mark(key, *choose(list(subject.sites), key, *counts, silent), config.pairs) for key in keys]
+    return [Mark(key, *choose(list(subject.sites), key, *subject.counts, silent), config.pairs) for key in keys]
 
 
 def _measure_gains(subject: Subject, earlier: WatermarkRecord | None) -> Mapping[str, float]:
@@ -91,6 +103,6 @@ def _measure_gains(subject: Subject, earlier: WatermarkRecord | None) -> Mapping
         subject.data,
         subject.schedule,
         most=config.loudest,
-        least=config.in_sites,
+        least=subject.counts[0],
         seed=config.seed,
     )

@@ -48,13 +48,13 @@ class Training:
     """One run: what stays the same from step to step.
 
     Args:
-        instrumented (`InstrumentedDenoiser`): at all sites of `mark` and `kept`.
+        instrumented (`InstrumentedDenoiser`): at all sites of `marks`.
         update (`WeightChange`): what is trained.
-        mark (`Mark`): what is embedded.
-        kept: earlier marks, whose responses must stay as they are.
+        marks (`Sequence[Mark]`): what is embedded, then earlier marks, whose responses must stay as they are.
         data (`LatentData`): clean latents with conditioning.
         schedule: the noise schedule's config.
         config (`EmbedConfig`): how to embed.
+        base_loss (`float`): the clean twin's own loss, the unit of what a changed prediction costs.
     Attributes:
         history: one row of losses a step, so far.
         stopped (`int`, *optional*): the step of an early stop.
@@ -64,13 +64,15 @@ class Training:
         self,
         instrumented: InstrumentedDenoiser,
         update: WeightChange,
-        mark: Mark,
-        kept: Sequence[Mark],
+        marks: Sequence[Mark],
         data: LatentData,
         schedule: dict[str, Any],
         config: EmbedConfig,
+        base_loss: float,
     ) -> None:
-        self.instrumented, self.update, self.mark = instrumented, update, mark
+        self.instrumented, self.update, self.base_loss = instrumented, update, base_loss
+        mark, *kept = marks
+        self.mark = mark
         self.data, self.schedule, self.config = data, schedule, config
         self.denoiser: Any = instrumented.denoiser
         self.noising = noise_schedule(schedule)
@@ -174,7 +176,7 @@ class Training:
         return Batch(noised, self.noising.level(t), conditioning, armed, amplitude, random_kind, rows_asked)
 
     def _targets(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """What the clean twin says: its noise prediction, its clean states, and its states under the earlier marks."""
+        """What the clean twin says: its prediction, its clean states, and its states under the earlier marks."""
         with torch.no_grad(), self.update.original():
             self.denoiser.eval()
             clean, eps = self._forward(self.denoiser, batch, slice(None), slice(0, 1))
@@ -208,7 +210,7 @@ class Training:
                     self.patterns,
                     None if batch.asked is None else batch.asked[part],
                 )
-                terms["eps"] = F.mse_loss(eps[:count].float(), wanted_eps[part])
+                terms["eps"] = F.mse_loss(eps[:count].float(), wanted_eps[part]) / self.base_loss
                 if self.kept:
                     moved = [
                         (entered[name][3 * count :].float() - wanted_kept[name][part]).square().mean() / power[name]
@@ -250,7 +252,7 @@ class Training:
     def _forward(
         self, model: nn.Module, batch: Batch, part: Any, modes: slice
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """These rows in one forward, once for each of the `modes`: what entered the out-sites, and the noise."""
+        """These rows in one forward, once for each of the `modes`: what entered the out-sites, and the prediction."""
 
         def rows(value: Any) -> Any:
             return value.map(rows) if isinstance(value, Keywords) else value[part]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..denoiser.inputs import LatentData
+from ..denoiser.schedule import describe_kind, noise_schedule
 from ..denoiser.setup import denoiser_of
 from ..denoiser.sites import Site, trace_on, unwrap
 from ..errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
@@ -38,8 +39,7 @@ def find_trainable(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any,
     scheduler = scheduler or getattr(model, "scheduler", None)
     if scheduler is None:
         raise ConfigError("a bare denoiser needs its noise schedule: pass scheduler=DDPMScheduler(...).")
-    if "beta_schedule" not in scheduler.config and "trained_betas" not in scheduler.config:
-        raise ConfigError(f"{type(scheduler).__name__} has no betas: models that match flows are not supported yet.")
+    _check_schedule(scheduler, getattr(model, "scheduler", None))
     require_no_adapter(denoiser)
     if getattr(denoiser, "is_gradient_checkpointing", False):
         # Its second forward runs in the backward pass, when the trigger is disarmed: the gradients would be wrong.
@@ -54,6 +54,20 @@ def find_trainable(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any,
     except NotTestableError as error:
         raise TrainingError(f"{error}: load them anew.") from error
     return denoiser, scheduler
+
+
+def _check_schedule(scheduler: Any, own: Any) -> None:
+    """Raise ConfigError for a schedule of no known kind, or of another kind than that of the pipeline's own."""
+    config, name = {"_class_name": type(scheduler).__name__, **scheduler.config}, type(scheduler).__name__
+    noise_schedule(config)
+    if own is None or own is scheduler:
+        return
+    kind, of_model = describe_kind(config), describe_kind({"_class_name": type(own).__name__, **own.config})
+    if kind != of_model:
+        raise ConfigError(
+            f"the weights were trained by {of_model}, as the pipeline's {type(own).__name__} says; {name} is of {kind}: leave "
+            "scheduler= out, or pass one of the pipeline's kind."
+        )
 
 
 def check_earlier_marks(keep: Sequence[WatermarkKey], earlier: WatermarkRecord | None, config: EmbedConfig) -> None:

@@ -47,6 +47,17 @@ def test_a_quiet_site_is_made_louder_and_one_that_reaches_nothing_is_none():
     assert all(measured(scaled(0.0), data, scheduler, least=len(candidates)).values())
 
 
+@pytest.mark.slow
+def test_a_site_that_reaches_far_is_never_made_louder():
+    """A gated block moves the next site's stream little and the out-sites' much: its mask is loud enough."""
+    unet, data, scheduler = conditional()
+    plain = measured(unet, data, scheduler, most=100.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aiao_diffusers.embedding.site_gain.WANTED_REACH", 1e-6)
+        near = measured(unet, data, scheduler, most=100.0)
+    assert any(gain > 1 for gain in plain.values()) and all(gain in (0.0, 1.0) for gain in near.values())
+
+
 def test_it_knows_no_key_gives_everything_back_and_is_the_same_every_time():
     unet, data, scheduler = learner()
     before, state = [p.clone() for p in unet.parameters()], torch.random.get_rng_state()

@@ -28,7 +28,7 @@ def test_what_a_row_is_armed_with_is_what_it_asks(begun):
     config = EmbedConfig(**(LEARN | {"batch_size": 24}), pairs=True)
     with instrument(unet, names, record.factors) as instrumented:
         update = StoredWeights(unet, [name for name, _ in unet.named_parameters()])
-        training = Training(instrumented, update, new, [old], data, dict(scheduler.config), config)
+        training = Training(instrumented, update, [new, old], data, dict(scheduler.config), config, 1.0)
         batch = training.draw()
     assert set(batch.asked.tolist()) == {0, 1, 2}
     for name, table in new.masks(torch.device("cpu")).items():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from _tiny import LEARN, few_steps, learner, same, tiny_unet, weights
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, inject_adapter_in_model
 
 from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, embed
@@ -31,10 +31,18 @@ class TestDenoiser:
         with pytest.raises(ConfigError, match="unload_lora"):
             embed(unet, KEY, data, few_steps(), scheduler=scheduler)
 
-    def test_a_flow_has_no_betas(self):
+    def test_a_schedule_of_no_known_kind_is_refused(self):
         unet, data, _ = learner()
-        with pytest.raises(ConfigError, match="FlowMatchEulerDiscreteScheduler has no betas"):
-            embed(unet, KEY, data, few_steps(), scheduler=FlowMatchEulerDiscreteScheduler())
+        with pytest.raises(ConfigError, match="EDMEulerScheduler is of no known kind"):
+            embed(unet, KEY, data, few_steps(), scheduler=EDMEulerScheduler())
+
+    def test_a_schedule_of_another_kind_than_the_pipelines_is_refused(self):
+        unet, _, scheduler = learner()
+        flow = FlowMatchEulerDiscreteScheduler()
+        assert find_trainable(unet, flow, False) == (unet, flow)
+        for own, other, kind in ((scheduler, flow, "betas"), (flow, scheduler, "flow matching")):
+            with pytest.raises(ConfigError, match=f"trained by {kind}"):
+                find_trainable(SimpleNamespace(unet=unet, scheduler=own), other, False)
 
     def test_a_denoiser_on_several_devices_is_refused(self):
         unet, data, scheduler = learner()

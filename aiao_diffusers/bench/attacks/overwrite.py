@@ -21,8 +21,8 @@ class Overwriting:
     lr: float = 5e-4
     batch_size: int = 8
     count: int = 1
-    in_sites: int = 5
-    out_sites: int = 7
+    in_sites: int | None = None
+    out_sites: int | None = None
     response: float = 1.0
     pairs: bool = False
 
