@@ -1,0 +1,13 @@
+"""Miniature pipelines of many families, random and made in code: `FAMILIES[name].build()`.
+
+Each is the stock pipeline class with the stock classes of its parts, so that what a test learns of it holds for the
+published models of the family, their size and their weights aside.
+"""
+
+from . import images_a, images_b, unets, videos
+from .family import Family
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family for module in (unets, images_a, images_b, videos) for family in module.FAMILIES
+}

@@ -1,0 +1,6 @@
+"""Families of images whose denoiser is a transformer, the second half."""
+
+from .family import Family
+
+
+FAMILIES: tuple[Family, ...] = ()

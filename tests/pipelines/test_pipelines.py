@@ -1,0 +1,61 @@
+"""Every miniature pipeline runs, says something finite that hangs on the prompt, and says it again from the same seed."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.pipelines import FAMILIES, text
+from tests.pipelines.family import Family, seeded
+
+
+PROMPTS = ("a red fox", "two cats", "blue car")
+QWEN = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+
+
+def latents(pipe: Any, family: Family, prompts: tuple[str, ...], seed: int = 0) -> torch.Tensor:
+    """The last latents of two steps; a row for each prompt."""
+    asked = {"prompt": list(prompts)} if family.prompted else {}
+    made = pipe(
+        **asked,
+        **family.options,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+    )[0]
+    return torch.stack(list(made)) if isinstance(made, list) else torch.as_tensor(made)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pipeline_says_what_hangs_on_its_prompt_and_its_seed(name):
+    family = FAMILIES[name]
+    pipe = family.build()
+    pipe.set_progress_bar_config(disable=True)
+    first, again, other = (latents(pipe, family, PROMPTS, seed) for seed in (0, 0, 1))
+    assert len(first) == len(PROMPTS)
+    assert first.isfinite().all()
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 1e-2
+    if family.prompted:
+        changed = latents(pipe, family, (*PROMPTS[:2], "green boat"))
+        assert torch.allclose(changed[:2], first[:2], atol=1e-4)
+        assert (changed[2] - first[2]).abs().max() > 1e-3
+
+
+def test_words_are_one_token_each_and_all_else_is_bytes():
+    vocabulary = text.tokenizer(QWEN, eos=None)
+    assert len(vocabulary(QWEN).input_ids) == 34  # as Qwen's own, which its pipelines cut off by this count
+    assert len(vocabulary("a red fox").input_ids) == 3
+    assert vocabulary.decode(vocabulary("a zebra, é").input_ids) == "a zebra, é"
+    assert vocabulary.unk_token_id is None
+    assert text.clip_tokenizer()("a red fox").input_ids[-1] == text.clip_tokenizer().pad_token_id
+
+
+def test_constant_parameters_get_noise_and_the_global_generator_stays():
+    state = torch.get_rng_state()
+    norm = seeded(torch.nn.LayerNorm, normalized_shape=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert norm.bias.std() > 0 and torch.equal(norm.bias, seeded(torch.nn.LayerNorm, normalized_shape=8).bias)

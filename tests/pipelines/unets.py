@@ -1,0 +1,6 @@
+"""Families whose denoiser is a U-Net."""
+
+from .family import Family
+
+
+FAMILIES: tuple[Family, ...] = ()

@@ -1,0 +1,6 @@
+"""Families of videos."""
+
+from .family import Family
+
+
+FAMILIES: tuple[Family, ...] = ()
