@@ -17,17 +17,31 @@ class Family:
 
     Args:
         name: of the family, unique in the registry, in snake case.
-        build: Returns a ready pipeline with random weights, the same at every call.
+        make: Makes the pipeline with random weights, the same at every call.
         options: the smallest keywords of a call, beside `prompt`, `num_inference_steps`, `generator` and `output_type`.
         video: whether its latents have frames.
         prompted: whether it takes `prompt`; one that does not is called with `batch_size` or with embeddings in `options`.
+        attributes: public attributes of the pipeline that bound its size and are in no file; `dress` one that was loaded.
     """
 
     name: str
-    build: Callable[[], Any]
+    make: Callable[[], Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     video: bool = False
     prompted: bool = True
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Any:
+        """A pipeline ready to be called with `options`."""
+        return self.dress(self.make())
+
+    def dress(self, pipe: Any) -> Any:
+        """The same pipeline, small in what its files do not say, and silent."""
+        for name, value in self.attributes.items():
+            getattr(pipe, name)  # else the pipeline would not read what is set
+            setattr(pipe, name, value)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
 
 def seeded(make: Callable[..., Module], seed: int = 0, **config: Any) -> Module:
@@ -41,4 +55,17 @@ def seeded(make: Callable[..., Module], seed: int = 0, **config: Any) -> Module:
         for parameter in model.parameters():
             if parameter.numel() > 1 and parameter.is_floating_point() and parameter.min() == parameter.max():
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def transformer(make: Callable[..., Module], **config: Any) -> Module:
+    """`seeded`, with linear layers that keep the size of what they are given.
+
+    Torch draws them with a third of the variance that would; after a few layers little of the prompt would be left.
+    """
+    model = seeded(make, **config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(3**0.5)
     return model

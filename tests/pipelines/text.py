@@ -32,6 +32,11 @@ CHAT = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MARKERS = ("<|im_start|>", "<|im_end|>")
+DESCRIBE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+"""The template of Qwen-Image and of its kin, who cut it off by its 34 tokens."""
 
 
 def tokenizer(
@@ -190,3 +195,14 @@ def qwen2_5_vl(vocabulary: PreTrainedTokenizerFast, layers: int = 2, width: int 
     }
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision_config(width))
     return of("Qwen2_5_VLForConditionalGeneration", config)
+
+
+def mistral3(vocabulary: PreTrainedTokenizerFast, layers: int = 2, width: int = WIDTH) -> Any:
+    """`Mistral3ForConditionalGeneration`, as in FLUX.2."""
+    config = transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(**decoder_options(vocabulary, layers, width)),
+        vision_config=transformers.PixtralVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32
+        ),
+    )
+    return of("Mistral3ForConditionalGeneration", config)

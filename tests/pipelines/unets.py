@@ -105,7 +105,9 @@ def kandinsky() -> Any:
 def image_embeddings(rows: int = 3) -> dict[str, torch.Tensor]:
     """What Kandinsky's prior would make of prompts."""
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(rows, text.WIDTH, generator=generator) for name in ("image_embeds", "negative_image_embeds")}
+    return {
+        name: torch.randn(rows, text.WIDTH, generator=generator) for name in ("image_embeds", "negative_image_embeds")
+    }
 
 
 def ddpm() -> Any:
