@@ -4,10 +4,10 @@ Each is the stock pipeline class with the stock classes of its parts, so that wh
 published models of the family, their size and their weights aside.
 """
 
-from . import images_a, images_b, unets, videos
+from . import images_a, images_b, images_c, unets, videos
 from .family import Family
 
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for module in (unets, images_a, images_b, videos) for family in module.FAMILIES
+    family.name: family for module in (unets, images_a, images_b, images_c, videos) for family in module.FAMILIES
 }

@@ -37,6 +37,8 @@ DESCRIBE = (
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
 )
 """The template of Qwen-Image and of its kin, who cut it off by its 34 tokens."""
+ENGINEER = DESCRIBE.replace("Describe", "You are a prompt engineer. Describe")
+"""That of Kandinsky 5."""
 
 
 def tokenizer(
@@ -96,6 +98,13 @@ def clip_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer(bos="<|startoftext|>", eos="<|endoftext|>", pad="<|endoftext|>", markers=())
 
 
+def llama_tokenizer(max_length: int = 512) -> PreTrainedTokenizerFast:
+    """As Llama 3's: a start of the text and no end; its end is the padding too."""
+    made = tokenizer(bos="<|begin_of_text|>", eos=None, pad="<|eot_id|>", markers=(), max_length=max_length)
+    made.eos_token = "<|eot_id|>"
+    return made
+
+
 def encoder(make: Callable[[], Any], seed: int = 0) -> Any:
     """A text encoder whose token embeddings lie far apart, for most models start them at .02."""
 
@@ -143,6 +152,19 @@ def t5(vocabulary: PreTrainedTokenizerFast, width: int = WIDTH, name: str = "T5E
         eos_token_id=vocabulary.eos_token_id,
     )
     return of(name, config)
+
+
+def bert(vocabulary: PreTrainedTokenizerFast, width: int = WIDTH) -> Any:
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=2 * width,
+        max_position_embeddings=128,
+        pad_token_id=vocabulary.pad_token_id,
+    )
+    return of("BertModel", config)
 
 
 def umt5(vocabulary: PreTrainedTokenizerFast, width: int = WIDTH) -> Any:
