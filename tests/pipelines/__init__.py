@@ -8,6 +8,5 @@ from . import images_a, images_b, images_c, unets, videos
 from .family import Family
 
 
-FAMILIES: dict[str, Family] = {
-    family.name: family for module in (unets, images_a, images_b, images_c, videos) for family in module.FAMILIES
-}
+ALL = [family for module in (unets, images_a, images_b, images_c, videos) for family in module.FAMILIES]
+FAMILIES: dict[str, Family] = {family.name: family for family in ALL}

@@ -1,6 +1,6 @@
 """What the registry says of a family, and how its parts get weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ class Family:
         make: Makes the pipeline with random weights, the same at every call.
         options: the smallest keywords of a call, beside `prompt`, `num_inference_steps`, `generator` and `output_type`.
         video: whether its latents have frames.
-        prompted: whether it takes `prompt`; one that does not is called with `batch_size` or with embeddings in `options`.
+        rows: of a pipeline without prompts, the options that have a row, or count one, for each of the first three.
         attributes: public attributes of the pipeline that bound its size and are in no file; `dress` one that was loaded.
     """
 
@@ -28,8 +28,20 @@ class Family:
     make: Callable[[], Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     video: bool = False
-    prompted: bool = True
+    rows: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompted(self) -> bool:
+        return not self.rows
+
+    def keywords(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """What to call the pipeline with for `prompts`, or for as many rows, at most three, where it takes none."""
+        if self.prompted:
+            return {**self.options, "prompt": list(prompts)}
+        count = len(prompts)
+        given = {name: self.options[name] for name in self.rows}
+        return {**self.options, **{n: count if isinstance(v, int) else v[:count] for n, v in given.items()}}
 
     def build(self) -> Any:
         """A pipeline ready to be called with `options`."""

@@ -94,7 +94,7 @@ def cogview_3() -> Any:
             diffusers.CogView3PlusTransformer2DModel,
             in_channels=8,
             out_channels=8,
-            num_layers=3,
+            num_layers=4,
             **HEADS,
             text_embed_dim=text.WIDTH,
             time_embed_dim=16,
@@ -123,7 +123,7 @@ def cogview_4() -> Any:
             diffusers.CogView4Transformer2DModel,
             in_channels=8,
             out_channels=8,
-            num_layers=3,
+            num_layers=4,
             **HEADS,
             text_embed_dim=text.WIDTH,
             time_embed_dim=16,
@@ -148,7 +148,7 @@ def hidream() -> Any:
         tokenizer_2=vocabularies[1],
         text_encoder_3=text.t5(vocabularies[2]),
         tokenizer_3=vocabularies[2],
-        text_encoder_4=text.decoder("LlamaForCausalLM", vocabularies[3], layers=3, attn_implementation="eager"),
+        text_encoder_4=text.decoder("LlamaForCausalLM", vocabularies[3], layers=3),
         tokenizer_4=vocabularies[3],
         transformer=transformer(
             diffusers.HiDreamImageTransformer2DModel,
@@ -166,7 +166,7 @@ def hidream() -> Any:
     )
 
 
-def kandinsky_5() -> Any:
+def kandinsky_5_image() -> Any:
     """A transformer of videos for one frame, channels last; a Qwen 2.5 with eyes behind its processor, and a CLIP."""
     vocabularies = [text.chat_tokenizer(text.ENGINEER), text.clip_tokenizer()]
     return diffusers.Kandinsky5T2IPipeline(
@@ -192,6 +192,62 @@ def kandinsky_5() -> Any:
     )
 
 
+def lumina_next() -> Any:
+    """The first Lumina; its attention modules hand out four axes."""
+    vocabulary = text.tokenizer(bos="<bos>", eos=None, max_length=256)
+    return diffusers.LuminaPipeline(
+        tokenizer=vocabulary,
+        text_encoder=text.decoder("GemmaModel", vocabulary),
+        vae=kl(scaling_factor=0.13025),
+        transformer=transformer(
+            diffusers.LuminaNextDiT2DModel,
+            sample_size=8,
+            hidden_size=32,
+            num_layers=2,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            cross_attention_dim=text.WIDTH,
+        ),
+        scheduler=flow(shift=1.0),
+    )
+
+
+def dit() -> Any:
+    """Of ImageNet's classes instead of prompts."""
+    return diffusers.DiTPipeline(
+        transformer=transformer(diffusers.DiTTransformer2DModel, **HEADS, out_channels=8, num_layers=4, sample_size=8),
+        vae=kl(),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+    )
+
+
+def stable_cascade() -> Any:
+    """The prior of Stable Cascade: a U-Net whose scheduler has neither betas nor the sigmas of a flow."""
+    vocabulary = text.clip_tokenizer()
+    return diffusers.StableCascadePriorPipeline(
+        tokenizer=vocabulary,
+        text_encoder=text.clip(vocabulary, projection=True),
+        prior=seeded(
+            diffusers.StableCascadeUNet,
+            in_channels=4,
+            out_channels=4,
+            timestep_ratio_embedding_dim=16,
+            conditioning_dim=32,
+            block_out_channels=(32, 32),
+            num_attention_heads=(4, 4),
+            down_num_layers_per_block=(1, 1),
+            up_num_layers_per_block=(1, 1),
+            clip_text_in_channels=text.WIDTH,
+            clip_text_pooled_in_channels=text.WIDTH,
+            clip_image_in_channels=text.WIDTH,
+            dropout=(0.0, 0.0),
+            switch_level=(False,),
+        ),
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
+    )
+
+
 FAMILIES = (
     Family("hunyuan_dit", hunyuan_dit, SMALL | {"use_resolution_binning": False}),
     Family(
@@ -200,5 +256,8 @@ FAMILIES = (
     Family("cogview_3_plus", cogview_3, SHORT),
     Family("cogview_4", cogview_4, SHORT),
     Family("hidream", hidream, SHORT, attributes={"default_sample_size": 8}),
-    Family("kandinsky_5", kandinsky_5, SHORT, attributes={"resolutions": [(64, 64)]}),
+    Family("kandinsky_5_image", kandinsky_5_image, SHORT, attributes={"resolutions": [(64, 64)]}),
+    Family("lumina_next", lumina_next, SMALL | {"clean_caption": False}, attributes={"max_sequence_length": 16}),
+    Family("dit", dit, {"class_labels": [1, 2, 3]}, rows=("class_labels",)),
+    Family("stable_cascade", stable_cascade, {"height": 256, "width": 256}),
 )
