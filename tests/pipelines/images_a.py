@@ -22,7 +22,7 @@ SHORT = SMALL | {"max_sequence_length": 16}
 
 def stable_diffusion_3(**changes: Any) -> Any:
     """Two CLIPs and a T5 in one joint attention; `changes` of the transformer make it 3.5."""
-    vocabularies = [text.clip_tokenizer(), text.clip_tokenizer(), text.tokenizer()]
+    vocabularies = [text.clip_tokenizer(), text.clip_tokenizer(), text.t5_tokenizer()]
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer(
             diffusers.SD3Transformer2DModel,
@@ -50,7 +50,7 @@ def stable_diffusion_3(**changes: Any) -> Any:
 
 def flux(guided: bool) -> Any:
     """FLUX.1-dev if `guided`, else schnell: no guidance argument, a fixed shift."""
-    vocabularies = [text.clip_tokenizer(), text.tokenizer()]
+    vocabularies = [text.clip_tokenizer(), text.t5_tokenizer()]
     return diffusers.FluxPipeline(
         transformer=transformer(
             diffusers.FluxTransformer2DModel,
@@ -117,7 +117,7 @@ def flux_2_klein() -> Any:
 
 def chroma() -> Any:
     """FLUX.1 with modulations from one small network, T5 alone, and a mask over the text."""
-    vocabulary = text.tokenizer()
+    vocabulary = text.t5_tokenizer()
     return diffusers.ChromaPipeline(
         transformer=transformer(
             diffusers.ChromaTransformer2DModel,
@@ -139,7 +139,7 @@ def chroma() -> Any:
 
 
 def auraflow() -> Any:
-    vocabulary = text.tokenizer()
+    vocabulary = text.t5_tokenizer()
     return diffusers.AuraFlowPipeline(
         tokenizer=vocabulary,
         text_encoder=text.umt5(vocabulary),
@@ -160,7 +160,7 @@ def auraflow() -> Any:
 
 def pixart(sigma: bool) -> Any:
     """Betas, and a prediction that holds variances too; PixArt-alpha is told resolution and aspect ratio as well."""
-    vocabulary = text.tokenizer()
+    vocabulary = text.t5_tokenizer()
     kind = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
     return kind(
         tokenizer=vocabulary,
@@ -182,7 +182,7 @@ def pixart(sigma: bool) -> Any:
 
 def sana() -> Any:
     """Linear attention over the picture, cross-attention to a Gemma 2; a flow by the multistep solver."""
-    vocabulary = text.tokenizer(bos="<bos>", eos=None, max_length=512)
+    vocabulary = text.gemma_tokenizer()
     return diffusers.SanaPipeline(
         tokenizer=vocabulary,
         text_encoder=text.decoder("Gemma2Model", vocabulary),
@@ -217,7 +217,7 @@ def sana() -> Any:
 
 
 def lumina_2() -> Any:
-    vocabulary = text.tokenizer(SYSTEM, bos="<bos>", eos=None, max_length=512)
+    vocabulary = text.gemma_tokenizer(SYSTEM)
     return diffusers.Lumina2Pipeline(
         tokenizer=vocabulary,
         text_encoder=text.decoder("Gemma2Model", vocabulary),

@@ -13,7 +13,7 @@ from .parts import flow, kl, kl16
 
 def hunyuan_dit() -> Any:
     """BERT and T5 at their full lengths, a style and the picture's size, v-prediction and variances, skips between blocks."""
-    vocabularies = [text.tokenizer(bos="[CLS]", eos="[SEP]"), text.tokenizer(max_length=256)]
+    vocabularies = [text.tokenizer(bos="[CLS]", eos="[SEP]"), text.t5_tokenizer(max_length=256)]
     return diffusers.HunyuanDiTPipeline(
         vae=kl(scaling_factor=0.13025),
         text_encoder=text.bert(vocabularies[0]),
@@ -85,7 +85,7 @@ def hunyuan_image() -> Any:
 
 
 def cogview_3() -> Any:
-    vocabulary = text.tokenizer()
+    vocabulary = text.t5_tokenizer()
     return diffusers.CogView3PlusPipeline(
         tokenizer=vocabulary,
         text_encoder=text.t5(vocabulary),
@@ -138,7 +138,7 @@ def cogview_4() -> Any:
 
 def hidream() -> Any:
     """Two CLIPs, a T5 and every hidden state of a Llama, which lie before the batch; experts chosen by token."""
-    vocabularies = [text.clip_tokenizer(), text.clip_tokenizer(), text.tokenizer(), text.llama_tokenizer()]
+    vocabularies = [text.clip_tokenizer(), text.clip_tokenizer(), text.t5_tokenizer(), text.llama_tokenizer()]
     return diffusers.HiDreamImagePipeline(
         scheduler=flow(shift=3.0),
         vae=kl16(),
@@ -194,7 +194,7 @@ def kandinsky_5_image() -> Any:
 
 def lumina_next() -> Any:
     """The first Lumina; its attention modules hand out four axes."""
-    vocabulary = text.tokenizer(bos="<bos>", eos=None, max_length=256)
+    vocabulary = text.gemma_tokenizer()
     return diffusers.LuminaPipeline(
         tokenizer=vocabulary,
         text_encoder=text.decoder("GemmaModel", vocabulary),

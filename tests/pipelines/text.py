@@ -1,17 +1,20 @@
 """Tokenizers and text encoders of miniature pipelines, made in code.
 
 A tokenizer knows bytes and whole words: the words of ordinary short prompts and of the templates it is given are one token
-each, every other word is its bytes, so that no two prompts have the same ids and nothing is unknown. It is the stock
-`PreTrainedTokenizerFast`, which saves and loads like any other.
+each, every other word is its bytes, so that no two prompts have the same ids and nothing is unknown. Words look in the
+vocabulary as they do in published ones, by kind of tokenizer. Each is of a stock class and saves and loads like any other.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from .family import seeded
 
@@ -31,6 +34,7 @@ CHAT = (
     "{% else %}{% for part in message['content'] %}{{ part.get('text', '') }}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SENTENCEPIECE = "\u2581"
 MARKERS = ("<|im_start|>", "<|im_end|>")
 DESCRIBE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -49,8 +53,9 @@ def tokenizer(
     markers: tuple[str, ...] = MARKERS,
     max_length: int = 77,
     padding_side: str = "right",
+    space: str = "\u0120",
 ) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer; the padding's id is 0, those of `eos`, `bos` and `markers` follow.
+    """A tokenizer of whole words and bytes; the padding's id is 0, those of `eos`, `bos` and `markers` follow.
 
     Args:
         texts: templates whose words are one token each, as in published tokenizers; pipelines cut templates off by count.
@@ -58,20 +63,30 @@ def tokenizer(
         markers: further special tokens.
         max_length: `model_max_length`.
         padding_side: "right" or "left".
+        space: what stands for a space before a word: that of byte-level tokenizers (Qwen, Llama 3, GLM), or "\u2581" as in
+            SentencePiece (T5, Gemma).
     """
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if space == SENTENCEPIECE:
+        isolated = pre_tokenizers.Split(Regex(r"\n|[^\w\s]"), "isolated")
+        split: Any = pre_tokenizers.Sequence([isolated, pre_tokenizers.Metaspace(prepend_scheme="first")])
+        decoder: Any = decoders.Sequence(
+            [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(space, " "), decoders.Strip(" ", 1, 0)]
+        )
+        alphabet = [space, *map(chr, range(33, 127)), *(f"<0x{byte:02X}>" for byte in range(256))]
+    else:
+        split, decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     known = [
-        *(form for word in WORDS.split() for form in (word, f" {word}", word.capitalize())),
-        "system",
-        "user",
-        "assistant",
+        form
+        for word in (*WORDS.split(), "system", "user", "assistant")
+        for form in (word, f" {word}", word.capitalize())
     ]
     pieces = [piece for text in (*known, *texts) for piece, _ in split.pre_tokenize_str(text)]
     special = [token for token in (pad, eos, bos, *markers) if token is not None]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ids = {token: i for i, token in enumerate(dict.fromkeys([*special, *alphabet, *pieces]))}
-    made = Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
-    made.pre_tokenizer, made.decoder = split, decoders.ByteLevel()
+    model = models.BPE(vocab=ids, merges=[], ignore_merges=True, byte_fallback=space == SENTENCEPIECE)
+    made = Tokenizer(model)
+    made.pre_tokenizer, made.decoder = split, decoder
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     if bos or eos:
         around = f"{bos or ''} $A {eos or ''}".split()
@@ -88,14 +103,48 @@ def tokenizer(
     )
 
 
+def t5_tokenizer(*texts: str, max_length: int = 512) -> PreTrainedTokenizerFast:
+    """As T5's: an end and no start."""
+    return tokenizer(*texts, markers=(), max_length=max_length, space=SENTENCEPIECE)
+
+
+def gemma_tokenizer(*texts: str, max_length: int = 1024) -> PreTrainedTokenizerFast:
+    """As Gemma's: a start and no end."""
+    return tokenizer(*texts, bos="<bos>", eos=None, max_length=max_length, space=SENTENCEPIECE)
+
+
 def chat_tokenizer(*texts: str, max_length: int = 1024, **options: Any) -> PreTrainedTokenizerFast:
     """As Qwen's: no token around a text, `<|endoftext|>` as padding."""
     return tokenizer(*texts, eos=None, pad="<|endoftext|>", max_length=max_length, **options)
 
 
-def clip_tokenizer() -> PreTrainedTokenizerFast:
-    """As CLIP's: a start, an end that is the padding too, 77 tokens."""
-    return tokenizer(bos="<|startoftext|>", eos="<|endoftext|>", pad="<|endoftext|>", markers=())
+@cache
+def learn_merges() -> tuple[tuple[str, str], ...]:
+    """The byte pairs that make each of `WORDS` one token; the library's own trainer ends in another order at every call."""
+    words = [[*word[:-1], f"{word[-1]}</w>"] for word in dict.fromkeys(WORDS.split())]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in words for pair in pairwise(word)):
+        merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))
+        for word in words:
+            for i in reversed(range(len(word) - 1)):
+                if tuple(word[i : i + 2]) == merges[-1]:
+                    word[i : i + 2] = ["".join(merges[-1])]
+    return tuple(merges)
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """As CLIP's, which marks the ends of words: a start, an end that is the padding too, 77 tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = list(learn_merges())
+    names = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *map("".join, merges),
+    ]
+    vocabulary = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
 def llama_tokenizer(max_length: int = 512) -> PreTrainedTokenizerFast:

@@ -96,7 +96,7 @@ ADDED_KEYS: dict[str, Any] = {
 
 def deepfloyd_if() -> Any:
     """Of pixels, with a T5."""
-    vocabulary = text.tokenizer()
+    vocabulary = text.t5_tokenizer()
     return diffusers.IFPipeline(
         tokenizer=vocabulary,
         text_encoder=text.t5(vocabulary),
@@ -133,7 +133,7 @@ def movq() -> Any:
 
 def kandinsky_3() -> Any:
     """A U-Net of its own class, and a T5 whose padding is cut off."""
-    vocabulary = text.tokenizer(max_length=128)
+    vocabulary = text.t5_tokenizer(max_length=128)
     return diffusers.Kandinsky3Pipeline(
         tokenizer=vocabulary,
         text_encoder=text.t5(vocabulary),
