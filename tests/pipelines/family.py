@@ -22,6 +22,8 @@ class Family:
         video: whether its latents have frames.
         rows: of a pipeline without prompts, the options that have a row, or count one, for each of the first three.
         attributes: public attributes of the pipeline that bound its size and are in no file; `dress` one that was loaded.
+        unloadable: why the stock class does not load what it saved, here; "" where it does.
+        undrawable: why it stops at latents, here; "" where it draws.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Family:
     video: bool = False
     rows: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    unloadable: str = ""
+    undrawable: str = ""
 
     @property
     def prompted(self) -> bool:

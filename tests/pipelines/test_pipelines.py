@@ -44,7 +44,7 @@ def test_a_pipeline_says_what_hangs_on_its_prompt_and_its_seed_and_is_built_the_
         assert (changed[2] - first[2]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", sample(FAMILIES, 6))
+@pytest.mark.parametrize("name", sample([name for name in FAMILIES if not FAMILIES[name].unloadable], 6))
 def test_a_pipeline_is_saved_and_loaded_by_the_stock_class_and_draws_pictures(name, tmp_path):
     family = FAMILIES[name]
     pipe = family.build()
@@ -58,8 +58,9 @@ def test_a_pipeline_is_saved_and_loaded_by_the_stock_class_and_draws_pictures(na
     # Of the same weights, but mapped from a file: sums may round in another order.
     before = latents(pipe, family, PROMPTS)
     assert (latents(loaded, family, PROMPTS) - before).abs().max() < 1e-3 * before.abs().max()
-    drawn = loaded(**family.keywords(PROMPTS), num_inference_steps=2, output_type="pt")[0]
-    assert len(drawn) == 3
+    if not family.undrawable:
+        drawn = loaded(**family.keywords(PROMPTS), num_inference_steps=2, output_type="pt")[0]
+        assert len(drawn) == 3
 
 
 def test_names_are_unique():
