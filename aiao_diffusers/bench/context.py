@@ -17,7 +17,7 @@ from torch import nn
 
 from ..denoiser.encode import from_images, image_rows, prepare
 from ..denoiser.inputs import LatentData
-from ..denoiser.setup import denoiser_of
+from ..denoiser.setup import SLOTS, denoiser_of
 from ..errors import ConfigError, DataError, ResultsError
 from ..files.atomic import write_whole
 
@@ -79,7 +79,7 @@ class AttackContext:
     @contextmanager
     def running(self, denoiser: nn.Module) -> Iterator[Any]:
         """The pipeline with another denoiser in it, to generate with."""
-        slot = next(name for name in ("unet", "transformer") if getattr(self.pipe, name, None) is self.base)
+        slot = next(name for name in SLOTS if getattr(self.pipe, name, None) is self.base)
         own = self.base
         self.pipe.register_modules(**{slot: denoiser})
         try:

@@ -66,13 +66,28 @@ class Values(Mapping[str, torch.Tensor]):
         return len(self.state)
 
 
+SLOTS = ("unet", "transformer")
+"""Names of a pipeline's denoiser."""
+SECOND_SLOTS = ("transformer_2",)
+"""Names of a second one, which pipelines such as Wan 2.2's run at the lower levels of noise."""
+
+
+def slot_of(denoiser: nn.Module) -> str:
+    """The name under which pipelines hold a denoiser of this class, and LoRA files their layers."""
+    return "unet" if "UNet" in type(denoiser).__name__ else "transformer"
+
+
+def denoisers_of(source: Any) -> dict[str, nn.Module]:
+    """Every denoiser of a pipeline by its name, the first one first; empty for a path or a bare denoiser."""
+    if isinstance(source, nn.Module):
+        return {}
+    parts = {name: getattr(source, name, None) for name in (*SLOTS, *SECOND_SLOTS)}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
 def denoiser_of(source: Any) -> nn.Module | None:
-    """The denoiser of a pipeline or the module itself; None for a path."""
-    for name in ("unet", "transformer"):
-        part = getattr(source, name, None)
-        if isinstance(part, nn.Module) and not isinstance(source, nn.Module):
-            return part
-    return source if isinstance(source, nn.Module) else None
+    """The (first) denoiser of a pipeline or the module itself; None for a path."""
+    return next(iter(denoisers_of(source).values()), source if isinstance(source, nn.Module) else None)
 
 
 def placement(denoiser: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -18,6 +18,19 @@ class Undoable(Protocol):
         """Take it back; of no effect where nothing was changed."""
 
 
+class KeptWeights:
+    """A denoiser's weights before a change, copied, so that they can be put back."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._parameters = list(denoiser.parameters())
+        self._before = [parameter.detach().clone() for parameter in self._parameters]
+
+    def undo(self) -> None:
+        """Put them back."""
+        for parameter, before in zip(self._parameters, self._before, strict=True):
+            parameter.data = before
+
+
 @contextmanager
 def borrow(denoiser: nn.Module, seed: int) -> Iterator[None]:
     """For the block: float32, on accelerate's device, in eval mode, with a random state of its own.

@@ -8,7 +8,9 @@ the targets.
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..denoiser.encode import prepare
 from ..denoiser.hashes import weights_sha256
@@ -19,7 +21,7 @@ from ..mark.mark import Mark
 from ..mark.record import WatermarkRecord
 from ..verification.report import VerificationReport
 from ..verification.verify import verify
-from .borrow import borrow, undo_on_failure
+from .borrow import KeptWeights, borrow, undo_on_failure
 from .closed_form import Edit
 from .commit import committed_config, expect_clean_twin, open_commitment
 from .config import EmbedConfig
@@ -30,7 +32,7 @@ from .report import EmbedReport
 from .shrink import PriceMeter, shrink_to_price
 from .subject import CleanTwin, Subject, choose_marks, observe_clean_twin
 from .training import Callback, Training
-from .validation import check_earlier_marks, find_trainable, trace_sites
+from .validation import check_earlier_marks, choose_denoisers, find_trainable, refuse_for_several, trace_sites
 from .weight_change import LowRank, StoredWeights, WeightChange
 
 
@@ -50,6 +52,7 @@ def embed(
     earlier: WatermarkRecord | None = None,
     profile: LayerProfile | None = None,
     commitment: Any = None,
+    denoiser: str | None = None,
 ) -> EmbedReport:
     """Embed `key` into a pipeline's (or a bare) denoiser, in place.
 
@@ -72,6 +75,8 @@ def embed(
         profile (`LayerProfile`, *optional*): which layers are lazy, for `train="lazy"`; None: a short fine-tune tells.
         commitment (*optional*): a `Commitment` with its beacon, or its file (`commit`): the mark is then of scheme `aiao-2`, whose
             p-value no record can forge. None: of `aiao-1`, whose p holds where key and record were fixed beforehand.
+        denoiser (`str`, *optional*): of a pipeline with two denoisers, such as Wan 2.2's, the name of the one to mark
+            ("transformer_2"); None: both under the one key, each with a record of its own (`EmbedReport.others`).
     Returns:
         `EmbedReport`; its `record` is what to publish beside the weights.
     Raises:
@@ -82,26 +87,64 @@ def embed(
     last checkpoint. With `train="lora"` the weights cannot be restored once the factors have been merged, just before the
     record is hashed. Warns when the mark does not verify in the end.
     """
-    started, bound = time.time(), None
-    if commitment is not None:
-        bound, key = open_commitment(commitment, key)
+    chosen = choose_denoisers(model, denoiser)
+    wish = _Wish(key, data, config, callback, keep, earlier or getattr(model, "record", None), profile, commitment)
+    if len(chosen) > 1:
+        refuse_for_several(
+            chosen, {"commitment": commitment, "keep": keep, "earlier": wish.earlier, "profile": profile}
+        )
+    trainable = {name: find_trainable(model, scheduler, allow_marked, name) for name in chosen}
+    reports: dict[str, EmbedReport] = {}
+    with undo_on_failure(*(KeptWeights(module) for module, _ in trainable.values() if len(chosen) > 1)):
+        for name, found in trainable.items():
+            reports[name] = _mark_one(model, found, wish.beside(name) if reports else wish)
+    first, *others = reports
+    if hasattr(model, "record"):
+        model.record = reports[first].record
+    return replace(reports[first], others={name: reports[name] for name in others})
+
+
+class _Wish(NamedTuple):
+    """What `embed` was asked for, beside the denoiser."""
+
+    key: WatermarkKey
+    data: Any
+    config: EmbedConfig | None
+    callback: Callback | None
+    keep: Sequence[WatermarkKey]
+    earlier: WatermarkRecord | None
+    profile: LayerProfile | None
+    commitment: Any
+
+    def beside(self, name: str) -> "_Wish":
+        """The same for a further denoiser, with checkpoints of its own."""
+        if self.config is None or self.config.checkpoint_dir is None:
+            return self
+        return self._replace(config=replace(self.config, checkpoint_dir=Path(self.config.checkpoint_dir) / name))
+
+
+def _mark_one(model: Any, found: tuple[Any, Any], wish: _Wish) -> EmbedReport:
+    """Mark one denoiser of `model`, found with its scheduler."""
+    started, bound, (denoiser, scheduler) = time.time(), None, found
+    key, config, keep, earlier = wish.key, wish.config, wish.keep, wish.earlier
+    if wish.commitment is not None:
+        bound, key = open_commitment(wish.commitment, key)
         config = committed_config(bound, config)
-    config, earlier = config or EmbedConfig(), earlier or getattr(model, "record", None)
+    config = config or EmbedConfig()
     if earlier is not None:
         keep = [earlier.drawn(kept) for kept in keep]
-    denoiser, scheduler = find_trainable(model, scheduler, allow_marked)
     check_earlier_marks(keep, earlier, config)
-    latents = prepare(model, data, max_unreadable=config.max_unreadable)
+    latents = prepare(model, wish.data, max_unreadable=config.max_unreadable)
     subject = Subject(denoiser, scheduler, latents, trace_sites(denoiser, latents), config)
     carrier = LineageChange(subject, key, required=bound is not None and bound.fields.get(LINEAGE) is not None)
     with borrow(denoiser, config.seed):
         clean_twin = observe_clean_twin(subject, earlier) if bound is None else expect_clean_twin(subject, bound)
         marks = choose_marks(subject, clean_twin.gains, (key, *keep))
         carrier.attempt()
-        meter, update = PriceMeter(subject), choose_update(subject, profile)
+        meter, update = PriceMeter(subject), choose_update(subject, wish.profile)
         trained = sum(p.numel() for p in update.parameters.values()) if config.steps else 0
         with undo_on_failure(carrier, update):
-            training = _train(subject, clean_twin, marks, update, meter.base_loss, callback)
+            training = _train(subject, clean_twin, marks, update, meter.base_loss, wish.callback)
             price = shrink_to_price(update, meter, config.max_price)
             update.merge()
             carrier.add()
@@ -115,8 +158,6 @@ def embed(
     carrier.release()
     update.release()
     training.discard()
-    if hasattr(model, "record"):
-        model.record = record
     _warn_of_weakness(reading, config)
     seconds, reference = time.time() - started, clean_twin.reference
     told = carrier.report, carrier.left_out

@@ -1,5 +1,6 @@
 """What embedding did: the record to publish, the curves, the price."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class EmbedReport:
             names the key's sites, so keep it in private.
         lineage (`CarrierReport`, *optional*): which sites carry a direction for adapters to inherit, and what it changed.
         lineage_left_out (`str`): why no site does, else "".
+        others (`Mapping[str, EmbedReport]`): of a pipeline with two denoisers the second one's report by its name.
         reference (`Reference`, *optional*): for reading through disguises (`align`): keep it, or the clean twin, in private.
     """
 
@@ -40,6 +42,7 @@ class EmbedReport:
     reading: VerificationReport | None = field(default=None, repr=False)
     lineage: CarrierReport | None = field(default=None, repr=False)
     lineage_left_out: str = ""
+    others: "Mapping[str, EmbedReport]" = field(default_factory=dict, repr=False)
 
     fidelity = renamed_attribute("fidelity", "price")
 
@@ -58,6 +61,7 @@ class EmbedReport:
             "lineage": self.lineage.to_dict() if self.lineage else None,
             "lineage_left_out": self.lineage_left_out,
             "last": self.history[-1] if self.history else {},
+            **({"others": {name: other.to_dict() for name, other in self.others.items()}} if self.others else {}),
         }
 
     def plot(self) -> Any:

@@ -1,6 +1,6 @@
 """What cannot be marked is refused here, before anything is changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from ..denoiser.inputs import LatentData
 from ..denoiser.schedule import describe_kind, noise_schedule
-from ..denoiser.setup import denoiser_of
+from ..denoiser.setup import denoiser_of, denoisers_of
 from ..denoiser.sites import Site, trace_on, unwrap
 from ..errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
 from ..files.safetensors_header import check_finite
@@ -18,13 +18,39 @@ from .config import EmbedConfig
 from .weight_change import require_no_adapter
 
 
-def find_trainable(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any, Any]:
+def choose_denoisers(model: Any, name: str | None) -> list[str]:
+    """Names of the denoisers of a pipeline that are marked; "" stands for a bare one.
+
+    Args:
+        name (`str`, *optional*): the one that is meant; default: all of them.
+    Raises:
+        ConfigError: the pipeline has no denoiser of that name.
+    """
+    known = list(denoisers_of(model))
+    if name is None:
+        return known or [""]
+    if name not in known:
+        raise ConfigError(f"{type(model).__name__} has no denoiser {name!r}: it has {', '.join(known) or 'none'}.")
+    return [name]
+
+
+def refuse_for_several(names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for arguments that belong to one denoiser where several are marked at once."""
+    if taken := [name for name, value in given.items() if value]:
+        raise ConfigError(
+            f"{', '.join(taken)} belongs to one denoiser, this pipeline has {' and '.join(names)}: say which one with "
+            "denoiser= (--denoiser), once for each."
+        )
+
+
+def find_trainable(model: Any, scheduler: Any, allow_marked: bool, name: str = "") -> tuple[Any, Any]:
     """The denoiser and its noise schedule, fit to be trained.
 
     Args:
         model: a pipeline, or a denoiser together with `scheduler`.
         scheduler: default: the pipeline's.
         allow_marked (`bool`): whether the model may carry a record already.
+        name (`str`): of a pipeline's denoiser; default: its first.
     Raises:
         AlreadyMarkedError: it carries one.
         ConfigError: no denoiser, no schedule, or a set-up that training would break or be broken by.
@@ -32,7 +58,7 @@ def find_trainable(model: Any, scheduler: Any, allow_marked: bool) -> tuple[Any,
     """
     if getattr(model, "record", None) is not None and not allow_marked:
         raise AlreadyMarkedError("this model carries a record already: pass allow_marked=True to add a second mark.")
-    module = denoiser_of(model)
+    module = denoiser_of(model) if not name else denoisers_of(model)[name]
     if module is None:
         raise ConfigError(f"{type(model).__name__} is neither a pipeline nor a denoiser: load it first.")
     denoiser = unwrap(module)

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import nn
 
 from ...denoiser.finetune import finetune
 from ...denoiser.inputs import LatentData
+from ...denoiser.setup import slot_of
 from ...errors import ConfigError
 from ..context import AttackContext
 from ..registry import attack
 
 
+LORA = "pytorch_lora_weights.safetensors"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -48,12 +50,16 @@ def lora(
         )
     try:
         finetune(denoiser, data, scheduler, **options)
-        layers = get_peft_model_state_dict(denoiser)
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+        slot = slot_of(denoiser)
+        layers = {f"{slot}.{name}": value for name, value in get_peft_model_state_dict(denoiser).items()}
+        # As every pipeline's `save_lora_weights` does, without asking which pipeline the denoiser is of.
+        file = Path(folder) / LORA
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in layers.items()}, file, {"format": "pt"})
     finally:
         denoiser.unload_lora()
         denoiser.eval()
-    return Path(folder) / "pytorch_lora_weights.safetensors"
+    return file
 
 
 @attack("finetune", strength="steps")

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ...denoiser.setup import slot_of
 from ..context import AttackContext
 from ..registry import attack
 from . import finetune as trainers
@@ -60,6 +61,6 @@ def dreambooth_lora(
 
 
 def _fuse(denoiser: Any, file: Path, scale: float) -> None:
-    denoiser.load_lora_adapter(load_file(file), prefix="unet")
+    denoiser.load_lora_adapter(load_file(file), prefix=slot_of(denoiser))
     denoiser.fuse_lora(lora_scale=scale)
     denoiser.unload_lora()

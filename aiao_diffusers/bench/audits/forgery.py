@@ -21,6 +21,7 @@ from torch import nn
 from ...denoiser.hashes import weights_sha256
 from ...denoiser.inputs import LatentData
 from ...denoiser.probes import Probes, capture_probes
+from ...denoiser.setup import SLOTS
 from ...errors import AIAOError
 from ...mark.key import WatermarkKey
 from ...mark.record import WatermarkRecord
@@ -83,7 +84,7 @@ class Scene:
     def piped(self, denoiser: nn.Module) -> Any:
         """The pipeline with another denoiser, so that it brings its noise schedule."""
         other = copy.copy(self.pipe)
-        slot = next(name for name in ("unet", "transformer") if getattr(self.pipe, name, None) is self.denoiser)
+        slot = next(name for name in SLOTS if getattr(self.pipe, name, None) is self.denoiser)
         other.register_modules(**{slot: denoiser})
         return other
 
