@@ -4,9 +4,10 @@ Each is the stock pipeline class with the stock classes of its parts, so that wh
 published models of the family, their size and their weights aside.
 """
 
-from . import images_a, images_b, images_c, unets, videos
+from . import images_a, images_b, images_c, images_d, unets, videos, videos_b
 from .family import Family
 
 
-ALL = [family for module in (unets, images_a, images_b, images_c, videos) for family in module.FAMILIES]
+MODULES = (unets, images_a, images_b, images_c, images_d, videos, videos_b)
+ALL = [family for module in MODULES for family in module.FAMILIES]
 FAMILIES: dict[str, Family] = {family.name: family for family in ALL}
