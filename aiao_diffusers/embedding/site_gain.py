@@ -7,6 +7,9 @@ multiplied by a factor. And some sites do not matter to the model: what is added
 may use them. Both are measured with random masks on the clean denoiser, which knows no key; the record publishes the factors of
 all candidates, so they tell nothing of which ones the key uses.
 
+In a transformer a block's output is gated, and a mask moves the next site little; but nothing damps it on its way, so there each
+mask keeps its amplitude (docs/embedding.md has what louder ones cost).
+
 Source: our choice.
 """
 
@@ -28,7 +31,7 @@ from .losses import balanced_rows
 
 
 WANTED = 0.8  # share of the following site's input that a random mask shall move
-WANTED_REACH = 0.14  # share of the out-sites' inputs, on average over positions, beyond which no mask is made louder
+KEPT = 0.5  # of what a mask moves at the following site: where as much arrives at the out-sites, it is loud enough
 REACH = 0.01  # of the furthest-reaching candidate's, below which a site is none
 SAMPLES = 16
 
@@ -55,8 +58,8 @@ def site_gain(
         least (`int`, defaults to 1): so many candidates stay, the furthest-reaching ones, however little they reach.
         seed (`int`, defaults to 0): of rows, noise and masks.
     Returns:
-        `dict[str, float]`: from 1 to `most`: the smaller of `WANTED` over the rms of what random masks move at the following site, and of
-            `WANTED_REACH` over what they move at the out-sites, both in units of the clean rms. 0: no
+        `dict[str, float]`: from 1 to `most`: `WANTED` over the rms of what random masks move at the following site, in units of its clean rms; 1
+            where more than `KEPT` of that arrives at the out-sites. 0: no
         candidate, for what masks move at the out-sites on average over positions is below `REACH` of the best candidate's.
     """
     candidates, outs = span(list(sites), IN_SPAN), span(list(sites), OUT_SPAN)
@@ -88,8 +91,8 @@ def site_gain(
             shift = _measure_shift(entered[following.name], over_positions=False)
             # A site that moves nothing, or whose states are broken, gets the most: embedding will tell.
             far = sum(_measure_shift(entered[out.name], over_positions=True) for out in outs) / len(outs)
-            needed = min(WANTED / shift, WANTED_REACH / far) if shift > 0 and far > 0 else most
-            gains[site.name] = round(min(max(needed, 1.0), most), 3)
+            needed = WANTED / shift if shift > 0 else most
+            gains[site.name] = 1.0 if far > KEPT * shift > 0 else round(min(max(needed, 1.0), most), 3)
             reach[site.name] = gains[site.name] * far
     furthest = sorted(reach, key=lambda name: -reach[name])
     kept = {name for name in furthest if reach[name] >= REACH * reach[furthest[0]]} | set(furthest[:least])

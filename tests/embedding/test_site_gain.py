@@ -48,12 +48,12 @@ def test_a_quiet_site_is_made_louder_and_one_that_reaches_nothing_is_none():
 
 
 @pytest.mark.slow
-def test_a_site_that_reaches_far_is_never_made_louder():
-    """A gated block moves the next site's stream little and the out-sites' much: its mask is loud enough."""
+def test_a_mask_that_arrives_whole_is_never_made_louder():
+    """A gated block moves the next site's stream little, and all of it arrives at the out-sites: its mask is loud enough."""
     unet, data, scheduler = conditional()
     plain = measured(unet, data, scheduler, most=100.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aiao_diffusers.embedding.site_gain.WANTED_REACH", 1e-6)
+        patch.setattr("aiao_diffusers.embedding.site_gain.KEPT", 1e-6)
         near = measured(unet, data, scheduler, most=100.0)
     assert any(gain > 1 for gain in plain.values()) and all(gain in (0.0, 1.0) for gain in near.values())
 

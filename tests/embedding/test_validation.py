@@ -33,7 +33,7 @@ class TestDenoiser:
 
     def test_a_schedule_of_no_known_kind_is_refused(self):
         unet, data, _ = learner()
-        with pytest.raises(ConfigError, match="EDMEulerScheduler is of no known kind"):
+        with pytest.raises(ConfigError, match="EDMEulerScheduler. is of no known kind"):
             embed(unet, KEY, data, few_steps(), scheduler=EDMEulerScheduler())
 
     def test_a_schedule_of_another_kind_than_the_pipelines_is_refused(self):

@@ -2,8 +2,9 @@
 
     python flow/train.py --data data --out runs/flow
 
-Both text encoders are the text tower of the tiny CLIP, with its projection. There is no T5 encoder: the pipeline puts zeros in its place,
-as many as `max_sequence_length` asks for, so the model is trained on `ZEROS` of them and now and then on other numbers.
+Both CLIP encoders are the text tower of the tiny CLIP, with its projection. The T5 encoder that the stock pipeline asks for is a silent
+one, whose output is zero: as many tokens as `max_sequence_length` says. The model is trained on `ZEROS` of them and now and then on
+other numbers.
 
 `--out/final` always holds the pipeline with the averaged (EMA) weights of the newest checkpoint.
 """
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.training_utils import EMAModel
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the example's other scripts are no package
@@ -27,7 +28,7 @@ from train_unet import encode_images
 
 EXAMPLE = Path(__file__).parents[1]
 ZEROS = 16
-"""Zero tokens in T5's place: the pipeline is to be called with `max_sequence_length=16`; its default, 256, works and is slower."""
+"""Of T5's tokens: the pipeline is to be called with `max_sequence_length=16`; its default, 256, works and is slower."""
 STEPS = 1000
 
 
@@ -54,8 +55,15 @@ def build_pipeline(transformer: SD3Transformer2DModel, vae: AutoencoderKL, clip:
     encoder = CLIPTextModelWithProjection.from_pretrained(clip, dtype=torch.float32).eval()
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS, shift=1.0)
     return StableDiffusion3Pipeline(
-        transformer, scheduler, vae, encoder, tokenizer, encoder, tokenizer, text_encoder_3=None, tokenizer_3=None
+        transformer, scheduler, vae, encoder, tokenizer, encoder, tokenizer, *build_silent_t5()
     )
+
+
+def build_silent_t5() -> tuple[T5EncoderModel, T5TokenizerFast]:
+    """An encoder whose last norm is zero, and a tokenizer that knows no word: Stable Diffusion 3 does without T5, its folder does not."""
+    encoder = T5EncoderModel(T5Config(vocab_size=3, d_model=256, d_kv=4, d_ff=4, num_layers=1, num_heads=1)).eval()
+    torch.nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return encoder, T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0)
 
 
 @torch.no_grad()
@@ -64,9 +72,9 @@ def encode_captions(pipe: StableDiffusion3Pipeline, captions: list[str]) -> tupl
     tokens, pooled = [], []
     for start in range(0, len(captions), 256):
         text, _, summary, _ = pipe.encode_prompt(
-            captions[start : start + 256], None, None, do_classifier_free_guidance=False, max_sequence_length=0
+            captions[start : start + 256], None, None, do_classifier_free_guidance=False, max_sequence_length=1
         )
-        tokens.append(text)
+        tokens.append(text[:, :-1])
         pooled.append(summary)
     return torch.cat(tokens), torch.cat(pooled)
 
