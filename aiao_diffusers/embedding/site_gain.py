@@ -8,7 +8,7 @@ may use them. Both are measured with random masks on the clean denoiser, which k
 all candidates, so they tell nothing of which ones the key uses.
 
 In a transformer a block's output is gated, and a mask moves the next site little; but nothing damps it on its way, so there each
-mask keeps its amplitude (docs/embedding.md has what louder ones cost).
+mask keeps its amplitude: louder ones make the mark weaker.
 
 Source: our choice.
 """

@@ -4,6 +4,7 @@ The same LoRA on the base is the control of what a LoRA's file tells.
 The beacon is given by hand and nothing is dated, as the key is public: the example proves nothing about anybody.
 
 python descend.py --data data --runs runs
+python descend.py --data data --runs runs/flow --base base
 """
 
 import argparse
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import torch
 from data import load
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from export import DEMO_KEY
+from PIL import Image
 from train_unet import encode_captions, encode_images
 
 from aiao_diffusers import LatentData, embed
 from aiao_diffusers.bench.attacks.finetune import full, lora
+from aiao_diffusers.denoiser.encode import prepare
+from aiao_diffusers.denoiser.setup import denoiser_of
 from aiao_diffusers.embedding.commit import commit
 from aiao_diffusers.protocol.beacon import by_hand
 
@@ -25,8 +29,11 @@ from aiao_diffusers.protocol.beacon import by_hand
 BEACON = by_hand("the emoji example of aiao_diffusers")
 
 
-def latents_of(pipe: StableDiffusionPipeline, folder: Path) -> LatentData:
+def latents_of(pipe: DiffusionPipeline, folder: Path) -> LatentData:
     images, captions = load(folder)
+    if not isinstance(pipe, StableDiffusionPipeline):
+        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return prepare(pipe, list(zip(pictures, captions, strict=True)), options={"max_sequence_length": 16})
     context = encode_captions(pipe.tokenizer, pipe.text_encoder, captions)
     return LatentData(encode_images(pipe.vae, images), {"encoder_hidden_states": context})
 
@@ -41,11 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--base", default="unet/final", help="folder of the base, below that of the runs")
+    parser.add_argument("--rows", type=int, default=512, help="latents kept of Noto; half as many of Twemoji")
     args = parser.parse_args()
-    pipe = StableDiffusionPipeline.from_pretrained(args.runs / "unet/final")
+    pipe = DiffusionPipeline.from_pretrained(args.runs / args.base)
     cached = args.runs / "noto.safetensors"
     if not cached.exists():  # copied from `latents/`, the mark is made again from the repository alone
-        cache(latents_of(pipe, args.data / "noto"), 512, 0, cached)
+        cache(latents_of(pipe, args.data / "noto"), args.rows, 0, cached)
     noto = LatentData.load(cached)
     commitment = commit(pipe, DEMO_KEY, noto).commitment.with_companions(beacon=json.dumps(BEACON.to_dict()).encode())
 
@@ -58,13 +67,13 @@ def main() -> None:
     pipe.save_pretrained(args.runs / "marked")
     report.record.save(args.runs / "marked")
     twemoji = latents_of(pipe, args.data / "twemoji")
-    lora(pipe.unet, twemoji, pipe.scheduler, args.runs / "lora", rank=8, steps=200, lr=1e-3)
-    twin = StableDiffusionPipeline.from_pretrained(args.runs / "unet/final")
-    lora(twin.unet, twemoji, twin.scheduler, args.runs / "lora_of_base", rank=8, steps=200, lr=1e-3)
-    full(pipe.unet, twemoji, pipe.scheduler, steps=400, lr=1e-4)
+    lora(denoiser_of(pipe), twemoji, pipe.scheduler, args.runs / "lora", rank=8, steps=200, lr=1e-3)
+    twin = DiffusionPipeline.from_pretrained(args.runs / args.base)
+    lora(denoiser_of(twin), twemoji, twin.scheduler, args.runs / "lora_of_base", rank=8, steps=200, lr=1e-3)
+    full(denoiser_of(pipe), twemoji, pipe.scheduler, steps=400, lr=1e-4)
     pipe.save_pretrained(args.runs / "finetuned")
     if not (args.runs / "twemoji.safetensors").exists():
-        cache(twemoji, 256, 1, args.runs / "twemoji.safetensors")
+        cache(twemoji, args.rows // 2, 1, args.runs / "twemoji.safetensors")
 
 
 if __name__ == "__main__":
