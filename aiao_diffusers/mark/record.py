@@ -14,7 +14,7 @@ from torch import nn
 from ..denoiser.inputs import LatentData
 from ..denoiser.schedule import NoiseSchedule, noise_schedule
 from ..denoiser.sites import Site
-from ..errors import ConfigError, RecordError, SuspectError, UnsafeFileError
+from ..errors import ConfigError, DataError, RecordError, SuspectError, UnsafeFileError
 from ..files.atomic import write_bytes
 from ..files.strict_json import read_json
 from ..files.text import short
@@ -216,9 +216,13 @@ class WatermarkRecord:
         return int(self.scheduler.get("num_train_timesteps", 1000))
 
     def check_fits(self, denoiser: nn.Module) -> None:
-        """Raises RecordError when `denoiser` is of another class than the record's."""
+        """Raises RecordError when `denoiser` is of another class than the record's, or takes none of its probe bank's arguments."""
         if type(denoiser).__name__ != self.denoiser:
             raise RecordError(f"the record is of a {self.denoiser}, the suspect is a {type(denoiser).__name__}.")
+        try:
+            self.bank.call.check_fits(denoiser)
+        except DataError as error:
+            raise RecordError(f"the record's probe bank does not fit: {error}") from error
 
     def _serialize(self) -> tuple[bytes, bytes]:
         """The document and the bank, as bytes; fields that are None or False are left out, as records before them had none."""

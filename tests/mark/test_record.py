@@ -18,6 +18,7 @@ from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 
 from aiao_diffusers import LatentData, WatermarkKey, WatermarkRecord, verify
+from aiao_diffusers.denoiser.call import DenoiserCall
 from aiao_diffusers.denoiser.sites import Site, trace_on
 from aiao_diffusers.errors import DataError, RecordError
 from aiao_diffusers.mark.record import BANK, DOCUMENT, FOLDER
@@ -27,6 +28,56 @@ from aiao_diffusers.mark.record import BANK, DOCUMENT, FOLDER
 def record():
     bank = LatentData(torch.randn(3, 4, 8, 8), {"added_cond_kwargs.text_embeds": torch.randn(3, 5)})
     return WatermarkRecord("A", "00", "UNet2DConditionModel", 22, 5, 7, 1.0, 1.0, {"num_train_timesteps": 50}, bank)
+
+
+@pytest.fixture
+def flow_record():
+    call = DenoiserCall(sample="sample", times={"timestep": (1e-3, 0.0)}, shared={"class_labels": torch.ones(2, 2)})
+    bank = LatentData(torch.randn(3, 4, 8, 8), {"encoder_hidden_states": torch.randn(3, 5, 12)}, call)
+    schedule = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 50, "shift": 3.0}
+    return WatermarkRecord("A", "00", "UNet2DConditionModel", 22, 5, 7, 1.0, 1.0, schedule, bank)
+
+
+class TestFlow:
+    """A bank that says how its denoiser is called, and a schedule without betas."""
+
+    def test_round_trip_to_the_byte(self, flow_record, tmp_path):
+        flow_record.save(tmp_path / "once")
+        again = WatermarkRecord.load(tmp_path / "once")
+        again.save(tmp_path / "twice")
+        for name in (BANK, DOCUMENT):
+            one, two = (tmp_path / run / FOLDER / name for run in ("once", "twice"))
+            assert one.read_bytes() == two.read_bytes()
+        call = again.bank.call
+        assert call.times == {"timestep": (1e-3, 0.0)} and torch.equal(call.shared["class_labels"], torch.ones(2, 2))
+        assert again.schedule.level(torch.tensor([0])) > 1
+
+    def test_the_hash_covers_the_call(self, flow_record):
+        call = dataclasses.replace(flow_record.bank.call, sign=-1.0)
+        other = LatentData(flow_record.bank.latents, flow_record.bank.conditioning, call)
+        assert dataclasses.replace(flow_record, bank=other).sha256 != flow_record.sha256
+
+    def test_arguments_that_the_denoiser_does_not_take_are_refused(self, flow_record):
+        flow_record.check_fits(tiny_unet())
+        call = dataclasses.replace(flow_record.bank.call, fixed={"surprise": 1})
+        bank = LatentData(flow_record.bank.latents, flow_record.bank.conditioning, call)
+        with pytest.raises(RecordError, match="takes no argument 'surprise'"):
+            dataclasses.replace(flow_record, bank=bank).check_fits(tiny_unet())
+
+    @pytest.mark.parametrize("text", ["{}[", '{"sign": 3}', '{"fixed": {"cross_attention_kwargs": {"scale": 0}}}'])
+    def test_a_call_that_is_none_is_refused(self, flow_record, tmp_path, text):
+        folder = flow_record.save(tmp_path)
+        save_file(flow_record.bank.tensors(), folder / BANK, {"call": text})
+        document = json.loads((folder / DOCUMENT).read_text())
+        document["probe"]["sha256"] = hashlib.sha256((folder / BANK).read_bytes()).hexdigest()
+        (folder / DOCUMENT).write_text(json.dumps(document))
+        with pytest.raises(RecordError, match="denoiser's call"):
+            WatermarkRecord.load(tmp_path)
+
+    @pytest.mark.parametrize("change", [{"shift": -1.0}, {"shift": "x"}, {"_class_name": "EDMEulerScheduler"}])
+    def test_a_schedule_that_is_none_is_refused(self, flow_record, change):
+        with pytest.raises(RecordError, match="noise schedule cannot be built"):
+            dataclasses.replace(flow_record, scheduler={**flow_record.scheduler, **change})
 
 
 LAYOUT = tuple(Site(f"site.{order}", order, 4, 4) for order in range(22))
