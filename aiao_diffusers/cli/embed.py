@@ -37,6 +37,12 @@ Reference = Annotated[
 ]
 
 
+Denoiser = Annotated[
+    str | None,
+    typer.Option(help="Of a pipeline with two, mark the one of this name alone (transformer_2); default: both."),
+]
+
+
 def embed(
     context: typer.Context,
     base: Annotated[str, typer.Argument(help="Pipeline folder or repository id to mark.")],
@@ -59,6 +65,7 @@ def embed(
     accumulate: Accumulate = 1,
     reference: Reference = None,
     commitment: Commitment = None,
+    denoiser: Denoiser = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +90,7 @@ def embed(
     config = EmbedConfig(**recipe, checkpoint_dir=output.with_name(output.name + ".checkpoint"))
     # Every process of `accelerate launch` ends with the same weights; one writes them, and one speaks.
     first = Accelerator().is_main_process
-    inputs = _Inputs(base, key, data, keep or (), profile, commitment)
+    inputs = _Inputs(base, key, data, keep or (), profile, commitment, denoiser)
     pipe, report = _mark(inputs, config, allow_marked, quiet=quiet or as_json or not first)
     if first:
         _write(pipe, report, output, reference, as_json)
@@ -106,6 +113,7 @@ class _Inputs(NamedTuple):
     keep: Sequence[Path]
     profile: Path | None
     commitment: Path | None
+    denoiser: str | None
 
 
 def _mark(inputs: _Inputs, config: "EmbedConfig", allow_marked: bool, *, quiet: bool) -> "tuple[Any, EmbedReport]":
@@ -134,6 +142,7 @@ def _mark(inputs: _Inputs, config: "EmbedConfig", allow_marked: bool, *, quiet: 
             keep=keep,
             profile=layers,
             commitment=inputs.commitment,
+            denoiser=inputs.denoiser,
         )
     return pipe, report
 

@@ -76,7 +76,7 @@ def embed(
         commitment (*optional*): a `Commitment` with its beacon, or its file (`commit`): the mark is then of scheme `aiao-2`, whose
             p-value no record can forge. None: of `aiao-1`, whose p holds where key and record were fixed beforehand.
         denoiser (`str`, *optional*): of a pipeline with two denoisers, such as Wan 2.2's, the name of the one to mark
-            ("transformer_2"); None: both under the one key, each with a record of its own (`EmbedReport.others`).
+            ("transformer_2"); None: both under the one key, so that the first one's record reads either.
     Returns:
         `EmbedReport`; its `record` is what to publish beside the weights.
     Raises:
@@ -97,7 +97,9 @@ def embed(
     reports: dict[str, EmbedReport] = {}
     with undo_on_failure(*(KeptWeights(module) for module, _ in trainable.values() if len(chosen) > 1)):
         for name, found in trainable.items():
-            reports[name] = _mark_one(model, found, wish.beside(name) if reports else wish)
+            reports[name] = _mark_one(model, found, wish)
+            # One record reads them all: the same gains, and checkpoints that do not meet.
+            wish = wish.beside(name, reports[chosen[0]].record)
     first, *others = reports
     if hasattr(model, "record"):
         model.record = reports[first].record
@@ -116,11 +118,12 @@ class _Wish(NamedTuple):
     profile: LayerProfile | None
     commitment: Any
 
-    def beside(self, name: str) -> "_Wish":
-        """The same for a further denoiser, with checkpoints of its own."""
-        if self.config is None or self.config.checkpoint_dir is None:
-            return self
-        return self._replace(config=replace(self.config, checkpoint_dir=Path(self.config.checkpoint_dir) / name))
+    def beside(self, name: str, first: WatermarkRecord) -> "_Wish":
+        """The same for a denoiser beside `name`, with the first one's gains and checkpoints of its own."""
+        config = self.config
+        if config is not None and config.checkpoint_dir is not None:
+            config = replace(config, checkpoint_dir=Path(config.checkpoint_dir) / f"after-{name}")
+        return self._replace(config=config, earlier=first)
 
 
 def _mark_one(model: Any, found: tuple[Any, Any], wish: _Wish) -> EmbedReport:

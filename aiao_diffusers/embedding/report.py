@@ -28,7 +28,7 @@ class EmbedReport:
             names the key's sites, so keep it in private.
         lineage (`CarrierReport`, *optional*): which sites carry a direction for adapters to inherit, and what it changed.
         lineage_left_out (`str`): why no site does, else "".
-        others (`Mapping[str, EmbedReport]`): of a pipeline with two denoisers the second one's report by its name.
+        others (`Mapping[str, EmbedReport]`): of a pipeline with two denoisers the second one's report by its name; `record` reads both.
         reference (`Reference`, *optional*): for reading through disguises (`align`): keep it, or the clean twin, in private.
     """
 
