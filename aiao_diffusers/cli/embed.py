@@ -161,8 +161,18 @@ def _write(pipe: Any, report: "EmbedReport", output: Path, reference: Path | Non
     if as_json:
         out.json({"output": str(output), **report.to_dict()})
         return
-    price, reading = f"noise-prediction MSE against the clean twin is {report.price:.2%} of its loss", report.reading
-    evidence = "" if reading is None or reading.log10_p is None else f", log10 p {reading.log10_p:.1f}"
-    out.text(f"wrote {output}; {price}; the mark reads: {reading.verdict if reading else '-'}{evidence}")
+    out.text(f"wrote {output}; {_in_words(report)}")
+    for name, other in report.others.items():
+        out.text(f"{name}: {_in_words(other)}")
     carried = report.lineage.in_words if report.lineage else f"left out: {report.lineage_left_out}"
     out.text(f"what LoRAs inherit: {carried}")
+
+
+def _in_words(report: "EmbedReport") -> str:
+    """Price and strength of a mark, as the key's owner reads it."""
+    reading = report.reading
+    evidence = "" if reading is None or reading.log10_p is None else f", log10 p {reading.log10_p:.1f}"
+    return (
+        f"prediction MSE against the clean twin is {report.price:.2%} of its loss; the mark reads: "
+        f"{reading.verdict if reading else '-'}{evidence}"
+    )
