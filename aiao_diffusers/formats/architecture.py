@@ -11,8 +11,9 @@ from diffusers import ModelMixin
 from torch import nn
 
 from ..denoiser.sites import refuse_folded_frames
-from ..errors import SuspectError
+from ..errors import SuspectError, UnsafeFileError
 from ..files.text import short
+from .building import build_blank
 from .model_folder import check_config, class_of, fields_of, is_denoiser_name
 from .upstream import UPSTREAM_ERRORS
 
@@ -106,12 +107,13 @@ def blank_of_config(model_class: type[ModelMixin], config: Mapping[str, Any]) ->
     """A model of this config, all of it on the meta device.
 
     Raises:
-        SuspectError: it cannot be built.
+        SuspectError: it cannot be built. UnsafeFileError: built with real tables, it would take more than any published model.
     """
     built: Any = model_class  # ModelMixin's config methods are untyped
     try:
-        with torch.device("meta"):
-            blank: ModelMixin = built.from_config(dict(config))
+        blank: ModelMixin = build_blank(lambda: built.from_config(dict(config)))
+    except UnsafeFileError:
+        raise
     except UPSTREAM_ERRORS as error:
         raise SuspectError(f"{model_class.__name__} cannot be built from config.json: {short(str(error))}") from error
     return blank
