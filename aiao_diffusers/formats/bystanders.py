@@ -22,6 +22,7 @@ _WHY = {
     "single_file": "a whole model in one file, which from_single_file runs",
 }
 _WHY_ROOT = "weights at the root, which from_pretrained(FOLDER, subfolder=) runs in place of the subfolder's own"
+_WHY_PART = "another denoiser of this pipeline, which runs beside the judged one"
 _WHY_PICKLE = "a pickle, which older loaders run; pickles are never opened here"
 
 
@@ -30,6 +31,7 @@ def list_bystanders(
     judged: Collection[str],
     is_denoiser: Callable[[str], bool],
     kind_of: Callable[[str], str | None],
+    parts: Collection[str] = (),
 ) -> Iterator[Bystander]:
     """Files among `names` that somebody would load, each once; those of folders first, then single files.
 
@@ -37,6 +39,7 @@ def list_bystanders(
         names: paths of files below one folder or repository. judged: the weight files and the index that are judged.
         is_denoiser: whether the folder of this path ("" is the root) is a whole denoiser by its config.json.
         kind_of: what the file of this path is by its header; None where it cannot be told. Asked `MAX_HEADERS` times.
+        parts: folders of the denoisers that the pipeline runs, as `pipeline_parts` names them.
     """
     folders: dict[str, list[str]] = {}
     for path in sorted(names):
@@ -49,7 +52,9 @@ def list_bystanders(
         if "config.json" in beside and any(name.startswith(STEM) for name in beside):
             if not is_denoiser(folder):  # a VAE, a control network: their weights have the same names
                 continue
-            yield from _list_sets(folder, sets, [item for item in sets if prefix + item.name in judged])
+            yield from _list_sets(
+                folder, sets, [item for item in sets if prefix + item.name in judged], folder in parts
+            )
             beside = [name for name in beside if not _belongs(name, sets)]
         singles += [path for name in beside if (path := prefix + name) not in judged]
     yield from _list_singles(singles, kind_of)
@@ -59,7 +64,7 @@ def list_bystanders(
             yield Bystander(path, "pickle", _WHY_PICKLE)
 
 
-def _list_sets(folder: str, sets: list[WeightSet], judged: list[WeightSet]) -> Iterator[Bystander]:
+def _list_sets(folder: str, sets: list[WeightSet], judged: list[WeightSet], is_part: bool) -> Iterator[Bystander]:
     """The sets of weights of a denoiser's folder that are not judged; the first is the one that its loader runs."""
     for item in sets:
         if item in judged:
@@ -68,6 +73,8 @@ def _list_sets(folder: str, sets: list[WeightSet], judged: list[WeightSet]) -> I
             why = f"from_pretrained(variant={item.variant!r}) runs it"
         elif item is not sets[0]:
             why = f"a whole file beside the shards of {sets[0].name!r}, which from_pretrained runs"
+        elif folder and is_part:
+            why = _WHY_PART
         elif folder:
             why = f"weights of another folder, which from_pretrained(subfolder={folder!r}) runs"
         else:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
-from diffusers import ModelMixin
+from diffusers import ModelMixin, UNet2DConditionModel
 from torch import nn
 
 from ..denoiser.sites import unwrap
@@ -39,6 +39,7 @@ from .artifact import Artifact
 from .detect import LDM_PREFIX, detect_denoiser
 from .fit import bare_names, compare_shapes, fit_original, fit_weights, folder_names, original_part
 from .gguf import read_gguf_header, unpack
+from .layouts import is_original
 from .model_folder import DENOISER_FOLDERS
 from .module_names import strip_wrappers
 from .packing import plain_tensors
@@ -125,7 +126,9 @@ def _load_bare(found: Artifact, base: nn.Module) -> nn.Module:
     # Adapters in the base's layers change its names; the file's are those of the model below.
     plain = {name.replace(".base_layer", "") for name in state}
     names = bare_names(replace(header, tensors=dict(ours)), plain)
-    in_diffusers_names = found.kind == "denoiser" or len(plain & set(names.values())) > len(names) / 2
+    # Some originals share most names with diffusers; some files in its names carry the originals' prefix.
+    ours_are_plain = len(plain & set(names.values())) > len(names) / 2 and not is_original(names.values())
+    in_diffusers_names = found.kind == "denoiser" or ours_are_plain
     wanted = names if in_diffusers_names else {key: strip_wrappers(key) for key in ours}
     blank = blank_like(base, {name: header.tensors[key].shape for key, name in wanted.items()})
     if in_diffusers_names:
@@ -161,8 +164,9 @@ def _load_original(header: Header, base: nn.Module, model: nn.Module) -> nn.Modu
     dtype, packed = _dtype_of(base), path.suffix.lower() == ".gguf"
     expected = _shapes(model.state_dict())
     names = fit_original(header, expected, repr(path.name), type(base).__name__)
-    # The converter of U-Nets looks for this prefix alone; the others take it off.
-    names = {key: LDM_PREFIX + name for key, name in names.items()}
+    # The converter of U-Nets looks for this prefix alone; some of the others count the parts of a name and fail on it.
+    if isinstance(model, UNet2DConditionModel):
+        names = {key: LDM_PREFIX + name for key, name in names.items()}
     source = dict(unpack(header, names) if packed else plain_tensors(header, names, dtype))
     # The converter does not know the embedding of guidance, and would leave it out.
     guidance = source.pop(LDM_PREFIX + ORIGINAL_GUIDANCE, None)

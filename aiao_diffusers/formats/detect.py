@@ -13,6 +13,7 @@ from ..files.strict_json import read_json
 from ..files.text import short
 from .artifact import Artifact, Bystander
 from .bystanders import PEFT_FILE, list_bystanders, names_below
+from .layouts import is_diffusers, is_original
 from .model_folder import (
     DENOISER_FOLDERS,
     WEIGHTS,
@@ -40,8 +41,16 @@ ADAPTER_KEY = re.compile(
     r"^(?:lora|lycoris)_[^.]+\.[ab][12]\.weight$"
 )
 LDM_PREFIX = "model.diffusion_model."
-_LDM_HEADS = ("input_blocks.", "double_blocks.", "joint_blocks.")
 EMA_PREFIX = "model_ema."
+_CONTROL = (
+    "control_model.",
+    "controlnet_",
+    "control_blocks.",
+    "control_layers.",
+    "lllite_",
+    "adapter.body.",
+    "body.0.",
+)
 _BESIDE_A_LORA = {"textual_inversion", "text_encoder_only", "ip_adapter", "controlnet", "unknown"}
 DIFFUSERS_PREFIXES = ("", "unet.", "transformer.", "model.", "module.", "denoiser.", LDM_PREFIX)
 
@@ -61,8 +70,7 @@ def kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> 
         for k in keys
     ):
         return "ip_adapter", "image projection keys"
-    control = ("control_model.", "controlnet_", "lllite_", "adapter.body.", "body.0.")
-    if any(k.startswith(control) or "lora_controlnet" in k for k in keys):
+    if any(k.startswith(_CONTROL) or "lora_controlnet" in k for k in keys):
         return "controlnet", "control network keys"
     if all("motion_modules." in k for k in keys):
         return "motion_adapter", "motion modules alone"
@@ -71,14 +79,11 @@ def kind_of_keys(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> 
             return "text_encoder_only", f"{len(adapter)} adapter keys, all of a text encoder"
         return "lora", f"{len(adapter)} adapter keys"
     plain = [strip_wrappers(k) for k in keys]
-    if any(k.startswith(LDM_PREFIX) for k in keys) or any(k.startswith(_LDM_HEADS) for k in plain):
+    if any(k.startswith(LDM_PREFIX) for k in keys) or is_original(plain):
         return "single_file", "keys of the original checkpoint layout"
     if all(k.startswith(EMA_PREFIX) for k in keys):
         return "unknown", "averaged (EMA) weights alone, in names that no stock tool loads"
-    heads = tuple(f"{p}{h}" for p in DIFFUSERS_PREFIXES for h in ("down_blocks.", "transformer_blocks.", "conv_in."))
-    if any(k.startswith(heads) for k in (*keys, *plain)) and not any(
-        k.startswith(("decoder.", "encoder.")) for k in keys
-    ):
+    if is_diffusers(plain) or is_diffusers(k.removeprefix("model.") for k in plain):
         return "denoiser", "diffusers keys of a whole denoiser"
     if all(TEXT_ENCODER_KEY.match(k) for k in keys):
         return "text_encoder_only", "text encoder keys alone"
@@ -193,8 +198,20 @@ def _list_beside(folder: Path, judged: set[str]) -> tuple[Bystander, ...]:
         except AIAOError:
             return None  # a broken file that nobody reads is no reason to refuse its neighbour
 
-    found = list_bystanders(names_below(folder), judged, lambda part: _is_denoiser_folder(folder / part), kind_of)
-    return tuple(found)
+    def is_denoiser(part: str) -> bool:
+        return _is_denoiser_folder(folder / part)
+
+    return tuple(list_bystanders(names_below(folder), judged, is_denoiser, kind_of, _parts_of(folder)))
+
+
+def _parts_of(folder: Path) -> list[str]:
+    """Folders of the denoisers that a pipeline's model_index.json names; none where there is no index."""
+    path = folder / "model_index.json"
+    return (
+        pipeline_parts(read_json(path), {item.name for item in folder.iterdir() if item.is_dir()})
+        if path.is_file()
+        else []
+    )
 
 
 def detect_denoiser(source: str | Path) -> Artifact:
@@ -203,6 +220,22 @@ def detect_denoiser(source: str | Path) -> Artifact:
     if source.is_dir() and not (source / "model_index.json").is_file() and (source / "config.json").is_file():
         return _judge_folder(source, read_json(source / "config.json"))
     return detect(source)
+
+
+def detect_denoisers(source: str | Path) -> dict[str, Artifact]:
+    """All denoisers that a source runs, by the folder of the pipeline that each lies in; the first is the one that `detect` judges.
+
+    Wan 2.2 runs two, `transformer` and `transformer_2`. Whatever is no pipeline with several has one, under the name "".
+
+    Raises:
+        SuspectError, SeveralSuspectsError, UnsafeFileError: as `detect`, of each of them.
+    """
+    source = _follow(source)
+    parts = _parts_of(source) if source.is_dir() else []
+    if len(parts) < 2:
+        return {"": detect_denoiser(source)}
+    first = detect(source)
+    return {parts[0]: first} | {part: _judge_part(source, part) for part in parts[1:]}
 
 
 def detect_adapter(source: str | Path) -> Artifact:
@@ -298,7 +331,7 @@ def _judge_pipeline(folder: Path) -> Artifact:
     """A pipeline by the denoiser that its model_index.json names; without any, an artifact without a config."""
     index = read_json(folder / "model_index.json")
     detail = f"model_index.json of {short(index.get('_class_name'))}"
-    parts = pipeline_parts(index, {path.name for path in folder.iterdir() if path.is_dir()})
+    parts = _parts_of(folder)
     warnings: tuple[str, ...] = ()
     if not parts:
         parts = [name for name in DENOISER_FOLDERS if (folder / name / "config.json").is_file()]
@@ -308,11 +341,15 @@ def _judge_pipeline(folder: Path) -> Artifact:
             )
     if not parts:
         return Artifact("pipeline", folder, (), (), detail)
-    part = _within(folder, parts[0])
+    return replace(_judge_part(folder, parts[0]), kind="pipeline", detail=detail, warnings=warnings)
+
+
+def _judge_part(folder: Path, name: str) -> Artifact:
+    """One denoiser of a pipeline."""
+    part = _within(folder, name)
     if not (part / "config.json").is_file():
         raise SuspectError(f"the denoiser that model_index.json of {folder} names is not there: no {part}/config.json")
-    found = _judge_folder(part, read_json(part / "config.json"))
-    return replace(found, kind="pipeline", detail=detail, warnings=warnings)
+    return _judge_folder(part, read_json(part / "config.json"))
 
 
 def _within(folder: Path, part: str) -> Path:

@@ -10,6 +10,7 @@ from ..files.text import short
 from .artifact import Artifact
 from .detect import LDM_PREFIX, common_prefix
 from .families import base_hint
+from .layouts import is_left_out
 from .model_folder import modern_attention
 from .module_names import strip_wrappers
 from .packing import QUANTO_DATA, QUANTO_MAP, SCALE_NOTES, refuse_packed, refuse_quantised, scales_of
@@ -149,7 +150,8 @@ def original_shapes(header: Header) -> dict[str, tuple[int, ...]]:
 def fit_original(header: Header, expected: Shapes, what: str, model: str) -> dict[str, str]:
     """Key in the file -> name without prefix, for the denoiser of a file in original keys (GGUF too), counted.
 
-    diffusers' converter keeps every number that it knows, so another count means weights invented or left out.
+    diffusers' converter keeps every number that it knows, so another count means weights invented or left out; what it is known
+    to drop is not counted.
 
     Args:
         expected, what: as in `fit_weights`. model: name of the base's class.
@@ -163,7 +165,7 @@ def fit_original(header: Header, expected: Shapes, what: str, model: str) -> dic
         names = {key: strip_wrappers(name) for key, name in weight_names([replace(header, tensors=ours)]).items()}
     if len(set(names.values())) < len(names):
         raise UnsafeFileError(f"{what} holds weights twice, under two prefixes")
-    shapes = {name: ours[key].shape for key, name in names.items()}
+    shapes = {name: ours[key].shape for key, name in names.items() if not is_left_out(name, model)}
     held, needed = (sum(map(math.prod, part.values())) for part in (shapes, expected))
     if held != needed:
         raise WrongBaseError(

@@ -18,7 +18,8 @@ from ..files.strict_json import read_json
 from ..files.text import short
 
 
-DENOISER_FOLDERS = ("unet", "transformer")
+DENOISER_FOLDERS = ("unet", "transformer", "transformer_2")
+"""Where pipelines keep their denoiser, the one judged first; Wan 2.2 runs a second one for the late, less noisy steps."""
 STEM = "diffusion_pytorch_model"
 PICKLED = f"{STEM}.bin"
 _VARIANT = r"(?!safetensors)(?![\w-]*-\d{5}-of-\d{5})[\w-]+"
@@ -27,6 +28,7 @@ WEIGHTS = re.compile(
     r"(?P<index>(?:\.(?P<legacy>(?!index\.)[\w-]+))?\.index(?:\.(?P<sharded>[\w-]+))?\.json)?"
 )
 """A whole file of weights, or the index of shards; each may be of a variant (`fp16`)."""
+_DENOISER = re.compile(r"UNet|Transformer|DiT\w*Model$|UVit|UniDiffuserModel$")
 SHARD = re.compile(rf"{STEM}(?:\.(?P<variant>[\w-]+?))?-\d{{5}}-of-\d{{5}}(?:\.(?P<legacy>[\w-]+))?\.safetensors")
 
 
@@ -89,7 +91,7 @@ def choose_weights(names: Collection[str], where: str) -> WeightSet:
 
 def is_denoiser_name(name: object) -> bool:
     """Whether a class of this name is a whole denoiser of diffusers, and no control network."""
-    return isinstance(name, str) and "ControlNet" not in name and ("UNet" in name or "Transformer" in name)
+    return isinstance(name, str) and "ControlNet" not in name and _DENOISER.search(name) is not None
 
 
 def pipeline_parts(index: Mapping[str, Any], folders: Collection[str]) -> list[str]:
@@ -131,8 +133,8 @@ def fields_of(model_class: type) -> frozenset[str]:
 def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> None:
     """Bound a config before a model is built from it: one entry may ask for 10^9 layers, which no file backs.
 
-    Widths and grids have no bound of their own here, for published ones differ by orders: `building` measures what all fields
-    together ask for.
+    Widths and tables of positions have no bound of their own here, for published ones differ by orders: `building` measures what
+    all fields together ask for.
     """
     if depth > 6:
         raise UnsafeFileError("config.json is nested deeper than any model config")
@@ -148,6 +150,8 @@ def check_config(value: Any, tensors: int, key: str = "", depth: int = 0) -> Non
         limit = 2**24
         if re.search(r"layers|blocks|depth|stages", key):
             limit = max(tensors, 1)
+        elif key.startswith("sample_"):  # the side of what a pipeline draws, where it is not told another
+            limit = 2**16
         elif "theta" in key:  # the base of a position's frequencies, which sizes nothing
             limit = 2**63
         if abs(value) > limit:

@@ -7,6 +7,7 @@ itself. Nothing is unpickled, no code of a repository is imported.
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..errors import AIAOError, NotTestableError, SuspectError, UnsafeFileError
@@ -146,7 +147,8 @@ def survey(remote: Remote) -> Survey:
         return singles[name].kind
 
     names = [name for name in remote.files if not _OTHER_PART.match(name)]
-    for item in list_bystanders(names, judged, lambda folder: _is_denoiser_folder(remote, folder), kind_of):
+    is_denoiser = partial(_is_denoiser_folder, remote)
+    for item in list_bystanders(names, judged, is_denoiser, kind_of, _parts_of(remote)):
         beside.append(item)
         if len(found) < MAX_CANDIDATES and item.kind != "pickle":
             try:
@@ -162,14 +164,20 @@ def _choose(remote: Remote) -> tuple[str, str] | None:
     """Folder and name of the weights that the stock loader runs; None where no folder is a denoiser's."""
     parts = ["", *DENOISER_FOLDERS]
     if "model_index.json" in remote.files:
-        inner = {name.partition("/")[0] for name in remote.files if "/" in name}
-        named = pipeline_parts(read_remote_json(remote, "model_index.json"), inner)
-        parts = named[:1] or [*DENOISER_FOLDERS, ""]
+        parts = _parts_of(remote)[:1] or [*DENOISER_FOLDERS, ""]
     for folder in parts:
         names = _names_in(remote, folder)
         if "config.json" in names and any(WEIGHTS.fullmatch(name) for name in names):
             return folder, choose_weights(names, f"{remote.repo_id}/{folder}".rstrip("/")).name
     return None
+
+
+def _parts_of(remote: Remote) -> list[str]:
+    """Folders of the denoisers that the pipeline runs by its model_index.json; none where there is no index."""
+    if "model_index.json" not in remote.files:
+        return []
+    inner = {name.partition("/")[0] for name in remote.files if "/" in name}
+    return pipeline_parts(read_remote_json(remote, "model_index.json"), inner)
 
 
 def _names_in(remote: Remote, folder: str) -> set[str]:
