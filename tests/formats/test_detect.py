@@ -1,10 +1,12 @@
 """What a file or folder holds, told without reading a tensor."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from _tiny import BOTH_LEVELS, factors, tiny_unet, write
+from _transformers import build
 from diffusers import ControlNetModel
 from safetensors.torch import save_file
 from torch import nn
@@ -19,7 +21,7 @@ from aiao_diffusers.errors import (
 )
 from aiao_diffusers.files.paths import list_weight_files
 from aiao_diffusers.formats.checkpoint import load_denoiser
-from aiao_diffusers.formats.detect import detect, detect_adapter
+from aiao_diffusers.formats.detect import detect, detect_adapter, detect_denoisers
 from aiao_diffusers.formats.lora import apply_lora
 
 
@@ -217,6 +219,53 @@ class TestDetect:
         write(tmp_path, "peft", factors(unet, BOTH_LEVELS, 2), 1.0)
         (tmp_path / "junk.safetensors").write_bytes(b"junk")
         assert detect(tmp_path).kind == "lora"
+
+
+class TestTwoDenoisers:
+    """Wan 2.2 runs one denoiser on the noisy steps and another on the rest."""
+
+    @pytest.fixture
+    def pipeline(self, tmp_path) -> Path:
+        for part in ("transformer", "transformer_2"):
+            build("Wan").save_pretrained(tmp_path / part)
+        named = {part: ["diffusers", "WanTransformer3DModel"] for part in ("transformer_2", "transformer")}
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", **named}))
+        return tmp_path
+
+    def test_they_are_one_pipeline_whose_first_is_judged(self, pipeline):
+        found = detect(pipeline)
+        assert (found.kind, found.path.name, found.several) == ("pipeline", "transformer", False)
+        (other,) = found.also_present
+        assert other.path == "transformer_2/diffusion_pytorch_model.safetensors" and "another denoiser" in other.why
+        both = detect_denoisers(pipeline)
+        assert list(both) == ["transformer", "transformer_2"] and both["transformer"] == found
+        assert both["transformer_2"].headers[0].path == pipeline / other.path
+
+    def test_the_second_by_its_path(self, pipeline):
+        for found in (
+            detect(pipeline / "transformer_2"),
+            detect(pipeline, "transformer_2/diffusion_pytorch_model.safetensors"),
+        ):
+            assert (found.kind, found.path.name) == ("denoiser", "transformer_2")
+        assert load_denoiser(pipeline / "transformer_2").config.num_layers == 2
+
+    def test_the_second_alone(self, pipeline):
+        index = {"_class_name": "WanPipeline", "transformer": [None, None]}
+        (pipeline / "model_index.json").write_text(
+            json.dumps(index | {"transformer_2": ["diffusers", "WanTransformer3DModel"]})
+        )
+        assert detect(pipeline).path.name == "transformer_2"
+        (pipeline / "model_index.json").unlink()
+        assert detect(pipeline).path.name == "transformer"
+
+    def test_one_that_is_missing(self, pipeline):
+        (pipeline / "transformer_2" / "config.json").unlink()
+        assert detect(pipeline).path.name == "transformer"
+        with pytest.raises(SuspectError, match="transformer_2/config.json"):
+            detect_denoisers(pipeline)
+
+    def test_anything_else_has_one(self, folder):
+        assert list(detect_denoisers(folder)) == [""] and list(detect_denoisers(folder.parent)) == [""]
 
 
 class TestLinks:

@@ -71,6 +71,8 @@ def index(**parts: list[str | None]) -> dict[str, bytes]:
 
 
 UNET_CONFIG = {"unet/config.json": CONFIG}
+WAN, WAN_CONFIG = ["diffusers", "WanTransformer3DModel"], json.dumps({"_class_name": "WanTransformer3DModel"}).encode()
+BLOCK = safetensors("blocks.0.scale_shift_table")
 NAMED = ["diffusers", "UNet2DConditionModel"]
 
 
@@ -121,8 +123,17 @@ class TestListing:
                 f"unet/{STEM}.safetensors",
                 [f"{STEM}.safetensors", "loras/a.safetensors"],
             ),
+            (
+                {
+                    **index(transformer_2=WAN, transformer=WAN),
+                    **{f"{part}/config.json": WAN_CONFIG for part in ("transformer", "transformer_2")},
+                    **{f"{part}/{STEM}.safetensors": BLOCK for part in ("transformer", "transformer_2")},
+                },
+                f"transformer/{STEM}.safetensors",
+                [f"transformer_2/{STEM}.safetensors"],
+            ),
         ],
-        ids=["shards", "ema and pickle", "transformer", "root", "beside"],
+        ids=["shards", "ema and pickle", "transformer", "root", "beside", "two denoisers"],
     )
     def test_the_stock_loaders_choice_comes_first(self, hub: HubServer, files, chosen, others):
         hub.add_repo("user/x", files)
