@@ -53,10 +53,18 @@ def module_index(denoiser: nn.Module) -> Index:
     targets = {name: Target(name, (Part(name),)) for name in sorted(names)}
     spelled = [(name, target) for name, target in targets.items()]
     spelled += [(spelling, targets[name]) for name, spelling in ldm_names(names).items()]
-    for native, parts in (*_flux(names), *_sd3(names)):
+    fused: dict[tuple[Part, ...], Target] = {}
+    spelled += [(spelling, targets[name]) for name, spelling in _renamed(names).items()]
+    for native, parts in (*_flux(names), *_sd3(names), *_fused(names)):
         # A family's relative has other modules under the same native names; those are left unknown.
         if all(part.module in names for part in parts):
-            spelled.append((native, targets[parts[0].module] if len(parts) == 1 else Target(native, parts)))
+            # By its rows: underscores make one name of two that families spell apart.
+            spelled.append(
+                (
+                    native,
+                    targets[parts[0].module] if len(parts) == 1 else fused.setdefault(parts, Target(native, parts)),
+                )
+            )
     for spelling, target in spelled:
         for form in {spelling, spelling.replace(".", "_")}:
             index[form] = target if index.get(form, target) == target else None
@@ -213,6 +221,93 @@ def _sd3(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
         for layer, place in ((0, 1), (2, 2)):
             found.append((f"{native}.mlp.{layer}", (Part(f"time_text_embed.{embedder}.linear_{place}"),)))
     return [*found, ("x_embedder.proj", (Part("pos_embed.proj"),)), *_final_layer()]
+
+
+_RENAMED = (
+    (
+        "condition_embedder.time_proj",
+        (
+            ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+            ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+            ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+            ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+            ("condition_embedder.time_proj", "time_projection.1"),
+            (".attn1.to_out.0", ".self_attn.o"),
+            (".attn2.to_out.0", ".cross_attn.o"),
+            (".attn1.to_", ".self_attn."),
+            (".attn2.to_", ".cross_attn."),
+            (".attn2.add_k_proj", ".cross_attn.k_img"),
+            (".attn2.add_v_proj", ".cross_attn.v_img"),
+            (".ffn.net.0.proj", ".ffn.0"),
+            (".ffn.net.2", ".ffn.2"),
+            ("proj_out", "head.head"),
+        ),
+    ),
+    ("all_x_embedder.2-1", ((".attention.to_out.0", ".attention.out"), ("all_x_embedder.2-1", "x_embedder"))),
+    (
+        "time_caption_embed.caption_embedder.1",
+        (
+            (".attn.to_out.0", ".attention.out"),
+            (".feed_forward.linear_", ".feed_forward.w"),
+            (".norm1.linear", ".adaLN_modulation.1"),
+            ("time_caption_embed.caption_embedder", "cap_embedder"),
+            ("time_caption_embed.timestep_embedder.linear_1", "t_embedder.mlp.0"),
+            ("time_caption_embed.timestep_embedder.linear_2", "t_embedder.mlp.2"),
+        ),
+    ),
+    (
+        "context_embedder.token_refiner.refiner_blocks.0.attn.to_q",
+        (
+            ("single_transformer_blocks", "single_blocks"),
+            ("transformer_blocks", "double_blocks"),
+            (".norm1.linear", ".img_mod.linear"),
+            (".norm1_context.linear", ".txt_mod.linear"),
+            (".norm.linear", ".modulation.linear"),
+            (".attn.to_out.0", ".img_attn_proj"),
+            (".attn.to_add_out", ".txt_attn_proj"),
+            (".ff.net.0.proj", ".img_mlp.fc1"),
+            (".ff.net.2", ".img_mlp.fc2"),
+            (".ff_context.net.0.proj", ".txt_mlp.fc1"),
+            (".ff_context.net.2", ".txt_mlp.fc2"),
+        ),
+    ),
+)
+"""A module that only one family has (Wan, Z-Image, Lumina 2, HunyuanVideo) -> diffusers' parts of its names, and the original ones."""
+
+
+def _renamed(names: set[str]) -> dict[str, str]:
+    """Module -> original name, where a family's original names differ part by part."""
+    found = {}
+    for mark, pairs in _RENAMED:
+        for name in names if mark in names else ():
+            spelling = name
+            for ours, theirs in pairs:
+                spelling = spelling.replace(ours, theirs)
+            if spelling != name:
+                found[name] = spelling
+    return found
+
+
+def _fused(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
+    """The fused projections of Z-Image and Lumina 2 (`attention.qkv`) and of HunyuanVideo (`img_attn_qkv`)."""
+    found: list[tuple[str, tuple[Part, ...]]] = []
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        if last != "to_q":
+            continue
+        block, _, attention = stem.rpartition(".")
+        if re.fullmatch(r"(?:layers|noise_refiner|context_refiner)\.\d+", block) and attention in (
+            "attn",
+            "attention",
+        ):
+            found.append((f"{block}.attention.qkv", _attention(block, _QKV, attention)))
+        elif block.startswith("transformer_blocks.") and attention == "attn":
+            native = block.replace("transformer_blocks", "double_blocks")
+            found += [
+                (f"{native}.img_attn_qkv", _attention(block, _QKV)),
+                (f"{native}.txt_attn_qkv", _attention(block, _ADDED)),
+            ]
+    return found
 
 
 def strip_wrappers(name: str) -> str:
