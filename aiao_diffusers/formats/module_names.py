@@ -223,6 +223,7 @@ def _sd3(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
     return [*found, ("x_embedder.proj", (Part("pos_embed.proj"),)), *_final_layer()]
 
 
+_HUNYUAN = "context_embedder.token_refiner.refiner_blocks.0.attn.to_q"
 _RENAMED = (
     (
         "condition_embedder.time_proj",
@@ -256,7 +257,7 @@ _RENAMED = (
         ),
     ),
     (
-        "context_embedder.token_refiner.refiner_blocks.0.attn.to_q",
+        _HUNYUAN,
         (
             ("single_transformer_blocks", "single_blocks"),
             ("transformer_blocks", "double_blocks"),
@@ -301,7 +302,7 @@ def _fused(names: set[str]) -> list[tuple[str, tuple[Part, ...]]]:
             "attention",
         ):
             found.append((f"{block}.attention.qkv", _attention(block, _QKV, attention)))
-        elif block.startswith("transformer_blocks.") and attention == "attn":
+        elif _HUNYUAN in names and block.startswith("transformer_blocks.") and attention == "attn":
             native = block.replace("transformer_blocks", "double_blocks")
             found += [
                 (f"{native}.img_attn_qkv", _attention(block, _QKV)),
