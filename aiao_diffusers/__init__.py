@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .errors import AIAOError
     from .mark.key import WatermarkKey
     from .mark.record import WatermarkRecord
-    from .pipeline import WatermarkedStableDiffusionPipeline
+    from .pipeline import WatermarkedPipeline, WatermarkedStableDiffusionPipeline
     from .protocol.commitment import Commitment
     from .protocol.leaves import Leaf, disclose
     from .publishing.push import push
@@ -43,6 +43,7 @@ __all__ = [
     "VerificationReport",
     "WatermarkKey",
     "WatermarkRecord",
+    "WatermarkedPipeline",
     "WatermarkedStableDiffusionPipeline",
     "commit",
     "disclose",
@@ -69,6 +70,7 @@ _HOMES = {
     "VerificationReport": "verification.report",
     "WatermarkKey": "mark.key",
     "WatermarkRecord": "mark.record",
+    "WatermarkedPipeline": "pipeline",
     "WatermarkedStableDiffusionPipeline": "pipeline",
     "commit": "embedding.commit",
     "disclose": "protocol.leaves",
