@@ -28,6 +28,7 @@ from ..mark.key import BOUND_SCHEME, SCHEME, SCHEMES
 from ..mark.record import WatermarkRecord
 from ..verification.claims import PROVES
 from ..verification.report import VerificationReport
+from .tasks import task_of
 
 
 TAG = "aiao-watermark"
@@ -164,7 +165,13 @@ def own_text(readme: str) -> str:
     return before + after + above + below
 
 
-def marked_model(record: WatermarkRecord, record_sha256: str, repo_id: str, fields: CardFields | None = None) -> Card:
+def marked_model(
+    record: WatermarkRecord,
+    record_sha256: str,
+    repo_id: str,
+    fields: CardFields | None = None,
+    pipeline: str | None = None,
+) -> Card:
     """Card of a marked model: what the mark means for those who use it, the commitment and the record's hash.
 
     Args:
@@ -172,18 +179,15 @@ def marked_model(record: WatermarkRecord, record_sha256: str, repo_id: str, fiel
         record_sha256 (`str`): of the file `aiao/watermark.json`, as `sha256sum` prints it.
         repo_id (`str`): where the model will be, `user/name`.
         fields (`CardFields`, *optional*): what the owner says about the model.
+        pipeline (`str`, *optional*): name of its pipeline's class, by which the card names the task and a call.
     """
-    fields, name = fields or CardFields(), repo_id.split("/")[-1]
-    unconditional = record.denoiser == "UNet2DModel"
-    defaults = {
-        "license": "unknown",
-        "library_name": "diffusers",
-        "pipeline_tag": "unconditional-image-generation" if unconditional else "text-to-image",
-    }
+    fields, name, task = fields or CardFields(), repo_id.split("/")[-1], task_of(pipeline, record.denoiser)
+    defaults = {"license": "unknown", "library_name": "diffusers", "pipeline_tag": task.tag}
     body = _render(
         "marked_model",
         repo_id=repo_id,
         record_sha256=record_sha256,
+        task=task,
         lineage=record.lineage is not None,
         paths=record.lineage is None or not record.lineage["only"],
         **_describe_claim(record.owner, record.commitment, record.scheme),
@@ -216,7 +220,7 @@ def finetune_report(
             "adapter, verify it with base= first; a mark that is a lineage carrier alone has no such card."
         )
     fields, name = fields or CardFields(), repo_id.split("/")[-1]
-    task = fields.pipeline_tag or "text-to-image"
+    task = fields.pipeline_tag or task_of(None, record.denoiser).tag
     bank: dict[str, Any] = {
         "task_type": task,
         "dataset_type": "aiao-probe-bank",

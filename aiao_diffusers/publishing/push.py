@@ -39,7 +39,7 @@ from .cards import MAX_README_BYTES, CardFields, eval_results_yaml, is_untouched
 from .secrets import check_secrets, list_files
 
 
-README, RESULTS = "README.md", ".eval_results/aiao.yaml"
+README, RESULTS, INDEX = "README.md", ".eval_results/aiao.yaml", "model_index.json"
 _UNCHECKED = PICKLE_SUFFIXES | {".gguf", ".onnx", ".msgpack", ".h5", ".tflite"}
 _CONTAINERS = (b"GGUF", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")
 HTTP_ERRORS: tuple[Any, ...] = HfHubHTTPError.__bases__  # whichever HTTP library the installed client uses
@@ -137,8 +137,8 @@ def check_weights(
     _check_commitment(folder, record)
     if key is not None and not record.belongs_to(key):
         raise PushRefusedError(f"the record is of {record.owner!r} and commits to another key: pass that key.")
-    if (folder / "model_index.json").is_file():
-        name = read_json(folder / "model_index.json").get("_class_name")
+    if (folder / INDEX).is_file():
+        name = read_json(folder / INDEX).get("_class_name")
         if not isinstance(name, str) or not hasattr(diffusers, name):
             raise PushRefusedError(f"model_index.json names {name!r}, no class of diffusers: save the pipeline again.")
     part = next((folder / n for n in DENOISER_FOLDERS if (folder / n / "config.json").is_file()), folder)
@@ -269,7 +269,11 @@ def _collect_files(folder: Path, repo: str, fields: CardFields, remote: str | No
         name: files[name] for name in filter_repo_objects(files, ignore_patterns=DEFAULT_IGNORE_PATTERNS)
     }
     digest = hashlib.sha256((folder / FOLDER / DOCUMENT).read_bytes()).hexdigest()
-    card = marked_model(WatermarkRecord.load(folder), digest, repo, fields)
+    index = folder / INDEX
+    pipeline = (
+        read_json(index).get("_class_name") if index.is_file() else None
+    )  # which `check_weights` knows as one of diffusers
+    card = marked_model(WatermarkRecord.load(folder), digest, repo, fields, pipeline)
     local = _decode_utf8((folder / README).read_bytes()) if (folder / README).is_file() else None
     text = card.joined(remote or "" if local is None else local)
     if local is not None and remote is not None and not is_untouched(remote):

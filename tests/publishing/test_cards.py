@@ -143,6 +143,40 @@ class TestMarkedModel:
     def test_unconditional(self):
         assert head_of(str(marked(denoiser="UNet2DModel")))["pipeline_tag"] == "unconditional-image-generation"
 
+    @pytest.mark.parametrize(
+        ("pipeline", "tag", "lines"),
+        [
+            (
+                "WanPipeline",
+                "text-to-video",
+                [
+                    "from diffusers import DiffusionPipeline",
+                    "from diffusers.utils import export_to_video",
+                    "",
+                    'pipe = DiffusionPipeline.from_pretrained("acme/emoji-marked")',
+                    'export_to_video(pipe("a cat in a hat").frames[0], "cat.mp4")',
+                ],
+            ),
+            (
+                "StableDiffusionInpaintPipeline",
+                "image-to-image",
+                [
+                    "from diffusers import DiffusionPipeline",
+                    "",
+                    'pipe = DiffusionPipeline.from_pretrained("acme/emoji-marked")',
+                ],
+            ),
+        ],
+    )
+    def test_the_pipelines_own_task_and_call(self, pipeline, tag, lines):
+        text = str(cards.marked_model(record(), SHA, "acme/emoji-marked", None, pipeline))
+        assert head_of(text)["pipeline_tag"] == tag
+        assert text.split("```python\n")[1].split("\n```")[0].split("\n") == lines
+
+    def test_the_owner_names_another_task(self):
+        given = cards.marked_model(record(), SHA, "a/b", CardFields(pipeline_tag="image-to-image"), "WanPipeline")
+        assert head_of(str(given))["pipeline_tag"] == "image-to-image"
+
     def test_trainers_of_adapters_are_told_that_these_inherit_the_mark(self):
         lineage = {"strength": 0.6180339, "architecture": {}, "only": False}
         told = str(marked(lineage=lineage))
