@@ -9,7 +9,7 @@ import hashlib
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ from ..files.paths import PICKLE_STARTS, PICKLE_SUFFIXES
 from ..files.safetensors_header import load_tensors, read_header
 from ..files.strict_json import read_json
 from ..formats.checkpoint import load_denoiser
-from ..formats.detect import EMA_PREFIX, kind_of_keys
-from ..formats.model_folder import DENOISER_FOLDERS
+from ..formats.detect import EMA_PREFIX, detect_denoisers, kind_of_keys
 from ..mark.key import BOUND_SCHEME, WatermarkKey
 from ..mark.record import COMMITMENT, DOCUMENT, FOLDER, WatermarkRecord, has_record
 from ..verification.suspect import find_record, label_of, local_path
@@ -141,25 +140,41 @@ def check_weights(
         name = read_json(folder / INDEX).get("_class_name")
         if not isinstance(name, str) or not hasattr(diffusers, name):
             raise PushRefusedError(f"model_index.json names {name!r}, no class of diffusers: save the pipeline again.")
-    part = next((folder / n for n in DENOISER_FOLDERS if (folder / n / "config.json").is_file()), folder)
-    denoiser = load_denoiser(folder, dtype=torch.float32)
-    _check_other_files(folder, part, denoiser)
+    first, *others = detect_denoisers(folder).values()
+    _check_other_files(folder, [first.path, *(other.path for other in others)])
+    denoiser = load_denoiser(first, dtype=torch.float32)
+    _check_variants(folder, first.path, denoiser)
     digest = weights_sha256(denoiser)
     if clean_twin is not None and digest == weights_sha256(_load_clean_twin(clean_twin, token)):
         raise PushRefusedError(f"the weights in '{folder}' are those of the clean twin: push the marked model.")
     if key is None:
         if digest != record.marked_sha256:
             raise PushRefusedError("the weights differ from those that the record names: pass key= to read the mark.")
+        if others:
+            raise PushRefusedError(
+                f"the record says nothing of the denoiser in '{others[0].path.name}': pass key= to read it too."
+            )
         return
-    report = verify(denoiser, key, record=record)
-    if not report.verified:
-        found = report.reason if report.log10_p is None else f"log10 p = {report.log10_p:.1f}"
-        raise PushRefusedError(f"the mark does not verify with this key ({report.verdict}, {found}): embed it first.")
+    _check_mark(denoiser, key, record, "")
     if digest != record.marked_sha256:
         warnings.warn(
             "the mark verifies, but the weights are not value for value those that the record names (other dtype, or "
             "trained further): whoever compares hashes will find them different.",
             stacklevel=3,
+        )
+    for other in others:
+        del denoiser  # one at a time in memory
+        denoiser = load_denoiser(other, dtype=torch.float32)
+        _check_variants(folder, other.path, denoiser)
+        _check_mark(denoiser, key, record, f" in '{other.path.name}'")
+
+
+def _check_mark(denoiser: nn.Module, key: WatermarkKey, record: WatermarkRecord, where: str) -> None:
+    report = verify(denoiser, key, record=record)
+    if not report.verified:
+        found = report.reason if report.log10_p is None else f"log10 p = {report.log10_p:.1f}"
+        raise PushRefusedError(
+            f"the mark does not verify with this key{where} ({report.verdict}, {found}): embed it first."
         )
 
 
@@ -181,9 +196,12 @@ def _load_clean_twin(source: Any, token: str | bool | None) -> nn.Module:
     return denoiser_of(source) or load_denoiser(local_path(source, token=token), dtype=torch.float32)
 
 
-def _check_other_files(folder: Path, part: Path, denoiser: nn.Module) -> None:
-    """Refuse weights beside the denoiser's own: a forgotten variant or checkpoint of the clean twin undoes the mark."""
-    state = denoiser.state_dict()
+def _check_other_files(folder: Path, parts: Collection[Path]) -> None:
+    """Refuse weights beside the denoisers' own: a forgotten checkpoint of the clean twin undoes the mark.
+
+    Args:
+        parts: the denoisers' folders, which `_check_variants` looks into.
+    """
     for path in list_files(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() in _UNCHECKED:
@@ -192,19 +210,28 @@ def _check_other_files(folder: Path, part: Path, denoiser: nn.Module) -> None:
             if _holds_weights(path):
                 raise PushRefusedError(f"'{name}' holds weights or an archive under another name: remove it.")
             continue
-        if path.parent == part:
-            for tensor_name, tensor in load_tensors(path).items():
-                # bfloat16 keeps 8 bits, float16 ends at 6e-8: a half-precision variant of the same weights passes.
-                mine = state.get(tensor_name)
-                if mine is None or mine.shape != tensor.shape or not _equal_but_for_rounding(mine, tensor):
-                    raise PushRefusedError(
-                        f"'{name}' holds other weights than the denoiser that was checked ({tensor_name}): remove it."
-                    )
+        if path.parent in parts:
             continue
         tensors = read_header(path).tensors
         kind, _ = kind_of_keys(tensors, {key: info.shape for key, info in tensors.items()})
         if kind in ("denoiser", "single_file") or any(key.startswith(EMA_PREFIX) for key in tensors):
             raise PushRefusedError(f"'{name}' holds a second denoiser, perhaps the clean twin: remove it.")
+
+
+def _check_variants(folder: Path, part: Path, denoiser: nn.Module) -> None:
+    """Refuse a variant of other weights in a denoiser's folder, as of the clean twin."""
+    state = denoiser.state_dict()
+    for path in list_files(part):
+        if path.parent != part or path.suffix.lower() != ".safetensors":
+            continue
+        for tensor_name, tensor in load_tensors(path).items():
+            # bfloat16 keeps 8 bits, float16 ends at 6e-8: a half-precision variant of the same weights passes.
+            mine = state.get(tensor_name)
+            if mine is None or mine.shape != tensor.shape or not _equal_but_for_rounding(mine, tensor):
+                raise PushRefusedError(
+                    f"'{path.relative_to(folder).as_posix()}' holds other weights than the denoiser that was checked "
+                    f"({tensor_name}): remove it."
+                )
 
 
 def _holds_weights(path: Path) -> bool:

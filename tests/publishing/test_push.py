@@ -447,6 +447,19 @@ class TestWeights:
         save_file(state, folder / "ema.safetensors")
         assert "ema.safetensors" in refused(server, folder, "second denoiser")
 
+    @pytest.mark.slow
+    def test_a_second_denoiser_of_the_pipeline_must_carry_the_mark(self, server, folder):
+        """As of Wan 2.2, which runs two."""
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps(index | {"transformer_2": index["unet"]}))
+        shutil.copytree(folder / "unet", folder / "transformer_2")
+        assert "transformer_2" in refused(server, folder, "record says nothing of the denoiser in 'transformer_2'")
+        send(folder, server, DEMO)
+        assert "transformer_2/config.json" in server.files(REPO)
+        shutil.copy(ASSETS / "base" / DENOISER, folder / "transformer_2")
+        with pytest.raises(PushRefusedError, match="does not verify with this key in 'transformer_2'"):
+            send(folder, server, DEMO, repo="owner/other")
+
     def test_a_half_precision_variant_of_the_same_weights(self, server, folder):
         state = {n: t.to(torch.bfloat16) for n, t in load_file(folder / DENOISER).items()}
         save_file(state, folder / "unet/diffusion_pytorch_model.bf16.safetensors")
