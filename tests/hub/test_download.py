@@ -4,8 +4,12 @@ import json
 import struct
 
 import pytest
+from _transformers import build
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
+from aiao_diffusers.denoiser.hashes import tensor_sha256
 from aiao_diffusers.errors import NotTestableError, UnsafeFileError
+from aiao_diffusers.formats.checkpoint import load_denoiser
 from aiao_diffusers.hub.download import pull
 from tests.hub_server import Hollow, HubServer
 from tests.samples import safetensors
@@ -34,6 +38,25 @@ def test_from_pretrained_of_a_repository(server: HubServer, python):
     weights = [r for r in server.requests("GET", r".*diffusion_pytorch_model\.safetensors") if r.status == 200]
     paths = [r.path for r in weights]
     assert len(paths) == len(set(paths))
+
+
+def test_the_denoiser_of_a_transformer_pipeline(hub: HubServer, tmp_path) -> None:
+    """Its `transformer/` is found, downloaded and loaded as `unet/` is, with the schedule beside it and nothing else."""
+    model = build("SD3")
+    model.save_pretrained(tmp_path / "transformer")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
+    named = {"transformer": ["diffusers", "SD3Transformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline", **named}))
+    hub.add_repo("user/sd3", {p.relative_to(tmp_path).as_posix(): p for p in tmp_path.rglob("*") if p.is_file()})
+    pulled = pull("user/sd3")
+    assert (pulled.candidate.path, pulled.also_present) == ("transformer", ())
+    assert tensor_sha256(load_denoiser(pulled.path)) == tensor_sha256(model)
+    got = {r.path.rpartition("/resolve/")[2].partition("/")[2] for r in hub.requests("GET", ".*/resolve/.*")}
+    assert (
+        not any(path.startswith("vae/") for path in got)
+        and (pulled.root / "scheduler/scheduler_config.json").is_file()
+    )
 
 
 class TestRefusals:
