@@ -116,12 +116,14 @@ def watch_order(denoiser: nn.Module) -> Iterator[list[str]]:
         yield reached
 
 
-def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
+def trace(denoiser: nn.Module, forward: Callable[[], object], rows: int | None = None) -> list[Site]:
     """All sites in order of execution, with their widths, observed during one call of `forward`.
 
     Args:
         denoiser (`nn.Module`): a diffusers denoiser.
         forward: runs the denoiser once, on any valid input.
+        rows (`int`, *optional*): of that input; attention whose states have another number of rows, such as one over the layers of a
+            text encoder, is no site then, for its rows are no samples. None: each is one.
     Raises:
         SiteError: no sites, a site that runs more than once (its response would be ambiguous), or one that returns states of
             another rank than it takes.
@@ -141,6 +143,8 @@ def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
     def leave(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
             hidden = first_tensor(output)
+            if rows is not None and len(hidden) != rows:
+                return
             if hidden.ndim != ranks[name]:
                 # A mask would land on another axis than the channels', without a word.
                 raise SiteError(
@@ -161,6 +165,8 @@ def trace(denoiser: nn.Module, forward: Callable[[], object]) -> list[Site]:
     finally:
         for handle in reversed(handles):
             handle.remove()
+    if not seen:
+        raise SiteError(f"{type(denoiser).__name__} has no attention whose rows are samples: it cannot be marked.")
     names = [site.name for site in seen]
     if len(set(names)) != len(names):
         raise SiteError(f"sites run more than once in a forward: {sorted({n for n in names if names.count(n) > 1})}.")
@@ -172,4 +178,4 @@ def trace_on(denoiser: nn.Module, data: LatentData) -> list[Site]:
     device, dtype = placement(denoiser)
     first = data.take(torch.zeros(1, dtype=torch.long))
     sample, time = first.latents.to(device, dtype), torch.zeros(1, dtype=torch.long, device=device)
-    return trace(denoiser, lambda: evaluate(denoiser, sample, time, first.keywords(device, dtype)))
+    return trace(denoiser, lambda: evaluate(denoiser, sample, time, first.keywords(device, dtype)), rows=1)

@@ -1,6 +1,7 @@
 """The public record: what is known before embedding, and the whole of scheme `aiao-1` after it."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,8 +63,9 @@ def public_fields(subject: Subject, owner: str, clean_twin: CleanTwin) -> dict[s
 
 def _plain(schedule: Mapping[str, Any]) -> dict[str, Any]:
     """The schedule's config as JSON. diffusers lists the defaults it used in the order of a set, which differs from process to
-    process: sorted, the same embedding gives the same record."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(schedule), default=str))
+    process: sorted, the same embedding gives the same record. Infinite bounds of samplers, which JSON has not, are left out."""
+    told = {n: v for n, v in schedule.items() if not isinstance(v, float) or math.isfinite(v)}
+    plain: dict[str, Any] = json.loads(json.dumps(told, default=str, allow_nan=False))
     if isinstance(plain.get("_use_default_values"), list):
         plain["_use_default_values"].sort()
     return plain

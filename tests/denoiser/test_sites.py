@@ -35,6 +35,41 @@ class TestSites:
         assert attention_modules(AutoencoderKL(norm_num_groups=8, block_out_channels=(8,)))  # has some
 
 
+class Block(nn.Module):
+    """Attention by a processor of its own, without `set_processor`; `fold` rows of its states are one sample's."""
+
+    def __init__(self, fold=1, axes=3):
+        super().__init__()
+        self.fold, self.axes, self.processor = fold, axes, lambda module, states: states
+
+    def forward(self, states):
+        out = self.processor(self, states.repeat(self.fold, 1, 1))
+        return out if self.axes == 3 else out.unsqueeze(1)
+
+
+Block.__module__ = "diffusers.models.attention"
+
+
+class TestRows:
+    def traced(self, *blocks):
+        denoiser, states = nn.Sequential(*blocks), torch.randn(1, 4, 8)
+
+        def forward():
+            for block in blocks:
+                block(states)
+
+        return [site.name for site in trace(denoiser, forward, rows=1)]
+
+    def test_attention_over_other_rows_than_samples_is_no_site(self):
+        assert self.traced(Block(), Block(fold=3), Block()) == ["0", "2"]
+        with pytest.raises(SiteError, match="no attention whose rows are samples"):
+            self.traced(Block(fold=2))
+
+    def test_states_of_another_rank_are_refused(self):
+        with pytest.raises(SiteError, match="takes states of 3 axes and returns 4"):
+            self.traced(Block(), Block(axes=4))
+
+
 @pytest.mark.slow
 def test_the_order_is_seen_of_a_forward_that_ends_early_too():
     unet, x, keywords = conditional()

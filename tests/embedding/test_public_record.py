@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from _tiny import LEARN, learner
+from diffusers import DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler
 
 from aiao_diffusers import EmbedConfig, WatermarkKey
 from aiao_diffusers.denoiser.hashes import weights_sha256
@@ -32,6 +33,15 @@ def test_it_commits_to_the_key_and_names_no_secret():
     made = record()
     assert made.belongs_to(KEY) and not made.belongs_to(KEY.child("other"))
     assert KEY.secret.hex() not in json.dumps(made.scheduler) + made.owner + made.commitment
+
+
+@pytest.mark.parametrize("sampler", [DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler])
+def test_infinite_bounds_of_a_sampler_do_not_reach_the_file(sampler, tmp_path):
+    unet, data, _ = learner()
+    subject = Subject(unet, sampler(), data, tuple(trace_on(unet, data)), EmbedConfig(**LEARN))
+    assert any(value == float("-inf") for value in subject.schedule.values())
+    make_record(subject, KEY, CleanTwin("00" * 32, None, {})).save(tmp_path)
+    assert WatermarkRecord.load(tmp_path).schedule.steps == 1000
 
 
 @pytest.mark.slow
