@@ -54,6 +54,7 @@ def build_pipeline(transformer: SD3Transformer2DModel, vae: AutoencoderKL, clip:
     tokenizer = CLIPTokenizer.from_pretrained(clip)
     encoder = CLIPTextModelWithProjection.from_pretrained(clip, dtype=torch.float32).eval()
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS, shift=1.0)
+    vae.register_to_config(shift_factor=0.0)  # the pipeline adds it, and None is no number
     return StableDiffusion3Pipeline(
         transformer, scheduler, vae, encoder, tokenizer, encoder, tokenizer, *build_silent_t5()
     )
