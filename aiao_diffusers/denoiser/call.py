@@ -27,8 +27,8 @@ MAX_JSON_BYTES, MAX_DEPTH, MAX_ITEMS, MAX_NUMBER = 2**14, 6, 256, 1e9
 ROWS_OF = "rows_of."
 """Prefix of the conditioning that says how many rows of a padded list entry count, `(B,)`."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}(?:\.(?:[A-Za-z_][A-Za-z0-9_]{0,63}|\d{1,2})){0,3}")
-_STATES = re.compile(r"(?:block.*samples|residuals|attention_kwargs|skip_layers|controlnet)")
-"""Arguments by which a caller reaches into a denoiser's blocks, which no record may do."""
+_STATES = re.compile(r"(?:block.*samples|residuals|attention_kwargs(?!\.attention_mask$)|skip_layers|controlnet)")
+"""Arguments by which a caller reaches into a denoiser's blocks, which no record may do; a mask of the text is a row like others."""
 
 
 def _plain(value: Any) -> Any:
@@ -280,6 +280,10 @@ def _time(level: torch.Tensor, line: tuple[float, float], dtype: torch.dtype | N
     scale, offset = line
     # Pipelines divide by a thousand; a product with .001 would differ in the last digit, which blocks multiply.
     whole = round(1 / scale) if 0 < abs(scale) < 1 else 0
-    scaled = level / whole if whole and abs(scale * whole - 1) < 1e-6 else level * scale
-    time = level if (scale, offset) == (1.0, 0.0) else scaled + offset
+    if (scale, offset) == (1.0, 0.0):
+        time = level
+    elif whole and abs(scale * whole - 1) < 1e-6:
+        time = (level + offset * whole) / whole
+    else:
+        time = level * scale + offset
     return time if dtype is None else time.to(dtype)
