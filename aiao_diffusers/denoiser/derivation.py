@@ -6,25 +6,21 @@ Source: our choice.
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .call import ROWS_OF, DenoiserCall, Keywords, evaluate
+from .call import DenoiserCall, Keywords, evaluate
 from .recording import RTOL, NotUnderstoodError, Step, sign_of
+from .rows import BESIDE, Rows, assembled, on_cpu, same
 
 
-BESIDE = "beside"
-"""Conditioning that is joined to the sample: it has no argument of its own."""
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Of a replayed prediction's largest difference, over the largest prediction; half precision rounds times."""
 ROUNDING: Mapping[torch.dtype | None, float] = {torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """How far a time argument may be from a line of round numbers, of its largest value; others than these have seven digits."""
-
-Rows = dict[str, Any]
-"""Conditioning by dotted names: a tensor `(n, ...)` each, or a list of n tensors whose shapes may differ."""
 
 
 class Derived(NamedTuple):
@@ -143,61 +139,6 @@ def derive(denoiser: nn.Module, few: Sequence[Step], more: Sequence[Step], count
     )
     rows = {key: on_cpu(value) for key, value in sorting.rows.items()}
     return Derived(call, rows, _replayed(denoiser, used, more, (call, rows), (name, sample)))
-
-
-def rows_like(call: DenoiserCall, names: Sequence[str], step: Step) -> tuple[DenoiserCall, Rows]:
-    """A step's rows by `names`, and `call` with what this step shares: tables of positions follow the length of a text.
-
-    Raises:
-        NotUnderstoodError: the step is called in another way than `call`.
-    """
-    used = step.used
-    if used is None:
-        raise NotUnderstoodError("guidance mixes predictions, or the pipeline alters them")
-    arguments = used.arguments
-    try:
-        rows = {name: _at(arguments, name) for name in names if name != BESIDE}
-        shared = {name: _at(arguments, name).cpu() for name in call.shared}
-        fixed = {name: _at(arguments, name) for name in call.fixed}
-        each = {name: _at(arguments, name)[0] for name in call.each}
-    except (AttributeError, LookupError, TypeError) as error:
-        raise NotUnderstoodError(f"an argument that was there before is missing ({error})") from error
-    rows = {name: value.movedim(call.axes[name], 0) if name in call.axes else value for name, value in rows.items()}
-    if call.beside is not None:
-        whole = arguments[call.sample] if call.sample else next(iter(arguments.values()))
-        width = step.sample.shape[call.beside[1]]
-        rows[BESIDE] = whole.narrow(call.beside[1], width, whole.shape[call.beside[1]] - width)
-    return replace(call, shared=shared, fixed=fixed, each=each), {key: on_cpu(value) for key, value in rows.items()}
-
-
-def assembled(call: DenoiserCall, rows: Rows) -> tuple[DenoiserCall, dict[str, torch.Tensor]]:
-    """Rows as tensors: lists are stacked or, where their lengths differ, padded to one, with `rows_of.NAME` beside them.
-
-    Raises:
-        NotUnderstoodError: tensors of a list differ in more than their length.
-    """
-    made: dict[str, torch.Tensor] = {}
-    ragged = []
-    for name, value in rows.items():
-        if isinstance(value, torch.Tensor):
-            made[name] = value
-        elif len({row.shape for row in value}) == 1:
-            made[name] = torch.stack(value)
-        elif len({row.shape[1:] for row in value}) == 1 and all(row.ndim for row in value):
-            made[name] = torch.nn.utils.rnn.pad_sequence(value, batch_first=True)
-            made[f"{ROWS_OF}{name}"] = torch.tensor([len(row) for row in value])
-            ragged.append(name)
-        else:
-            raise NotUnderstoodError(f"'{name}' is a list of tensors that differ in more than their length")
-    return replace(call, ragged=tuple(ragged)), made
-
-
-def on_cpu(value: Any) -> Any:
-    """A tensor, or each of a list, on the CPU, floating point in float32."""
-    if isinstance(value, list):
-        return [on_cpu(row) for row in value]
-    value = value.detach().cpu()
-    return value.float() if value.is_floating_point() else value
 
 
 def replayed(denoiser: nn.Module, call: DenoiserCall, rows: Mapping[str, torch.Tensor], step: Step) -> float:
@@ -377,26 +318,9 @@ def _close(value: torch.Tensor, wanted: torch.Tensor) -> bool:
     return torch.allclose(value.float(), wanted.to(value.device).float(), rtol=RTOL, atol=1e-4)
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two arguments hold the same, tensors bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, Mapping):
-        return isinstance(other, Mapping) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return _length(other) == len(one) and all(map(same, one, other))
-    return bool(one == other)
-
-
 def _length(value: Any) -> int | None:
     return len(value) if isinstance(value, list | tuple) else None
 
 
 def _holds_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensor, value)))
-
-
-def _at(arguments: Any, name: str) -> Any:
-    for part in name.split("."):
-        arguments = arguments[part] if isinstance(arguments, Mapping) else arguments[int(part)]
-    return arguments

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save
 from ..errors import DataError
 from ..files.atomic import write_bytes
 from ..files.text import short
-from .capture import capture_rows, learn, scheduler_config
+from .capture import capture_rows, learn
 from .encode import read_prompts
 from .inputs import CALL, LatentData
+from .request import scheduler_config
 from .schedule import describe_kind, has_betas, is_flow
 from .setup import denoiser_of
 

@@ -132,11 +132,11 @@ class _Step:
 
 
 @contextmanager
-def listen(pipeline: Any, denoiser: nn.Module, *, stop_at_mixed: bool) -> Iterator[Heard]:
+def listen(pipeline: Any, denoiser: nn.Module, *, stop_at_mixed: bool, until: int = 0) -> Iterator[Heard]:
     """What is heard of `pipeline`, as it comes, for the length of the block.
 
     Args:
-        stop_at_mixed: end the run at the first step whose prediction is no single call's.
+        stop_at_mixed: end the run at the first step whose prediction is no single call's. until: or after as many steps; 0: never.
     """
     heard, pending = Heard(), list[Called]()
     signature, scheduler = inspect.signature(denoiser.forward), pipeline.scheduler
@@ -159,6 +159,8 @@ def listen(pipeline: Any, denoiser: nn.Module, *, stop_at_mixed: bool) -> Iterat
             heard.steps.append(step)
         if stop_at_mixed and step.used is None:
             raise _Enough(step)
+        if len(heard.steps) == until:
+            raise _Enough
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -189,21 +191,24 @@ def without_guiders(pipeline: Any) -> Iterator[bool]:
 
 
 def record(
-    pipeline: Any, denoiser: nn.Module, given: Mapping[str, Any], *, guided: bool = False, label: str = ""
+    pipeline: Any, denoiser: nn.Module, given: Mapping[str, Any], *, guided: bool = False, until: int = 0
 ) -> Heard:
     """Run `pipeline` with `given` and keep its steps.
 
     Args:
-        guided: take steps whose prediction is made of several calls too. label: of the pipeline, for messages.
+        given: keywords of its call. guided: take steps whose prediction is made of several calls too. until: as `listen`.
     Raises:
         NotRunError: the pipeline fails.
         NotUnderstoodError: a step's prediction is no single call's, unless `guided`.
     """
-    label = label or type(pipeline).__name__
-    with listen(pipeline, denoiser, stop_at_mixed=not guided) as heard:
+    with listen(pipeline, denoiser, stop_at_mixed=not guided, until=until) as heard:
         try:
             pipeline(**given)
         except _Enough as reason:
+            # What pipelines do at their end: parts that were fetched for this run go back.
+            getattr(pipeline, "maybe_free_model_hooks", tuple)()
+            if not reason.args:
+                return heard
             step: Step = reason.args[0]
             shapes = ", ".join(str(tuple(call.predicted.shape)) for call in step.calls)
             raise NotUnderstoodError(
@@ -211,7 +216,7 @@ def record(
                 "mixes them, or the pipeline alters them"
             ) from None
         except _RUNTIME as error:
-            raise NotRunError(f"{label} does not run: {short(repr(error), 300)}") from error
+            raise NotRunError(f"{type(pipeline).__name__} does not run: {short(repr(error), 300)}") from error
     return heard
 
 
