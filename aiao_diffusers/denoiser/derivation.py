@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..errors import DataError
 from .call import DenoiserCall, Keywords, evaluate
 from .recording import RTOL, NotUnderstoodError, Step, sign_of
 from .rows import BESIDE, Rows, assembled, on_cpu, same
@@ -100,8 +101,7 @@ def derive(denoiser: nn.Module, few: Sequence[Step], more: Sequence[Step], count
     Args:
         denoiser: the module that both ran. few, more: their steps, three of `more` at least. counts: rows of each.
     Raises:
-        NotUnderstoodError: no `DenoiserCall` says it, or replaying it gives other predictions.
-        DataError: an argument that no call may hold.
+        NotUnderstoodError: no `DenoiserCall` says it or may say it, or replaying it gives other predictions.
     """
     calls = [step.used for step in more]
     first, before = calls[0], few[0].used
@@ -124,7 +124,7 @@ def derive(denoiser: nn.Module, few: Sequence[Step], more: Sequence[Step], count
         sorting.listed.append(name)
     told = used[0][next(iter(times))]
     real = isinstance(told, float) or (isinstance(told, torch.Tensor) and told.is_floating_point())
-    call = DenoiserCall(
+    fields: dict[str, Any] = dict(
         sample="" if name == _first_argument(denoiser) and not sample.listed else name,
         times=times,
         floating=real and not torch.as_tensor(more[0].time).is_floating_point(),
@@ -137,6 +137,10 @@ def derive(denoiser: nn.Module, few: Sequence[Step], more: Sequence[Step], count
         fixed=sorting.fixed,
         each=sorting.each,
     )
+    try:
+        call = DenoiserCall(**fields)
+    except DataError as error:
+        raise NotUnderstoodError(str(error).rstrip(".")) from error
     rows = {key: on_cpu(value) for key, value in sorting.rows.items()}
     return Derived(call, rows, _replayed(denoiser, used, more, (call, rows), (name, sample)))
 

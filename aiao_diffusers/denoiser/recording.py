@@ -14,6 +14,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from torch import nn
 
 from ..errors import DataError
@@ -166,6 +167,9 @@ def listen(pipeline: Any, denoiser: nn.Module, *, stop_at_mixed: bool, until: in
         stack.enter_context(torch.no_grad())
         stack.enter_context(eval_mode(denoiser))
         stack.callback(denoiser.register_forward_hook(called, with_kwargs=True).remove)
+        # Cut prompts are told of beforehand, in one warning.
+        stack.callback(logging.set_verbosity, logging.get_verbosity())
+        logging.set_verbosity_error()
         bars = dict(getattr(pipeline, "_progress_bar_config", {}))
         stack.callback(setattr, pipeline, "_progress_bar_config", bars)
         pipeline.set_progress_bar_config(disable=True)

@@ -149,7 +149,8 @@ def check_prompts(pipeline: Any, prompts: Sequence[str], options: Mapping[str, A
     if not found or not all(isinstance(prompt, str) for prompt in found):
         raise DataError(f"no prompts: {label} takes a list of texts, got {short(found)}.")
     check_encoders(pipeline)
-    warn_of_cuts(pipeline, found, options)
+    if prompts is not PROMPTS:
+        warn_of_cuts(pipeline, found, options)
     return found
 
 

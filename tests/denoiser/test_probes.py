@@ -1,17 +1,22 @@
 """What a pipeline gives its denoiser is kept, and the pipeline is left as it was."""
 
+import hashlib
 import json
 
 import pytest
 import torch
 from _shipped import ASSETS
 from _tiny import tiny_unconditional
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, LDMPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, EDMEulerScheduler, LDMPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aiao_diffusers import LatentData, Probes, capture_probes
+from aiao_diffusers.denoiser.call import evaluate
 from aiao_diffusers.denoiser.prompts import encode_prompts
+from aiao_diffusers.denoiser.schedule import noise_schedule
 from aiao_diffusers.errors import DataError
+from tests.pipelines import FAMILIES
 
 
 FEW = {"steps": 2}
@@ -68,6 +73,44 @@ def test_a_pipeline_without_prompts():
     assert made.describe()["pipeline"] == "mine" and torch.isfinite(made.data.latents).all()
 
 
+@pytest.mark.slow
+def test_a_pipeline_that_always_doubles_gives_the_part_that_counts(pipe, monkeypatch):
+    plain = capture_probes(pipe, ["a cat"], **FEW).data.conditioning["encoder_hidden_states"]
+    monkeypatch.setattr(type(pipe), "do_classifier_free_guidance", property(lambda self: True))
+    found = capture_probes(pipe, ["a cat"], **FEW).data.conditioning["encoder_hidden_states"]
+    torch.testing.assert_close(found, plain)
+
+
+class TestFlows:
+    OPTIONS = {"height": 64, "width": 64, "max_sequence_length": 16}
+
+    @pytest.mark.parametrize("name", ["flux_1_dev", "stable_diffusion_3"])
+    def test_a_transformer_gives_probes_that_keep_the_call(self, name, tmp_path):
+        pipe = FAMILIES[name].build()
+        made = capture_probes(pipe, ["a cat", "two dogs"], 5, **FEW, options=self.OPTIONS)
+        path = made.save(tmp_path / "p.safetensors")
+        again = Probes.load(path)
+        assert made.sha256 == again.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (
+            again.data.call.to_json() == made.data.call.to_json()
+            and again.data.call.shared.keys() == made.data.call.shared.keys()
+        )
+        level = noise_schedule(again.scheduler).level(torch.tensor([300, 900]))
+        with torch.no_grad():
+            one, other = (evaluate(pipe.transformer, p.data.latents, level, p.data.keywords()) for p in (made, again))
+        torch.testing.assert_close(one, other)
+        assert one.shape == made.data.latents.shape
+
+    def test_another_call_in_the_file_is_refused(self, tmp_path):
+        made = capture_probes(FAMILIES["flux_1_dev"].build(), ["a cat"], 5, **FEW, options=self.OPTIONS)
+        path = made.save(tmp_path / "p.safetensors")
+        told = json.loads(safe_open(path, "pt").metadata()["aiao"])
+        for call, words in ((3, "no file of probes"), ("{", "cannot be read"), ('{"sign": 2}', "no valid sign")):
+            save_file(load_file(path), tmp_path / "q.safetensors", {"aiao": json.dumps({**told, "call": call})})
+            with pytest.raises(DataError, match=words):
+                Probes.load(tmp_path / "q.safetensors")
+
+
 class TestRefusals:
     @pytest.mark.slow
     @pytest.mark.parametrize("prompts", [[], [" "], [3], None])
@@ -89,17 +132,11 @@ class TestRefusals:
         with pytest.raises(DataError, match=next(iter(fields))):
             capture_probes(DDPMPipeline(tiny_unconditional(), DDPMScheduler()), **fields)
 
-    def test_a_schedule_without_betas_before_anything_runs(self, monkeypatch):
-        pipe = LDMPipeline(None, tiny_unconditional(), FlowMatchEulerDiscreteScheduler())
+    def test_a_schedule_of_another_kind_before_anything_runs(self, monkeypatch):
+        pipe = LDMPipeline(None, tiny_unconditional(), EDMEulerScheduler())
         monkeypatch.setattr(LDMPipeline, "__call__", lambda self: 1 / 0)
-        with pytest.raises(DataError, match="'FlowMatchEulerDiscreteScheduler', is not made of betas"):
+        with pytest.raises(DataError, match="'EDMEulerScheduler', is of another kind: .* betas or of flow matching"):
             capture_probes(pipe)
-
-    @pytest.mark.slow
-    def test_a_pipeline_that_runs_more_rows_than_pictures(self, pipe, monkeypatch):
-        monkeypatch.setattr(type(pipe), "do_classifier_free_guidance", property(lambda self: True))
-        with pytest.raises(DataError, match="a row a picture"):
-            capture_probes(pipe, ["a cat"], **FEW)
 
 
 class TestFile:

@@ -15,12 +15,15 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from aiao_diffusers import EmbedConfig, WatermarkKey, WatermarkRecord, embed, verify
+from aiao_diffusers import EmbedConfig, LatentData, WatermarkKey, WatermarkRecord, embed, verify
 from aiao_diffusers.denoiser import encode
-from aiao_diffusers.denoiser.call import nest
+from aiao_diffusers.denoiser.call import UNET_CALL, evaluate, nest
+from aiao_diffusers.denoiser.capture import learn
 from aiao_diffusers.denoiser.encode import from_images, prepare
-from aiao_diffusers.denoiser.prompts import encode_prompts
+from aiao_diffusers.denoiser.prompts import condition, encode_prompts, is_encoded
+from aiao_diffusers.denoiser.setup import denoiser_of
 from aiao_diffusers.errors import DataError
+from tests.pipelines import FAMILIES
 
 
 POOLED, TIMES = 12, 8
@@ -146,3 +149,41 @@ class TestOthers:
         assert torch.allclose(
             together["encoder_hidden_states"][69:], encode_prompts(pipe, words[69:])["encoder_hidden_states"]
         )
+
+
+class TestCondition:
+    def test_stable_diffusion_is_conditioned_by_its_text_encoders_alone(self, monkeypatch):
+        pipe = xl()
+        monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", lambda *_, **__: pytest.fail("ran"))
+        rows, call = condition(pipe, ["a cat", "two stars"])
+        wanted = encode_prompts(pipe, ["a cat", "two stars"])
+        assert call == UNET_CALL and rows.keys() == wanted.keys()
+        assert all(torch.equal(rows[name], wanted[name]) for name in wanted)
+
+    @pytest.mark.slow
+    def test_what_is_captured_is_what_its_text_encoders_say(self):
+        pipe = xl()
+        given, captured = encode_prompts(pipe, ["a cat", "two stars"]), learn(pipe, ["a cat", "two stars"]).data
+        assert captured.call == UNET_CALL and captured.conditioning.keys() == given.keys()
+        for name, value in given.items():
+            torch.testing.assert_close(captured.conditioning[name], value)
+
+    @pytest.mark.parametrize("name", ["stable_diffusion_3", "z_image", "latent_consistency", "dit", "ddpm"])
+    def test_everything_else_by_capture(self, name):
+        family = FAMILIES[name]
+        pipe, prompts = family.build(), ["a cat", "two dogs on a mat", "rain", "a"]
+        options = {} if family.rows else family.options
+        learnt = None
+        if name == "dit":
+            learnt = learn(pipe, rows={"class_labels": [1, 2, 3]})
+            with pytest.raises(DataError, match="does not run"):  # of classes that nobody names
+                condition(pipe, prompts, learnt=learnt)
+            return
+        assert is_encoded(pipe) is (name == "ddpm")
+        rows, call = condition(pipe, prompts, options=options)
+        assert all(len(value) == len(prompts) for value in rows.values()) and bool(rows) is (name != "ddpm")
+        example = learn(pipe, options=options).data.latents[:1].repeat(4, *[1] * 3)
+        data = LatentData(example, rows, call)
+        with torch.no_grad():
+            found = evaluate(denoiser_of(pipe), data.latents, torch.full((4,), 500), data.keywords())
+        assert found.shape == example.shape and torch.isfinite(found).all()
