@@ -85,6 +85,7 @@ class DenoiserCall:
         sample (`str`): name of the sample's argument, default "": it goes first.
         times (`Mapping[str, tuple[float, float]]`): time arguments, each as scale and offset of a line in the scheduler's time.
         floating (`bool`): times are floating point even where the scheduler counts in integers, default False.
+        single (`bool`): floating point times are in single precision, whatever the denoiser's, default False.
         sign (`float`): of the prediction against what the scheduler is given, default 1.
         listed (`tuple[str, ...]`): arguments that are lists with a tensor a row.
         ragged (`tuple[str, ...]`): those of them whose rows are padded here to one length; conditioning `rows_of.NAME` has it.
@@ -101,6 +102,7 @@ class DenoiserCall:
     sample: str = ""
     times: Mapping[str, tuple[float, float]] = field(default_factory=lambda: {"timestep": (1.0, 0.0)})
     floating: bool = False
+    single: bool = False
     sign: float = 1.0
     listed: tuple[str, ...] = ()
     ragged: tuple[str, ...] = ()
@@ -114,6 +116,7 @@ class DenoiserCall:
     def __post_init__(self) -> None:
         _require(self.sign in (1.0, -1.0), "sign", self.sign)
         _require(isinstance(self.floating, bool), "floating", self.floating)
+        _require(isinstance(self.single, bool), "single", self.single)
         _require(self.unit_axis is None or _is_axis(self.unit_axis), "unit_axis", self.unit_axis)
         _require(all(_is_axis(axis) for axis in self.axes.values()), "axes", self.axes)
         _require(self.beside is None or (len(self.beside) == 2 and _is_axis(self.beside[1])), "beside", self.beside)
@@ -148,6 +151,8 @@ class DenoiserCall:
     def to_json(self) -> str:
         """Everything but the shared tensors, in one line."""
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "shared"}
+        if not self.single:  # as files were written before there was such a field
+            kept.pop("single")
         return json.dumps({name: _plain(value) for name, value in kept.items()}, sort_keys=True)
 
     @classmethod
@@ -225,8 +230,9 @@ def evaluate(
         sample = torch.cat([sample, given.pop(call.beside[0])], call.beside[1])
     if call.unit_axis is not None:
         sample = sample.unsqueeze(call.unit_axis)
+    real = torch.float32 if call.single else sample.dtype
     for name, line in call.times.items():
-        given[name] = _time(level, line, sample.dtype if call.floating or level.is_floating_point() else None)
+        given[name] = _time(level, line, real if call.floating or level.is_floating_point() else None)
     if call.sample:
         given[call.sample] = sample
     lengths = {name: given.pop(f"{ROWS_OF}{name}").tolist() for name in call.ragged}

@@ -34,7 +34,7 @@ from .request import (
     takes_prompts,
 )
 from .rows import Rows, assembled, on_cpu, rows_like, same
-from .schedule import noise_schedule
+from .schedule import has_betas, noise_schedule
 from .tokens import longest
 
 
@@ -210,6 +210,8 @@ def _learn_once(asked: Request, name: str, kept: int, seed: int, *, grow: bool) 
     if len(more.last) != total:
         raise NotUnderstoodError(f"the scheduler makes {len(more.last)} rows of latents for {total} prompts")
     options = {**asked.options, **asked.off, **({STEPS: steps} if steps > KEPT else {})}
+    if has_betas(scheduler_config(asked.pipeline)) and not call.floating:
+        call = replace(call, single=False)  # training counts its steps in whole numbers, however the sampler does
     data = LatentData(on_cpu(more.last), rows, call)
     return Captured(data.take(torch.arange(kept)) if kept < total else data, options, derived.replay, name, asked.off)
 

@@ -21,7 +21,9 @@ from .rows import BESIDE, Rows, assembled, on_cpu, same
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Of a replayed prediction's largest difference, over the largest prediction; half precision rounds times."""
 ROUNDING: Mapping[torch.dtype | None, float] = {torch.float16: 1e-2, torch.bfloat16: 1e-2}
-"""How far a time argument may be from a line of round numbers, of its largest value; others than these have seven digits."""
+"""How far a time argument may be from a line, of its largest value; others than these have seven digits."""
+LINES = ((1.0, 0.0), (1e-3, 0.0), (-1e-3, 1.0), (-1.0, 1e3))
+"""Scale and offset of most families' times: tried first, for a line through rounded values is no round one."""
 
 
 class Derived(NamedTuple):
@@ -127,6 +129,7 @@ def derive(denoiser: nn.Module, few: Sequence[Step], more: Sequence[Step], count
     fields: dict[str, Any] = dict(
         sample="" if name == _first_argument(denoiser) and not sample.listed else name,
         times=times,
+        single=_dtype(told) == torch.float32 and sample.value.dtype in ROUNDING,
         floating=real and not torch.as_tensor(more[0].time).is_floating_point(),
         sign=sign_of(first.predicted, more[0].given),
         listed=tuple(sorting.listed),
@@ -160,7 +163,7 @@ def replayed(denoiser: nn.Module, call: DenoiserCall, rows: Mapping[str, torch.T
     value = value if call.unit_axis is None else value.squeeze(call.unit_axis)
     if call.beside is not None:
         value = value.narrow(call.beside[1], 0, step.sample.shape[call.beside[1]])
-    level = torch.as_tensor(step.time, device=value.device).reshape(-1)[:1].expand(len(value))
+    level = _level(call, given.arguments, step).to(value.device).expand(len(value))
     keywords = Keywords(rows, call).map(
         lambda row: row.to(value.device, value.dtype if row.is_floating_point() else row.dtype)
     )
@@ -173,6 +176,15 @@ def replayed(denoiser: nn.Module, call: DenoiserCall, rows: Mapping[str, torch.T
     largest = wanted.float().abs().max().clamp(min=1e-12)
     worst = float((again.float() - wanted.float()).abs().max() / largest)
     return worst if math.isfinite(worst) else math.inf
+
+
+def _level(call: DenoiserCall, arguments: Mapping[str, Any], step: Step) -> torch.Tensor:
+    """The scheduler's time, `(1,)`; where it was told in half precision, the one that this means: rounding is no other call."""
+    name, (scale, offset) = next(iter(call.times.items()))
+    told = _number(arguments.get(name))
+    if told is None or _dtype(arguments[name]) not in ROUNDING:
+        return torch.as_tensor(step.time).reshape(-1)[:1]
+    return torch.tensor([(told - offset) / scale])
 
 
 class _Sample(NamedTuple):
@@ -247,15 +259,26 @@ def _times(used: Sequence[Mapping[str, Any]], steps: Sequence[Step]) -> dict[str
         if len(told) < len(values) or len(set(told)) < 2 or levels[0] == levels[-1]:
             continue
         rounding = max(ROUNDING.get(_dtype(arguments.get(name)), 1e-5) for arguments in used)
-        scale = _nice((told[-1] - told[0]) / (levels[-1] - levels[0]), rounding)
-        size = max(map(abs, [*told, *(scale * level for level in levels)]))
-        offset = _nice(told[0] - scale * levels[0], rounding, size)
-        if any(abs(scale * t + offset - v) > rounding * size for t, v in zip(levels, told, strict=True)):
+        line = next((line for line in LINES if _fits(line, levels, told, rounding)), None)
+        line = line or _line_through(levels, told, rounding)
+        if not _fits(line, levels, told, rounding):
             raise NotUnderstoodError(f"'{name}' is no line in the scheduler's time: {told} at {levels}")
-        found[name] = (scale, offset)
+        found[name] = line
     if not found:
         raise NotUnderstoodError("no argument follows the scheduler's time")
     return found
+
+
+def _fits(line: tuple[float, float], levels: Sequence[float], told: Sequence[float], rounding: float) -> bool:
+    scale, offset = line
+    size = max(map(abs, [*told, *(scale * level for level in levels)]))
+    return all(abs(scale * level + offset - v) <= rounding * size for level, v in zip(levels, told, strict=True))
+
+
+def _line_through(levels: Sequence[float], told: Sequence[float], rounding: float) -> tuple[float, float]:
+    scale = _nice((told[-1] - told[0]) / (levels[-1] - levels[0]), rounding)
+    size = max(map(abs, [*told, *(scale * level for level in levels)]))
+    return scale, _nice(told[0] - scale * levels[0], rounding, size)
 
 
 def _nice(value: float, rounding: float, size: float = 0.0) -> float:

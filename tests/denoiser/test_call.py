@@ -1,5 +1,6 @@
 """How a denoiser is called: by keyword, and without the variances that some predict beside the noise."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,23 @@ class TestEvaluate:
             call = DenoiserCall(sample="hidden_states", floating=floating)
             assert called(call, level=level)[2]["timestep"].is_floating_point() is floating
 
+    def test_times_keep_single_precision_where_the_pipeline_keeps_it(self):
+        sample, level = torch.randn(2, 3, 4, dtype=torch.bfloat16), torch.tensor([667.0, 1.0])
+        for single in (False, True):
+            call = DenoiserCall(sample="hidden_states", single=single)
+            time = called(call, sample=sample, level=level)[2]["timestep"]
+            assert time.dtype == (torch.float32 if single else torch.bfloat16) and (float(time[0]) == 667) is single
+
+    def test_times_are_divided_as_pipelines_divide_them(self):
+        level = torch.arange(1, 1001).float()
+        for line, wanted in (
+            ((1e-3, 0.0), level / 1000),
+            ((-1e-3, 1.0), (1000 - level) / 1000),
+            ((1.0, -1.0), level - 1),
+        ):
+            call = DenoiserCall(sample="hidden_states", times={"timestep": line})
+            assert torch.equal(called(call, sample=torch.zeros(1000, 1, 1), level=level)[2]["timestep"], wanted)
+
     def test_shared_tensors_are_no_rows_and_keep_their_precision(self):
         table = torch.rand(5, 2)
         call = DenoiserCall(sample="hidden_states", shared={"tables.0": table, "tables.1": table.half()})
@@ -113,6 +131,19 @@ class TestDenoiserCall:
     def test_survives_json(self):
         again = DenoiserCall.from_json(self.CALL.to_json(), self.CALL.shared)
         assert again == self.CALL and again.fixed == {"shapes": [(1, 2), 3]}
+        assert "single" not in self.CALL.to_json()
+        single = dataclasses.replace(self.CALL, single=True)
+        assert DenoiserCall.from_json(single.to_json(), single.shared).single
+
+    def test_a_mask_is_no_way_into_the_blocks(self):
+        DenoiserCall(axes={"joint_attention_kwargs.attention_mask": 1})
+        for name in (
+            "joint_attention_kwargs.attention_mask.0",
+            "attention_kwargs",
+            "joint_attention_kwargs.attention_masks",
+        ):
+            with pytest.raises(DataError):
+                DenoiserCall(axes={name: 1})
 
     @pytest.mark.parametrize(
         "change",
@@ -122,6 +153,7 @@ class TestDenoiserCall:
             {"fixed": {"joint_attention_kwargs": {"scale": 0}}},
             {"shared": {"controlnet_block_samples": torch.ones(1)}},
             {"sign": 0.5},
+            {"single": 1},
             {"unit_axis": -1},
             {"times": {}},
             {"times": {"t": (float("nan"), 0.0)}},

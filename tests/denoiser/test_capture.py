@@ -6,7 +6,7 @@ import pytest
 import torch
 from _families import Denoiser, Pipeline, mask, texts
 from _tiny import tiny_unconditional
-from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler
 
 from aiao_diffusers import LatentData
 from aiao_diffusers.denoiser.call import UNET_CALL, evaluate
@@ -112,6 +112,16 @@ class TestLearn:
         latents, level = torch.randn(5, 3, 4), torch.full((5,), 321.0)
         wanted = with_mask(pipe, latents, level[0], MANY)
         assert torch.equal(evaluate(pipe.transformer, latents, level, again.keywords()), wanted)
+
+    def test_a_sampler_of_betas_that_counts_in_fractions_has_the_plain_call(self):
+        def call(pipe, latents, t, prompts):
+            return pipe.transformer(latents.bfloat16(), timestep=t.expand(len(latents))).sample
+
+        pipe = Pipeline(call)
+        pipe.transformer.bfloat16()
+        assert learn(pipe).call.single
+        pipe.scheduler = EulerDiscreteScheduler()
+        assert learn(pipe).call == UNET_CALL
 
     def test_a_pipeline_without_prompts(self):
         found = learn(DDPMPipeline(tiny_unconditional(), DDPMScheduler()))

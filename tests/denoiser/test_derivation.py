@@ -54,7 +54,16 @@ def test_half_precision_rounds_times(dtype):
     def call(pipe, latents, t, prompts):
         return pipe.transformer(latents.to(dtype), timestep=t.to(dtype).expand(len(latents)) / 1000).sample
 
-    assert derive(*runs(call, dtype=dtype)).call.times == {"timestep": (0.001, 0.0)}
+    found = derive(*runs(call, dtype=dtype))
+    assert found.call.times == {"timestep": (0.001, 0.0)} and not found.call.single and found.replay == 0
+
+
+def test_times_in_single_precision_beside_a_sample_in_half():
+    def call(pipe, latents, t, prompts):
+        return pipe.transformer(latents.bfloat16(), timestep=(t.expand(len(latents)) - 1) / 1).sample
+
+    found = derive(*runs(call, dtype=torch.bfloat16))
+    assert found.call.times == {"timestep": (1.0, -1.0)} and found.call.single and found.replay == 0
 
 
 def test_a_scaled_sample_is_the_one_that_moves():
