@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
+from ..denoiser.call import ROWS_OF
 from ..denoiser.inputs import LatentData
 from ..denoiser.sites import Site
 from ..errors import RecordError
@@ -43,9 +44,15 @@ def check_conditioning(bank: LatentData, denoiser: nn.Module) -> None:
     parameters = inspect.signature(denoiser.forward).parameters
     named = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     anything = len(named) < len(parameters)
-    for name in bank.conditioning:
+    # What only the call reads: how many rows of a padded list count, and channels beside the sample.
+    own = {f"{ROWS_OF}{name}" for name in bank.call.ragged} | set((bank.call.beside or ())[:1])
+    for name in (name for name in bank.conditioning if name not in own):
         outer, _, inner = name.partition(".")
-        if inner:
+        if inner.isdecimal():
+            right = (anything or outer in named) and not _is_way_in(outer)
+        elif inner == "attention_mask" and outer.endswith("attention_kwargs"):
+            right = anything or outer in named
+        elif inner:
             right = outer == "added_cond_kwargs" and inner in ADDED_CONDITIONS and (anything or outer in named)
         else:
             right = (anything or outer in named) and not _is_way_in(outer)

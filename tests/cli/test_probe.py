@@ -3,9 +3,10 @@
 import pytest
 from _shipped import ASSETS
 from _tiny import tiny_unconditional
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler
 
 from aiao_diffusers import Probes
+from tests.pipelines import FAMILIES
 
 
 @pytest.fixture
@@ -34,6 +35,17 @@ def test_without_prompts(aiao, unconditional, tmp_path):
     assert made.pipeline == str(unconditional) and len(made.data) == 2
 
 
+@pytest.mark.slow
+def test_a_flow_model_gives_probes(aiao, tmp_path):
+    family = FAMILIES["stable_diffusion_3"]
+    family.build().save_pretrained(tmp_path / "pipe")
+    (tmp_path / "p.txt").write_text("a cat\ntwo dogs\n")
+    words = ["probe", tmp_path / "pipe", "--prompts", tmp_path / "p.txt", "--steps", 2]
+    answer = aiao(*words, "-o", tmp_path / "p.safetensors")
+    made = Probes.load(tmp_path / "p.safetensors")
+    assert answer.code == 0 and len(made.data) == 2 and made.scheduler["_class_name"].startswith("FlowMatch")
+
+
 class TestRefusals:
     def test_an_output_that_exists(self, aiao, unconditional, tmp_path):
         (tmp_path / "p").write_text("mine")
@@ -48,6 +60,21 @@ class TestRefusals:
         (tmp_path / "p.txt").write_text("a cat\n")
         words = ["probe", unconditional, "--prompts", tmp_path / "p.txt", "-o", tmp_path / "p"]
         aiao(*words).refused("DataError", "--prompts")
+
+    @pytest.mark.slow
+    def test_a_folder_without_what_reads_prompts(self, aiao, tmp_path):
+        pipe = FAMILIES["stable_diffusion_3"].build()
+        pipe.register_modules(text_encoder=None, text_encoder_2=None, text_encoder_3=None)
+        pipe.save_pretrained(tmp_path / "pipe")
+        (tmp_path / "p.txt").write_text("a cat\n")
+        words = ["probe", tmp_path / "pipe", "--prompts", tmp_path / "p.txt", "-o", tmp_path / "p"]
+        aiao(*words).refused("SuspectError", "text_encoder")
+        assert not (tmp_path / "p").exists()
+
+    def test_a_scheduler_of_another_kind(self, aiao, tmp_path):
+        DDPMPipeline(tiny_unconditional(), EDMEulerScheduler()).save_pretrained(tmp_path / "pipe")
+        aiao("probe", tmp_path / "pipe", "-o", tmp_path / "p").refused("DataError", "EDMEulerScheduler")
+        assert not (tmp_path / "p").exists()
 
     def test_weights_that_are_pickled(self, aiao, unconditional, tmp_path):
         weights = unconditional / "unet" / "diffusion_pytorch_model.safetensors"

@@ -7,6 +7,7 @@ import torch
 from _tiny import tiny_unet
 
 from aiao_diffusers import LatentData
+from aiao_diffusers.denoiser.call import DenoiserCall
 from aiao_diffusers.denoiser.sites import Site
 from aiao_diffusers.errors import RecordError
 from aiao_diffusers.mark.record_checks import check_conditioning, check_order, is_gain
@@ -63,6 +64,20 @@ class TestConditioning:
     def test_that_it_does_not_take_or_that_reaches_into_it(self, name):
         with pytest.raises(RecordError, match="no condition that a UNet2DConditionModel takes"):
             check_conditioning(bank(**{name: torch.zeros(2, 3)}), tiny_unet())
+
+    def test_rows_that_only_the_call_reads_and_those_inside_tuples_and_masks(self):
+        rows = {"caps": 1, "rows_of.caps": 1, "beside": 1, "layers.0": 1, "joint_attention_kwargs.attention_mask": 1}
+        call = DenoiserCall(listed=("caps",), ragged=("caps",), beside=("beside", 1))
+        data = LatentData(torch.zeros(2, 4, 8, 8), {name: torch.zeros(2, 3) for name in rows}, call)
+
+        def forward(sample, timestep, caps=None, layers=None, joint_attention_kwargs=None, residuals=None):
+            pass
+
+        check_conditioning(data, SimpleNamespace(forward=forward))
+        for name in ("rows_of.layers", "other", "other.0", "layers.a", "residuals.0", "joint_attention_kwargs.scale"):
+            wrong = LatentData(data.latents, {**data.conditioning, name: torch.zeros(2)}, call)
+            with pytest.raises(RecordError, match=name):
+                check_conditioning(wrong, SimpleNamespace(forward=forward))
 
     def test_a_forward_that_takes_any_name_takes_none_that_reaches_in(self):
         anything = SimpleNamespace(forward=lambda sample, **more: None)
