@@ -1,7 +1,6 @@
-"""Kept for code written for 0.1: see `denoiser.inputs` and `denoiser.encode`."""
+"""Kept for code written for 0.1: see `denoiser.inputs`, `denoiser.encode` and `denoiser.latents`."""
 
 from .denoiser.encode import (
-    autoencoder,
     from_folder,
     from_images,
     from_prompts,
@@ -11,6 +10,7 @@ from .denoiser.encode import (
     vocabulary_prompts,
 )
 from .denoiser.inputs import LatentData, fitting
+from .denoiser.latents import autoencoder
 
 
 __all__ = [

@@ -1,5 +1,6 @@
 """What owners hand in: unreadable images, other sizes, missing captions, prompts, nothing."""
 
+import functools
 import json
 import warnings
 from types import SimpleNamespace
@@ -11,9 +12,12 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from aiao_diffusers import LatentData
-from aiao_diffusers.denoiser.encode import from_images, prepare, vocabulary_prompts
+from aiao_diffusers.denoiser.call import UNET_CALL, evaluate
+from aiao_diffusers.denoiser.encode import from_images, from_prompts, is_classic, prepare, vocabulary_prompts
 from aiao_diffusers.denoiser.inputs import fitting
+from aiao_diffusers.denoiser.latents import learn_latents
 from aiao_diffusers.errors import DataError
+from tests.pipelines import FAMILIES, text
 
 
 PIXELS = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(sample_size=8)), scheduler=object())
@@ -157,8 +161,156 @@ class TestPromptsAndFiles:
         with pytest.raises(DataError, match="bare denoiser"):
             prepare(torch.nn.Identity(), None)
 
-    def test_words_of_either_kind_of_tokenizer(self):
-        for words in (["cat</w>", "ab</w>", "tree"], ["\u2581cat", "\u2581ab", "tree"]):
+    def test_words_of_each_kind_of_tokenizer(self):
+        byte = ["\u0120cat", "\u0120ab", "\u0120\u00e4\u00b8\u0143", "tree", "\u0120c4t"]
+        for words in (["cat</w>", "ab</w>", "tree"], ["\u2581cat", "\u2581ab", "tree"], byte):
             vocabulary = {word: i for i, word in enumerate(words)}
             pipe = SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda v=vocabulary: v))
             assert vocabulary_prompts(pipe, count=2) == ["cat cat", "cat cat"]
+
+    @pytest.mark.parametrize(
+        "make",
+        [text.t5_tokenizer, text.gemma_tokenizer, text.llama_tokenizer, text.chat_tokenizer],
+    )
+    def test_words_are_those_of_the_vocabulary(self, make):
+        tokenizer = make()
+        prompts = vocabulary_prompts(SimpleNamespace(tokenizer=tokenizer), count=20)
+        assert prompts == vocabulary_prompts(SimpleNamespace(tokenizer=tokenizer), count=20) and len(set(prompts)) > 10
+        known = set(text.WORDS.split()) | {"system", "user", "assistant"}
+        assert {word for prompt in prompts for word in prompt.lower().split()} <= known
+
+    def test_words_of_a_tokenizer_inside_a_processor_or_of_a_second_one(self):
+        inside = SimpleNamespace(tokenizer=SimpleNamespace(tokenizer=text.chat_tokenizer()))
+        letters = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 1})
+        second = SimpleNamespace(tokenizer=letters, components={"tokenizer_2": text.t5_tokenizer(), "vae": None})
+        for pipe in (inside, second):
+            assert len(vocabulary_prompts(pipe, count=3)) == 3
+
+
+def gradient(mode: str = "RGB") -> Image.Image:
+    return Image.radial_gradient("L").resize((64, 64)).convert(mode)
+
+
+def refused(pipe, data, words: str, monkeypatch, options=None) -> None:
+    """`prepare` refuses before the pipeline runs or a part of it does."""
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=words):
+        patch.setattr(type(pipe), "__call__", watched(type(pipe).__call__))
+        prepare(pipe, data, options=options)
+
+
+def watched(call):
+    """Keeps the signature, by which pipelines tell what they take."""
+
+    @functools.wraps(call)
+    def run(*_, **__):
+        pytest.fail("the pipeline ran")
+
+    return run
+
+
+class TestStableDiffusion:
+    """Its path is its own: files of latents and verdicts recorded before hang on every bit."""
+
+    def test_prompts_give_what_its_pipeline_samples_at_guidance_three(self):
+        pipe = FAMILIES["stable_diffusion"].build()
+        torch.manual_seed(0)
+        data = from_prompts(pipe, ["a red fox", "two cats"], steps=2)
+        torch.manual_seed(0)
+        drawn = pipe(["a red fox", "two cats"], num_inference_steps=2, guidance_scale=3.0, output_type="latent").images
+        assert torch.equal(data.latents, drawn) and data.call == UNET_CALL
+        assert list(data.conditioning) == ["encoder_hidden_states"]
+
+    def test_pictures_are_scaled_by_its_factor(self):
+        pipe = FAMILIES["stable_diffusion"].build()
+        data = prepare(pipe, [(gradient(), "a red fox")])
+        with torch.no_grad():
+            encoded = pipe.vae.encode(VaeImageProcessor(vae_scale_factor=8).preprocess(gradient()))
+        assert torch.equal(data.latents, encoded.latent_dist.mean * pipe.vae.config.scaling_factor)
+        assert data.call == UNET_CALL
+
+    def test_the_map_that_is_learnt_of_it_is_the_same(self):
+        pipe = FAMILIES["stable_diffusion"].build()
+        learnt = learn_latents(pipe, FAMILIES["stable_diffusion"].keywords(["a red fox"]))
+        pixels = VaeImageProcessor(vae_scale_factor=8).preprocess(gradient())
+        expected = from_images(pipe, [gradient()], ["a"]).latents
+        with torch.no_grad():
+            assert (learnt.encode(pipe, pixels) - expected).abs().max() < 1e-6 * expected.abs().max()
+
+    def test_which_pipelines_are_of_its_kind(self):
+        names = ("stable_diffusion", "stable_diffusion_xl", "ddpm", "deepfloyd_if", "kandinsky_3", "flux_1_dev", "wan")
+        assert [is_classic(FAMILIES[name].build()) for name in names] == [True] * 4 + [False] * 3
+
+
+class TestOtherPipelines:
+    options = FAMILIES["flux_1_dev"].options
+
+    def test_a_folder_is_encoded_as_the_pipeline_decodes(self, tmp_path):
+        source = folder(tmp_path / "images", good=2, bad=0, side=64)
+        for name, mode in (("grey", "L"), ("clear", "RGBA"), ("wide", "RGB")):
+            size = (96, 64) if name == "wide" else (64, 64)
+            Image.new(mode, size).save(source / f"{name}.png")
+        rows = [{"file_name": f"{n}.png", "text": f"a {n} fox"} for n in ("clear", "good0", "good1", "grey", "wide")]
+        (source / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        pipe = FAMILIES["flux_1_dev"].build()
+        with pytest.warns(UserWarning, match="1 of 5 images were not 64x64: cropped and resized"):
+            data = prepare(pipe, source, options=self.options)
+        assert data.latents.shape == (5, 16, 32) and data.call != UNET_CALL
+        # Black, whatever it was stored as.
+        assert torch.equal(data.latents[0], data.latents[1]) and torch.equal(data.latents[0], data.latents[3])
+        assert not torch.equal(data.latents[0], data.latents[2])
+        states = data.conditioning["encoder_hidden_states"]
+        assert len(states) == 5 and len({tuple(row.flatten().tolist()) for row in states}) == 5
+        with torch.no_grad():
+            predicted = evaluate(pipe.transformer, data.latents, torch.full((5,), 500.0), data.keywords())
+        assert predicted.shape == data.latents.shape and predicted.isfinite().all()
+
+    def test_options_say_the_size(self):
+        pipe = FAMILIES["flux_1_dev"].build()
+        made = prepare(pipe, [(gradient().resize((64, 32)), "a red fox")], options={**self.options, "height": 32})
+        assert made.latents.shape == (1, 8, 32)
+
+    def test_prompts_give_guided_latents_with_the_unguided_conditioning(self):
+        pipe = FAMILIES["flux_1_dev"].build()
+        data = from_prompts(pipe, ["a red fox", "two cats"], steps=3, options=self.options)
+        other = from_prompts(pipe, ["a red fox", "two cats"], steps=3, options=self.options, guidance=1.0)
+        assert data.latents.shape == (2, 16, 32) and data.call != UNET_CALL
+        assert not torch.equal(data.latents, other.latents)
+        assert torch.equal(data.conditioning["encoder_hidden_states"], other.conditioning["encoder_hidden_states"])
+
+    @pytest.mark.slow
+    def test_prompts_of_a_pipeline_of_pixels_give_pixels(self):
+        family = FAMILIES["deepfloyd_if"]
+        data = prepare(family.build(), ["a red fox", "two cats"], options=family.options)
+        assert data.latents.shape == (2, 3, 8, 8)
+
+    @pytest.mark.slow
+    def test_videos_take_prompts_and_a_picture_as_their_only_frame(self):
+        family = FAMILIES["wan"]
+        pipe = family.build()
+        assert prepare(pipe, ["a red fox"], options=family.options).latents.shape == (1, 16, 2, 4, 4)
+        data = prepare(pipe, [(gradient(), "a red fox")], options={**family.options, "num_frames": 1})
+        assert data.latents.shape == (1, 16, 1, 4, 4)
+
+    def test_what_cannot_be_encoded_is_refused_before_anything_runs(self, tmp_path, monkeypatch):
+        pictures, source = [(gradient(), "a red fox")], folder(tmp_path / "images", good=1)
+        video, pipe = FAMILIES["wan"].build(), FAMILIES["flux_1_dev"].build()
+        for data in (pictures, source):
+            refused(video, data, "WanPipeline draws videos.*pass prompts, or LatentData", monkeypatch)
+        for data in (pictures, ["a red fox"], None):
+            refused(pipe, data, "no option heigth", monkeypatch, {"heigth": 64})
+        cached = LatentData(torch.zeros(1, 16, 32), {})
+        refused(pipe, cached, r"cached latents are made already.*\['height'\]", monkeypatch, {"height": 64})
+        pipe.vae = None
+        refused(pipe, pictures, "loaded without its autoencoder", monkeypatch)
+        refused(FAMILIES["dit"].build(), pictures, "DiTPipeline takes no captions: pass LatentData", monkeypatch)
+        refused(FAMILIES["dit"].build(), ["a fox"], "DiTPipeline takes no prompts", monkeypatch)
+
+    @pytest.mark.parametrize("name", ["stable_diffusion", "flux_1_dev"])
+    def test_missing_parts_are_named(self, name, monkeypatch):
+        pipe = FAMILIES[name].build()
+        pipe.text_encoder = None
+        for data in ([(gradient(), "a red fox")], ["a red fox"]):
+            refused(pipe, data, "loaded without text_encoder", monkeypatch)
+        pipe = FAMILIES[name].build()
+        pipe.vae = None
+        refused(pipe, [(gradient(), "a red fox")], "loaded without its autoencoder", monkeypatch)

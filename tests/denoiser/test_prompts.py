@@ -1,7 +1,6 @@
 """Prompts and images of pipelines other than Stable Diffusion 1: XL, its refiner, transformers."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,12 +128,6 @@ class TestXL:
 
 
 class TestOthers:
-    def test_transformers_are_told_to_pass_latents(self):
-        pipe = SimpleNamespace(scheduler=object(), transformer=object(), encode_prompt=lambda **_: None)
-        for data in (["a cat"], [(picture(), "a cat")]):
-            with pytest.raises(DataError, match="no U-Net.*LatentData"):
-                prepare(pipe, data)
-
     def test_conditioning_on_images_is_refused_by_name(self):
         pipe = xl()
         pipe.unet.register_to_config(addition_embed_type="image")

@@ -12,7 +12,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 
 from . import text
 from .family import Family, transformer
-from .parts import flow, kl, kl16
+from .parts import flow, kl
 
 
 SMALL = {"height": 64, "width": 64}
@@ -83,7 +83,7 @@ def glm_image() -> Any:
         processor=Questions(vocabulary),
         text_encoder=text.t5(glyphs),
         vision_language_encoder=drawer,
-        vae=kl16(),
+        vae=kl(latent_channels=8, latents_mean=[0.1] * 8, latents_std=[2.0] * 8),
         transformer=transformer(
             diffusers.GlmImageTransformer2DModel,
             in_channels=8,
