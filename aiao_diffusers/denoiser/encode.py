@@ -1,6 +1,5 @@
 """What a denoiser is trained and probed on: clean latents with their conditioning, from whatever the owner has."""
 
-import inspect
 import io
 import json
 import struct
@@ -17,15 +16,18 @@ from torch import nn
 
 from ..errors import DataError
 from .call import UNET_CALL, DenoiserCall
-from .capture import PROMPTS, ROWS, capture_rows, learn
+from .capture import BATCH, Captured, capture_rows, learn
 from .inputs import LatentData, fitting
 from .latents import autoencoder, check_pictures, full_precision, learn_latents, posterior_mean
 from .prompts import encode_prompts, unet_of
+from .request import PROMPTS, ROWS, takes_prompts
 from .setup import denoiser_of
 from .sites import unwrap
 from .tokens import check_encoders
 
 
+VALUES = 2**20
+"""Of the latents that are sampled at once: four of FLUX's pictures of 1024x1024, sixteen of a quarter of that."""
 # What PIL raises on a file that is empty, cut, no image, or a bomb.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -90,10 +92,15 @@ def _ready(pipe: Any, captions: Sequence[str], options: Mapping[str, Any] | None
         )
 
     def condition(captions: Sequence[str]) -> tuple[Mapping[str, torch.Tensor], DenoiserCall]:
-        made = capture_rows(pipe, captions, learnt)
+        made = capture_rows(pipe, captions, learnt, batch=_batch(learnt))
         return made.conditioning, made.call
 
     return _Ready(mapping.size, partial(mapping.encode, pipe), condition)
+
+
+def _batch(learnt: Captured) -> int:
+    """Rows that a pipeline draws at once: of large pictures and of videos few."""
+    return max(1, min(BATCH, VALUES // learnt.data.latents[0].numel()))
 
 
 def _encode_classic(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -235,7 +242,8 @@ def from_prompts(
         raise DataError(f"{type(pipe).__name__} takes no prompts: pass images or LatentData.")
     if not classic:
         learnt = learn(pipe, prompts[:ROWS], options=options)
-        return capture_rows(pipe, prompts, learnt, steps=steps, guided=True if guidance is None else guidance)
+        scale = True if guidance is None else guidance
+        return capture_rows(pipe, prompts, learnt, steps=steps, guided=scale, batch=_batch(learnt))
     check_encoders(pipe)
     conditioning = encode_prompts(pipe, prompts)
     scale = 3.0 if guidance is None else guidance
@@ -246,11 +254,6 @@ def from_prompts(
         out = pipe(batch, num_inference_steps=steps, guidance_scale=scale, output_type="latent")
         latents.append(out.images.float().cpu())
     return LatentData(torch.cat(latents), conditioning)
-
-
-def takes_prompts(pipe: Any) -> bool:
-    """Whether the pipeline's call has an argument `prompt`."""
-    return "prompt" in inspect.signature(type(pipe).__call__).parameters
 
 
 def vocabulary_prompts(pipe: Any, count: int = 256, seed: int = 0) -> list[str]:

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from ..errors import DataError
-from .capture import named_denoiser
 from .recording import record
+from .request import named_denoiser, parameters_of
 
 
 STEPS = 3
@@ -32,6 +32,7 @@ ERRORS = 4
 FEWEST = 4
 """Positions that a channel's line is fitted to."""
 PATCHES = (1, 2, 4)
+RGB = 3
 FRAMES = ("num_frames", "frames", "video_length")
 """Arguments by which diffusers' pipelines of videos are told how long to draw."""
 SLOTS = ("vae", "vqvae", "movq")
@@ -152,7 +153,7 @@ def check_pictures(pipe: Any, options: Mapping[str, Any] | None = None, *, pixel
     Raises:
         DataError: it draws videos, or there is no autoencoder.
     """
-    name, known = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
+    name, known = type(pipe).__name__, parameters_of(pipe)
     frames = next((argument for argument in FRAMES if argument in known), None)
     if frames is not None and (options or {}).get(frames) != 1:
         raise DataError(f"{name} draws videos, of which a picture is none: {_ADVICE}")
@@ -172,7 +173,7 @@ def learn_latents(pipe: Any, given: Mapping[str, Any], *, seed: int = 0) -> Late
         DataError: the pipeline does not run, decodes no picture, or no map gives the scheduler's last sample again.
     """
     options = {"num_inference_steps": STEPS, "generator": torch.Generator().manual_seed(seed), **given}
-    known = inspect.signature(type(pipe).__call__).parameters
+    known = parameters_of(pipe)
     label, (_, denoiser), vae = type(pipe).__name__, named_denoiser(pipe), autoencoder(pipe)
     decoded: list[tuple[torch.Tensor, torch.Size]] = []
 
@@ -186,11 +187,13 @@ def learn_latents(pipe: Any, given: Mapping[str, Any], *, seed: int = 0) -> Late
         heard = record(pipe, denoiser, {name: value for name, value in options.items() if name in known}, guided=True)
     if not decoded or not heard.last.numel():
         raise DataError(f"{label} did not step its scheduler and decode a picture of what that made: {_ADVICE}")
-    latents, (height, width) = decoded[-1][0], decoded[-1][1][-2:]
+    latents, pixels = decoded[-1]
     if latents.ndim == 5 and latents.shape[2] > 1:
         raise DataError(f"{label} draws videos, of which a picture is none: {_ADVICE}")
+    if latents.ndim not in (4, 5) or len(pixels) != latents.ndim or pixels[1] != RGB:
+        raise DataError(f"{label} decodes {tuple(pixels)}, which is no picture in red, green and blue: {_ADVICE}")
     # Guidance may keep two rows for a picture, of which the first is the picture's.
-    return fit(label, latents, heard.last.cpu()[: len(latents)], (width, height))
+    return fit(label, latents, heard.last.cpu()[: len(latents)], (pixels[-1], pixels[-2]))
 
 
 def fit(name: str, latents: torch.Tensor, sample: torch.Tensor, size: tuple[int, int]) -> LatentMap:

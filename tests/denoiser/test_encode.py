@@ -12,7 +12,9 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from aiao_diffusers import LatentData
+from aiao_diffusers.denoiser import encode
 from aiao_diffusers.denoiser.call import UNET_CALL, evaluate
+from aiao_diffusers.denoiser.capture import BATCH
 from aiao_diffusers.denoiser.encode import from_images, from_prompts, is_classic, prepare, vocabulary_prompts
 from aiao_diffusers.denoiser.inputs import fitting
 from aiao_diffusers.denoiser.latents import learn_latents
@@ -244,6 +246,7 @@ class TestStableDiffusion:
 class TestOtherPipelines:
     options = FAMILIES["flux_1_dev"].options
 
+    @pytest.mark.slow
     def test_a_folder_is_encoded_as_the_pipeline_decodes(self, tmp_path):
         source = folder(tmp_path / "images", good=2, bad=0, side=64)
         for name, mode in (("grey", "L"), ("clear", "RGBA"), ("wide", "RGB")):
@@ -263,12 +266,26 @@ class TestOtherPipelines:
         with torch.no_grad():
             predicted = evaluate(pipe.transformer, data.latents, torch.full((5,), 500.0), data.keywords())
         assert predicted.shape == data.latents.shape and predicted.isfinite().all()
+        data.save(tmp_path / "cached.safetensors", dtype=torch.float32)
+        cached = prepare(pipe, tmp_path / "cached.safetensors")
+        assert torch.equal(cached.latents, data.latents) and cached.call.to_json() == data.call.to_json()
+
+    def test_large_latents_are_sampled_a_few_at_once(self, monkeypatch):
+        pipe, given = FAMILIES["flux_1_dev"].build(), []
+        monkeypatch.setattr(encode, "VALUES", 2 * 16 * 32)
+        monkeypatch.setattr(encode, "capture_rows", lambda *args, **options: given.append(options["batch"]))
+        from_prompts(pipe, ["a red fox"] * 5, options=self.options)
+        monkeypatch.undo()
+        monkeypatch.setattr(encode, "capture_rows", lambda *args, **options: given.append(options["batch"]))
+        from_prompts(pipe, ["a red fox"] * 5, options=self.options)
+        assert given == [2, BATCH]
 
     def test_options_say_the_size(self):
         pipe = FAMILIES["flux_1_dev"].build()
         made = prepare(pipe, [(gradient().resize((64, 32)), "a red fox")], options={**self.options, "height": 32})
         assert made.latents.shape == (1, 8, 32)
 
+    @pytest.mark.slow
     def test_prompts_give_guided_latents_with_the_unguided_conditioning(self):
         pipe = FAMILIES["flux_1_dev"].build()
         data = from_prompts(pipe, ["a red fox", "two cats"], steps=3, options=self.options)
@@ -297,7 +314,7 @@ class TestOtherPipelines:
         for data in (pictures, source):
             refused(video, data, "WanPipeline draws videos.*pass prompts, or LatentData", monkeypatch)
         for data in (pictures, ["a red fox"], None):
-            refused(pipe, data, "no option heigth", monkeypatch, {"heigth": 64})
+            refused(pipe, data, "no option 'heigth'", monkeypatch, {"heigth": 64})
         cached = LatentData(torch.zeros(1, 16, 32), {})
         refused(pipe, cached, r"cached latents are made already.*\['height'\]", monkeypatch, {"height": 64})
         pipe.vae = None

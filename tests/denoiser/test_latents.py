@@ -136,6 +136,13 @@ class TestLearning:
         with pytest.raises(DataError, match="WanPipeline draws videos"):
             self.learn(FAMILIES["wan"].build(), "wan")
 
+    def test_what_decodes_to_no_picture_is_refused(self):
+        pipe = FAMILIES["flux_1_dev"].build()
+        own = pipe.vae.decode
+        pipe.vae.decode = lambda *args, **kwargs: (own(*args, **kwargs)[0][:, [0, 1, 2, 0]],)
+        with pytest.raises(DataError, match=r"FluxPipeline decodes \(1, 4, 64, 64\), which is no picture"):
+            self.learn(pipe)
+
     def test_an_autoencoder_that_encodes_other_latents_than_it_decodes_is_refused(self):
         pipe = FAMILIES["flux_1_dev"].build()
         found = self.learn(pipe)
