@@ -92,9 +92,10 @@ class LatentMap:
 
     def apply(self, latents: torch.Tensor) -> torch.Tensor:
         """Encoded pictures `(B, *encoded)` as samples `(B, *shape)`, float32."""
-        grid = self.rearrangement.grid(_without_frames(latents).double())
+        # Not in double precision, which some devices lack.
+        grid = self.rearrangement.grid(_without_frames(latents).float())
         mapped = grid * self.scale[:, None].to(grid) + self.shift[:, None].to(grid)
-        return self.rearrangement.place(mapped, self.shape).float()
+        return self.rearrangement.place(mapped, self.shape)
 
     def encode(self, pipe: Any, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels `(B, 3, height, width)` in [-1, 1] as samples `(B, *shape)`, float32 where the autoencoder is.
