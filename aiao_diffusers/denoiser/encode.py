@@ -20,6 +20,7 @@ from .capture import BATCH, Captured, capture_rows, learn
 from .inputs import LatentData, fitting
 from .latents import autoencoder, check_pictures, full_precision, learn_latents, posterior_mean
 from .prompts import encode_prompts, unet_of
+from .recording import NotRunError
 from .request import PROMPTS, ROWS, takes_prompts
 from .setup import denoiser_of
 from .sites import unwrap
@@ -83,8 +84,9 @@ def _ready(pipe: Any, captions: Sequence[str], options: Mapping[str, Any] | None
         raise DataError(
             f"{type(pipe).__name__} takes no captions: pass LatentData with what its denoiser is conditioned on."
         )
-    learnt = learn(pipe, captions[:ROWS] or None, options=options)
-    mapping = learn_latents(pipe, {**learnt.options, "prompt": [next(filter(None, captions), PROMPTS[0])]})
+    spoken = [caption for caption in captions if caption] or list(PROMPTS)
+    learnt = learn(pipe, spoken[:ROWS], options=options)
+    mapping = learn_latents(pipe, {**learnt.options, "prompt": spoken[:1]})
     if mapping.shape != learnt.data.latents.shape[1:]:
         raise DataError(
             f"{type(pipe).__name__} makes a picture of {tuple(mapping.shape)} and its denoiser works on "
@@ -95,6 +97,13 @@ def _ready(pipe: Any, captions: Sequence[str], options: Mapping[str, Any] | None
         made = capture_rows(pipe, captions, learnt, batch=_batch(learnt))
         return made.conditioning, made.call
 
+    if "" in captions:
+        try:
+            condition(["", spoken[0]])
+        except NotRunError as error:
+            raise DataError(
+                f"{error}; that was with an empty prompt, which stands in for missing captions: give each image a caption."
+            ) from error
     return _Ready(mapping.size, partial(mapping.encode, pipe), condition)
 
 

@@ -42,6 +42,9 @@ def rows_like(call: DenoiserCall, names: Sequence[str], step: Step) -> tuple[Den
         each = {name: _at(arguments, name)[0] for name in call.each}
     except (AttributeError, LookupError, TypeError) as error:
         raise NotUnderstoodError(f"an argument that was there before is missing ({error})") from error
+    absent = [name for name, value in rows.items() if value is None]
+    if absent:  # masks, where nothing is padded
+        raise NotUnderstoodError(f"'{absent[0]}' that was there before is missing")
     rows = {name: value.movedim(call.axes[name], 0) if name in call.axes else value for name, value in rows.items()}
     if call.beside is not None:
         whole = arguments[sample]

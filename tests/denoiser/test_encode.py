@@ -280,6 +280,19 @@ class TestOtherPipelines:
         from_prompts(pipe, ["a red fox"] * 5, options=self.options)
         assert given == [2, BATCH]
 
+    @pytest.mark.slow
+    def test_captions_that_are_missing_are_empty_where_the_pipeline_takes_that(self):
+        # Of captions that are padded alike, here all of them, Qwen-Image hands out no mask.
+        family = FAMILIES["qwen_image"]
+        pipe = family.build()
+        with pytest.warns(UserWarning, match="2 of 2 images have no caption"):
+            data = prepare(pipe, [(gradient(), None), (gradient(), "")], options=family.options)
+        states = data.conditioning["encoder_hidden_states"]
+        assert torch.equal(states[0], states[1])
+        family = FAMILIES["bria_fibo"]
+        with pytest.raises(DataError, match="does not run: .* give each image a caption"):
+            prepare(family.build(), [(gradient(), "a red fox"), (gradient(), None)], options=family.options)
+
     def test_options_say_the_size(self):
         pipe = FAMILIES["flux_1_dev"].build()
         made = prepare(pipe, [(gradient().resize((64, 32)), "a red fox")], options={**self.options, "height": 32})
