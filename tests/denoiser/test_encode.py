@@ -281,6 +281,16 @@ class TestOtherPipelines:
         assert given == [2, BATCH]
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["stable_diffusion_3", "flux_1_dev", "qwen_image"])
+    def test_half_precision_costs_its_rounding_alone(self, name):
+        family = FAMILIES[name]
+        pipe, rows = family.build(), [(gradient(), "a red fox")]
+        single = prepare(pipe, rows, options=family.options)
+        half = prepare(pipe.to(torch.bfloat16), rows, options=family.options)
+        assert half.latents.dtype == torch.float32 and half.latents.shape == single.latents.shape
+        assert (half.latents - single.latents).norm() < 0.1 * single.latents.norm()
+
+    @pytest.mark.slow
     def test_captions_that_are_missing_are_empty_where_the_pipeline_takes_that(self):
         # Of captions that are padded alike, here all of them, Qwen-Image hands out no mask.
         family = FAMILIES["qwen_image"]
