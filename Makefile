@@ -43,7 +43,7 @@ $(STAMP): setup.cfg pyproject.toml .ci/constraints.txt Makefile
 	"$(BIN)/python" -m pip install --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,plots]'
 	@touch "$@"
 
-demo: install  ## six verdicts on the shipped model and its descendants
+demo: install  ## verdicts on the shipped model and its descendants
 	$(IN_VENV) "$(BIN)/aiao" demo
 
 test: install  ## every test, slow ones too; of the largest sweeps a sample

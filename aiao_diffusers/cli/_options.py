@@ -1,7 +1,8 @@
 """What verbs have in common: options, which of them were typed, and the end of their help."""
 
+import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,13 @@ InSites = Annotated[
 ]
 OutSites = Annotated[
     int | None, typer.Option(help="Sites that the key selects to answer; default 7, or as many as there are.")
+]
+PipelineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pipeline-option",
+        help="NAME=VALUE of the pipeline's call, such as height=512; may be repeated. Default: the pipeline's own.",
+    ),
 ]
 OF_SUBPATHS = (
     "steps",
@@ -63,3 +71,21 @@ def refuse_with_lineage_only(given: Iterable[str]) -> None:
         raise ConfigError(
             f"{', '.join(taken)} say nothing of a lineage carrier alone (--lineage-only): leave them out."
         )
+
+
+def parse_pipeline_options(given: Iterable[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as keywords; values are JSON, else texts.
+
+    Raises:
+        ConfigError: one has no name or no value.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, mark, value = text.partition("=")
+        if not name.isidentifier() or not mark:
+            raise ConfigError(f"--pipeline-option takes NAME=VALUE, got {text!r}.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ._options import AsJson, InSites, Lineage, LineageOnly, OutSites, Quiet, refuse_with_lineage_only, typed
+from ._options import (
+    AsJson,
+    InSites,
+    Lineage,
+    LineageOnly,
+    OutSites,
+    PipelineOptions,
+    Quiet,
+    parse_pipeline_options,
+    refuse_with_lineage_only,
+    typed,
+)
 from ._output import out
 from ._progress import progress
 
@@ -29,7 +40,7 @@ Drand = Annotated[
 ]
 ByHand = Annotated[str | None, typer.Option(help="Draw the beacon from a text instead; reports say so.")]
 Push = Annotated[str | None, typer.Option(help="Publish it in this repository, whose history dates it too.")]
-OWN_RECIPE = ("in_sites", "out_sites", "pairs", "lineage", "lineage_only", "seed", "data")
+OWN_RECIPE = ("in_sites", "out_sites", "pairs", "lineage", "lineage_only", "seed", "data", "pipeline_option")
 
 
 def commit(
@@ -44,6 +55,7 @@ def commit(
     pairs: Annotated[bool, typer.Option(help="A mask for each pair of sites.")] = False,
     lineage: Lineage = 0.25,
     lineage_only: LineageOnly = False,
+    pipeline_option: PipelineOptions = None,
     seed: Annotated[int, typer.Option(help="Seed of probe bank and gains.")] = 0,
     tsa: Tsa = None,
     token: Token = None,
@@ -76,7 +88,7 @@ def commit(
         recipe = {"in_sites": in_sites, "out_sites": out_sites, "pairs": pairs, "lineage": lineage, "seed": seed}
         recipe |= {"lineage_only": lineage_only}
         with progress(f"committing to {record_of}", quiet=quiet or as_json):
-            made = _make(record_of, key, output, data, recipe)
+            made = _make((record_of, parse_pipeline_options(pipeline_option or ())), key, output, data, recipe)
         path = output
     else:
         assert commitment is not None  # by the test above
@@ -95,7 +107,10 @@ def commit(
     _tell(path, made, place, as_json)
 
 
-def _make(record_of: str, key: Path, output: Path, data: str | None, recipe: dict[str, Any]) -> "Commitment":
+def _make(
+    model: tuple[str, dict[str, Any]], key: Path, output: Path, data: str | None, recipe: dict[str, Any]
+) -> "Commitment":
+    """A commitment to the pipeline named first, called with the options beside it."""
     from ..embedding.commit import commit as run
     from ..embedding.config import EmbedConfig
     from ..mark.key import WatermarkKey
@@ -104,7 +119,7 @@ def _make(record_of: str, key: Path, output: Path, data: str | None, recipe: dic
 
     config, secret = EmbedConfig(**recipe), WatermarkKey.load(key)
     check_free(output)
-    made, reference = run(open_pipeline(record_of), secret, data, config)
+    made, reference = run(open_pipeline(model[0]), secret, data, config, pipeline_options=model[1] or None)
     made.save_new(output)
     reference.save(output.with_suffix(REFERENCE))
     return made

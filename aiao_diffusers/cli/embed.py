@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import ConfigError, OutputExistsError
-from ._options import AsJson, InSites, Lineage, LineageOnly, OutSites, Quiet, refuse_with_lineage_only, typed
+from ._options import (
+    AsJson,
+    InSites,
+    Lineage,
+    LineageOnly,
+    OutSites,
+    PipelineOptions,
+    Quiet,
+    parse_pipeline_options,
+    refuse_with_lineage_only,
+    typed,
+)
 from ._output import out
 from ._progress import progress
 
@@ -66,6 +77,7 @@ def embed(
     reference: Reference = None,
     commitment: Commitment = None,
     denoiser: Denoiser = None,
+    pipeline_option: PipelineOptions = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -87,10 +99,11 @@ def embed(
         recipe |= {name: value for name, value in _committed(commitment).items() if name not in given}
     if recipe["lineage_only"]:
         refuse_with_lineage_only(given)
+    options = parse_pipeline_options(pipeline_option or ())
     config = EmbedConfig(**recipe, checkpoint_dir=output.with_name(output.name + ".checkpoint"))
     # Every process of `accelerate launch` ends with the same weights; one writes them, and one speaks.
     first = Accelerator().is_main_process
-    inputs = _Inputs(base, key, data, keep or (), profile, commitment, denoiser)
+    inputs = _Inputs(base, key, data, keep or (), profile, commitment, denoiser, options)
     pipe, report = _mark(inputs, config, allow_marked, quiet=quiet or as_json or not first)
     if first:
         _write(pipe, report, output, reference, as_json)
@@ -114,6 +127,7 @@ class _Inputs(NamedTuple):
     profile: Path | None
     commitment: Path | None
     denoiser: str | None
+    options: dict[str, Any]
 
 
 def _mark(inputs: _Inputs, config: "EmbedConfig", allow_marked: bool, *, quiet: bool) -> "tuple[Any, EmbedReport]":
@@ -143,6 +157,7 @@ def _mark(inputs: _Inputs, config: "EmbedConfig", allow_marked: bool, *, quiet: 
             profile=layers,
             commitment=inputs.commitment,
             denoiser=inputs.denoiser,
+            pipeline_options=inputs.options or None,
         )
     return pipe, report
 

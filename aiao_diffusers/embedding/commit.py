@@ -1,5 +1,6 @@
 """Commit to a mark before it is embedded, and hold embedding to what was committed."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ def commit(
     *,
     scheduler: Any = None,
     earlier: WatermarkRecord | None = None,
+    pipeline_options: Mapping[str, Any] | None = None,
 ) -> Committed:
     """Fix, before embedding, everything that a later reading uses. The model is not changed.
 
@@ -52,6 +54,7 @@ def commit(
         config (`EmbedConfig`, *optional*): numbers of sites, kappa, pairs, response, loudest, lineage, bank_size and seed are used.
         scheduler: the noise schedule; default: the pipeline's.
         earlier (`WatermarkRecord`, *optional*): of a further mark, the first one's; its gains are taken over.
+        pipeline_options (`Mapping[str, Any]`, *optional*): as for `embed`.
     Returns:
         `Committed`: the commitment, and the private reference.
     Raises:
@@ -60,7 +63,7 @@ def commit(
     """
     config, earlier = config or EmbedConfig(), earlier or getattr(model, "record", None)
     denoiser, scheduler = find_trainable(model, scheduler, allow_marked=earlier is not None)
-    latents = prepare(model, data, max_unreadable=config.max_unreadable)
+    latents = prepare(model, data, max_unreadable=config.max_unreadable, options=pipeline_options)
     subject = Subject(denoiser, scheduler, latents, trace_sites(denoiser, latents), config)
     with borrow(denoiser, config.seed):
         clean_twin = observe_clean_twin(subject, earlier)

@@ -7,7 +7,7 @@ the targets.
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ def embed(
     profile: LayerProfile | None = None,
     commitment: Any = None,
     denoiser: str | None = None,
+    pipeline_options: Mapping[str, Any] | None = None,
 ) -> EmbedReport:
     """Embed `key` into a pipeline's (or a bare) denoiser, in place.
 
@@ -77,6 +78,8 @@ def embed(
             p-value no record can forge. None: of `aiao-1`, whose p holds where key and record were fixed beforehand.
         denoiser (`str`, *optional*): of a pipeline with two denoisers, such as Wan 2.2's, the name of the one to mark
             ("transformer_2"); None: both under the one key, so that the first one's record reads either.
+        pipeline_options (`Mapping[str, Any]`, *optional*): keywords of the pipeline's call, such as height and width, with which
+            pictures and prompts become the denoiser's inputs; default: the pipeline's own.
     Returns:
         `EmbedReport`; its `record` is what to publish beside the weights.
     Raises:
@@ -88,11 +91,10 @@ def embed(
     record is hashed. Warns when the mark does not verify in the end.
     """
     chosen = choose_denoisers(model, denoiser)
-    wish = _Wish(key, data, config, callback, keep, earlier or getattr(model, "record", None), profile, commitment)
+    earlier = earlier or getattr(model, "record", None)
+    wish = _Wish(key, data, config, callback, keep, earlier, profile, commitment, pipeline_options)
     if len(chosen) > 1:
-        refuse_for_several(
-            chosen, {"commitment": commitment, "keep": keep, "earlier": wish.earlier, "profile": profile}
-        )
+        refuse_for_several(chosen, {"commitment": commitment, "keep": keep, "earlier": earlier, "profile": profile})
     trainable = {name: find_trainable(model, scheduler, allow_marked, name) for name in chosen}
     reports: dict[str, EmbedReport] = {}
     with undo_on_failure(*(KeptWeights(module) for module, _ in trainable.values() if len(chosen) > 1)):
@@ -117,6 +119,7 @@ class _Wish(NamedTuple):
     earlier: WatermarkRecord | None
     profile: LayerProfile | None
     commitment: Any
+    pipeline_options: Mapping[str, Any] | None
 
     def beside(self, name: str, first: WatermarkRecord) -> "_Wish":
         """The same for a denoiser beside `name`, with the first one's gains and checkpoints of its own."""
@@ -137,7 +140,7 @@ def _mark_one(model: Any, found: tuple[Any, Any], wish: _Wish) -> EmbedReport:
     if earlier is not None:
         keep = [earlier.drawn(kept) for kept in keep]
     check_earlier_marks(keep, earlier, config)
-    latents = prepare(model, wish.data, max_unreadable=config.max_unreadable)
+    latents = prepare(model, wish.data, max_unreadable=config.max_unreadable, options=wish.pipeline_options)
     subject = Subject(denoiser, scheduler, latents, trace_sites(denoiser, latents), config)
     carrier = LineageChange(subject, key, required=bound is not None and bound.fields.get(LINEAGE) is not None)
     with borrow(denoiser, config.seed):

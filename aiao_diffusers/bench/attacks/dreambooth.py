@@ -5,7 +5,7 @@ from torch import nn
 
 from ...denoiser.encode import from_prompts, vocabulary_prompts
 from ...denoiser.inputs import LatentData
-from ...denoiser.prompts import encode_prompts
+from ...denoiser.prompts import condition
 from ..context import AttackContext
 from ..registry import attack
 from .finetune import full
@@ -37,11 +37,12 @@ def subject_and_prior(denoiser: nn.Module, context: AttackContext, pictures: int
     subject = context.data.take(rows)
     with context.running(denoiser) as pipe, torch.random.fork_rng():
         torch.manual_seed(context.seed)
-        prompt = encode_prompts(pipe, ["sks"])
+        prompt, call = condition(pipe, ["sks"])
         own = from_prompts(pipe, vocabulary_prompts(pipe, prior, context.seed))
     named = {n: v.expand(pictures, *v.shape[1:]) for n, v in prompt.items()}
-    many = LatentData(subject.latents, named).take(torch.arange(prior) % pictures)
+    many = LatentData(subject.latents, named, call).take(torch.arange(prior) % pictures)
     return LatentData(
         torch.cat([many.latents, own.latents]),
         {n: torch.cat([v, own.conditioning[n]]) for n, v in many.conditioning.items()},
+        own.call,
     )
