@@ -25,13 +25,15 @@ NAMES = (
     *("qwen_image", "lumina_2", "sana", "pixart_sigma", "krea_2", "wan", "ltx", "hunyuan_video"),
 )
 PROMPTS = [f"{colour} {thing}" for colour in ("red", "green", "blue", "black") for thing in ("fox", "house")]
-READS = 150
+READS = 240
 """Steps after which a miniature's mark reads."""
 RECIPE: dict[str, Any] = {
     **{"lr": 2e-3, "batch_size": 4, "anchor": 0.0, "max_price": None, "lineage": 0.0, "bank_size": 4},
     **{"eps": 1.0, "dec": 2.0, "corr": 2.0},
 }
 PLAN: dict[str, Any] = {"trials": 8, "whiten": False, "amplitudes": (1.0,), "early_stop": False}
+GLANCE = PLAN | {"trials": 2}
+"""For a mark that is too young to read."""
 PROJECTIONS = r".*(to_q|to_k|to_v|to_qkv|qkv|to_out\.0)$"
 
 
@@ -58,11 +60,12 @@ def run(name: str, folder: Path, steps: int) -> Outcome:
     pipe.save_pretrained(folder / "model")
     report.record.save(folder / "model")
     file = _train_lora(denoiser_of(pipe), data, pipe.scheduler, max(1, steps // 3), folder / "lora.safetensors")
+    plan = PLAN if steps >= READS else GLANCE
     asked = {
-        "marked": verify(folder / "model", KEY, **PLAN),
-        "lora": verify(file, KEY, base=folder / "model", **PLAN),
-        "wrong key": verify(folder / "model", KEY.child("wrong"), **PLAN),
-        "clean twin": verify(twin, KEY, record=report.record, **PLAN),
+        "marked": verify(folder / "model", KEY, **plan),
+        "lora": verify(file, KEY, base=folder / "model", **plan),
+        "wrong key": verify(folder / "model", KEY.child("wrong"), **plan),
+        "clean twin": verify(twin, KEY, record=report.record, **plan),
     }
     return Outcome(
         {suspect: found.verdict for suspect, found in asked.items()},

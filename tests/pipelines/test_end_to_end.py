@@ -13,7 +13,7 @@ from .end_to_end import NAMES, READS, run
 @pytest.mark.parametrize("name", sample(NAMES, 12))
 @pytest.mark.filterwarnings("ignore:the mark is too weak")
 def test_a_family_is_marked_saved_loaded_and_read(name, tmp_path):
-    found = run(name, tmp_path, READS if FULL else 3)
+    found = run(name, tmp_path, READS if FULL else 1)
     marked, loaded = found.marked.state_dict(), found.loaded.state_dict()
     assert marked.keys() == loaded.keys() and all(torch.equal(value, loaded[key]) for key, value in marked.items())
     level = torch.full((len(found.data),), 0.5 * 1000)
