@@ -99,7 +99,10 @@ class Request:
 
 def scheduler_config(pipeline: Any) -> dict[str, Any]:
     """The config of a pipeline's scheduler with the name of its class, which those built in memory do not tell."""
-    return {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
+    config = {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
+    defaults = "_use_default_values"
+    # Made from a set: without an order of its own, the hash of what holds it would differ from process to process.
+    return {**config, defaults: sorted(config[defaults])} if defaults in config else config
 
 
 def named_denoiser(pipeline: Any, name: str | None = None) -> tuple[str, nn.Module]:

@@ -6,7 +6,15 @@ from _families import Denoiser, Pipeline, texts
 from _tiny import tiny_unet
 from diffusers import StableDiffusionPipeline
 
-from aiao_diffusers.denoiser.request import PROMPTS, Request, attempts, check_prompts, fewer_places, named_denoiser
+from aiao_diffusers.denoiser.request import (
+    PROMPTS,
+    Request,
+    attempts,
+    check_prompts,
+    fewer_places,
+    named_denoiser,
+    scheduler_config,
+)
 from aiao_diffusers.errors import DataError
 
 
@@ -62,6 +70,13 @@ def test_the_run_with_fewer_keeps_the_longest_and_the_shortest():
     assert fewer_places(Request(pipe, pipe.transformer, ["aaa", "a", "aa"], {}, {}), [0, 1, 2]) == [0, 1]
     assert fewer_places(Request(pipe, pipe.transformer, None, {}, {}), [0, 1, 2]) == [0, 1]
     assert len({len(prompt) for prompt in PROMPTS}) == 3
+
+
+def test_a_schedulers_config_is_the_same_in_every_process():
+    pipe = Pipeline(plain)
+    config = scheduler_config(pipe)
+    assert config["_class_name"] == "FlowMatchEulerDiscreteScheduler" and config["shift"] == 1.0
+    assert config["_use_default_values"] == sorted(config["_use_default_values"]) != []
 
 
 def test_denoisers_by_name():
