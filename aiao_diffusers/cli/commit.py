@@ -81,14 +81,14 @@ def commit(
             raise ConfigError("a new commitment needs --key and -o/--output.")
         if beacon is not None or by_hand is not None:
             raise ConfigError(
-                "the beacon is drawn after the date: run `aiao commit COMMITMENT --beacon drand` an hour later."
+                "draw the beacon after the date: `aiao commit COMMITMENT --beacon drand`, an hour later."
             )
         if lineage_only:
             refuse_with_lineage_only(typed(context))
-        recipe = {"in_sites": in_sites, "out_sites": out_sites, "pairs": pairs, "lineage": lineage, "seed": seed}
-        recipe |= {"lineage_only": lineage_only}
+        recipe: dict[str, Any] = {"in_sites": in_sites, "out_sites": out_sites, "pairs": pairs, "seed": seed}
+        recipe |= {"lineage": lineage, "lineage_only": lineage_only}
         with progress(f"committing to {record_of}", quiet=quiet or as_json):
-            made = _make((record_of, parse_pipeline_options(pipeline_option or ())), key, output, data, recipe)
+            made = _make(record_of, key, output, data, recipe, pipeline_option)
         path = output
     else:
         assert commitment is not None  # by the test above
@@ -100,17 +100,21 @@ def commit(
     made = _draw(made, beacon, by_hand, authority or None)
     made.save_companions(path)
     if push is not None:
-        from ..publishing.commitment_repository import publish_commitment
-
         with progress(f"publishing {path} to {push}", quiet=quiet or as_json):
-            place = [str(publish_commitment(path, push).commit_url)]
+            place = [_publish(path, push)]
     _tell(path, made, place, as_json)
 
 
+def _publish(path: Path, repository: str) -> str:
+    """Where the commitment is to be found."""
+    from ..publishing.commitment_repository import publish_commitment
+
+    return str(publish_commitment(path, repository).commit_url)
+
+
 def _make(
-    model: tuple[str, dict[str, Any]], key: Path, output: Path, data: str | None, recipe: dict[str, Any]
+    record_of: str, key: Path, output: Path, data: str | None, recipe: dict[str, Any], options: list[str] | None
 ) -> "Commitment":
-    """A commitment to the pipeline named first, called with the options beside it."""
     from ..embedding.commit import commit as run
     from ..embedding.config import EmbedConfig
     from ..mark.key import WatermarkKey
@@ -119,7 +123,8 @@ def _make(
 
     config, secret = EmbedConfig(**recipe), WatermarkKey.load(key)
     check_free(output)
-    made, reference = run(open_pipeline(model[0]), secret, data, config, pipeline_options=model[1] or None)
+    told = parse_pipeline_options(options or ()) or None
+    made, reference = run(open_pipeline(record_of), secret, data, config, pipeline_options=told)
     made.save_new(output)
     reference.save(output.with_suffix(REFERENCE))
     return made

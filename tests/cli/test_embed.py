@@ -79,7 +79,7 @@ def test_embeds_into_pipelines_of_other_classes(aiao, tmp_path):
     assert WatermarkRecord.load(marked).commitment == WatermarkKey.load(key).commitment
     again = aiao("embed", marked, "--key", key, "-o", tmp_path / "twice", *data, *fields)
     assert again.code == 1 and "AlreadyMarkedError" in again.err
-    with pytest.raises(ConfigError, match="is a LDMPipeline"):
+    with pytest.raises(ConfigError, match="is a .LDMPipeline."):
         WatermarkedStableDiffusionPipeline.from_pretrained(marked)
     nowhere = aiao("embed", tmp_path / "nothing", "--key", key, "-o", tmp_path / "out")
     assert nowhere.code == 1 and "SuspectError" in nowhere.err

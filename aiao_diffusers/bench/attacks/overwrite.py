@@ -21,8 +21,8 @@ class Overwriting:
     lr: float = 5e-4
     batch_size: int = 8
     count: int = 1
-    in_sites: int | None = None
-    out_sites: int | None = None
+    in_sites: int = 5
+    out_sites: int = 7
     response: float = 1.0
     pairs: bool = False
 
@@ -32,8 +32,9 @@ class Overwriting:
             steps=self.steps,
             lr=self.lr,
             batch_size=self.batch_size,
-            in_sites=self.in_sites,
-            out_sites=self.out_sites,
+            # The defaults are the procedure's own: as many, or as many as there are.
+            in_sites=None if self.in_sites == Overwriting.in_sites else self.in_sites,
+            out_sites=None if self.out_sites == Overwriting.out_sites else self.out_sites,
             response=self.response,
             pairs=self.pairs,
             anchor=0.0,
