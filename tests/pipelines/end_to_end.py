@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
@@ -82,7 +82,8 @@ def _train_lora(denoiser: Any, data: LatentData, scheduler: Any, steps: int, fil
     adapted = copy.deepcopy(denoiser).requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        adapted.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=PROJECTIONS))
+        # Not by diffusers' mixin, which PixArt's transformer lacks.
+        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=2, target_modules=PROJECTIONS), adapted)
     finetune(adapted, data, scheduler, steps=steps, lr=1e-3, batch_size=4)
     layers = {f"{slot_of(denoiser)}.{key}": v.contiguous() for key, v in get_peft_model_state_dict(adapted).items()}
     save_file(layers, file, {"format": "pt"})
