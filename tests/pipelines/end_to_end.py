@@ -25,8 +25,9 @@ NAMES = (
     *("qwen_image", "lumina_2", "sana", "pixart_sigma", "krea_2", "wan", "ltx", "hunyuan_video"),
 )
 PROMPTS = [f"{colour} {thing}" for colour in ("red", "green", "blue", "black") for thing in ("fox", "house")]
-READS = 240
+READS = dict.fromkeys(NAMES, 240) | dict.fromkeys(("chroma", "pixart_sigma", "sana"), 480)
 """Steps after which a miniature's mark reads."""
+LORA_STEPS = 80
 RECIPE: dict[str, Any] = {
     **{"lr": 2e-3, "batch_size": 4, "anchor": 0.0, "max_price": None, "lineage": 0.0, "bank_size": 4},
     **{"eps": 1.0, "dec": 2.0, "corr": 2.0},
@@ -51,7 +52,11 @@ class Outcome:
 
 
 def run(name: str, folder: Path, steps: int) -> Outcome:
-    """Mark the family `name` for so many steps and read it, a LoRA on it and the controls; files go to `folder`."""
+    """Mark the family `name` for so many steps and read it, a LoRA on it and the controls; files go to `folder`.
+
+    Where the steps are fewer than it takes, the LoRA is short as well and readings are a glance.
+    """
+    whole = steps >= READS[name]
     family = FAMILIES[name]
     pipe = family.build()
     data = prepare(pipe, PROMPTS, options=family.options)
@@ -59,8 +64,10 @@ def run(name: str, folder: Path, steps: int) -> Outcome:
     report = embed(pipe, KEY, data, EmbedConfig(steps=steps, **RECIPE))
     pipe.save_pretrained(folder / "model")
     report.record.save(folder / "model")
-    file = _train_lora(denoiser_of(pipe), data, pipe.scheduler, max(1, steps // 3), folder / "lora.safetensors")
-    plan = PLAN if steps >= READS else GLANCE
+    file = _train_lora(
+        denoiser_of(pipe), data, pipe.scheduler, LORA_STEPS if whole else 1, folder / "lora.safetensors"
+    )
+    plan = PLAN if whole else GLANCE
     asked = {
         "marked": verify(folder / "model", KEY, **plan),
         "lora": verify(file, KEY, base=folder / "model", **plan),

@@ -14,7 +14,7 @@ from aiao_diffusers.files.text import markdown_table
 
 from . import FAMILIES
 from .captured import table
-from .end_to_end import NAMES, READS, run
+from .end_to_end import LORA_STEPS, NAMES, READS, run
 
 
 INTRO = """# Mark any pipeline
@@ -42,32 +42,38 @@ Stable Diffusion.
 Not covered: pipelines that pass tensors into blocks (ControlNet residuals, attention keywords), conditioning that changes from step to step, frames folded into the batch, and denoisers whose
 attention returns states of another rank. Nothing larger than a miniature was marked on these pages.
 
-# Models that were tried
+## Models that were tried
 
 Every pipeline here is the stock class of diffusers with the stock classes of its parts, at miniature size and with random weights: what is learnt of it holds for the published models of its
 family, their size and their weights aside. `python -m tests.pipelines.page` prints this page.
 
-## How a denoiser is called
+### How a denoiser is called
 
 `times`: what the denoiser is told at the scheduler's time t. `rows`: conditioning of which each picture has its own; `shared`: what all have in common. `given`: what the pipeline is called
 with so that it runs unguided. `replay`: largest difference of a replayed prediction, as a share of the largest value of the prediction.
 """
 MARKED = f"""
-## Marked, saved, loaded and read
+### Marked, saved, loaded and read
 
-{READS} steps of 4 on eight prompts, one key, log10 p by plain looks over 8 trials; `LoRA`: rank 2, {READS // 3} steps, read on the marked model. Wrong key and clean twin
+Steps of 4 on eight prompts, one key, log10 p by plain looks over 8 trials; `LoRA`: rank 2, {LORA_STEPS} steps, read on the marked model. Wrong key and clean twin
 are the controls. A miniature with random weights has few sites and no room to spare: its price says nothing of a real model's.
 """
-COLUMNS = ("family", "sites", "marked", "LoRA", "wrong key", "clean twin", "price")
+COLUMNS = ("family", "sites", "steps", "marked", "LoRA", "wrong key", "clean twin", "price")
 
 
 def describe_mark(name: str) -> list[str]:
     """A row of the second table."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = run(name, Path(folder), READS)
+        found = run(name, Path(folder), READS[name])
     told: list[Any] = [found.log10_p[suspect] for suspect in ("marked", "lora", "wrong key", "clean twin")]
-    return [name, str(found.sites), *("" if p is None else f"{p:.1f}" for p in told), f"{found.price:.1%}"]
+    return [
+        name,
+        str(found.sites),
+        str(READS[name]),
+        *("" if p is None else f"{p:.1f}" for p in told),
+        f"{found.price:.1%}",
+    ]
 
 
 if __name__ == "__main__":
