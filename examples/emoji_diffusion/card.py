@@ -68,6 +68,16 @@ CARDS = {
         "AdamW, peak lr 4e-4, EMA .998. fp16. Its VAE, `vqvae`, is a link to the base's.",
         "python train_unconditional.py",
     ),
+    "flow/base": (
+        "Emoji diffusion by flow matching, unmarked",
+        "apache-2.0",
+        None,
+        NOTO,
+        "A Stable Diffusion 3 transformer of 7.4M parameters, 10 blocks of joint attention: 14,000 steps of 16 latents, AdamW, peak lr 1e-3, "
+        "EMA .9995, caption dropout .1. fp16; 64x64 pixels. VAE and text encoders are the other models' (links); the T5 encoder is a silent "
+        "one. Call it with `max_sequence_length=16`.",
+        "python flow/train.py; python export.py --base base --out flow",
+    ),
     "latents": (
         "Cached latents for the full demo",
         "cc-by-4.0",
@@ -79,9 +89,9 @@ CARDS = {
 }
 
 
-def write(folder: Path) -> None:
-    """Write the card of a shipped folder over an older one."""
-    title, licence, parent, data, steps, commands = CARDS[folder.name]
+def write(folder: Path, name: str) -> None:
+    """Write the card `name` of a shipped folder over an older one."""
+    title, licence, parent, data, steps, commands = CARDS[name]
     lines = ["---", f"license: {licence}", "library_name: diffusers"]
     if folder.name in ("base", "marked", "finetuned", "lora"):
         lines += ["pipeline_tag: text-to-image"]

@@ -60,8 +60,10 @@ def main() -> None:
     for name in ("noto", "twemoji"):
         if (args.runs / f"{name}.safetensors").exists():
             shutil.copy(args.runs / f"{name}.safetensors", args.out / "latents")
+    kind = "flow/" if args.out.name == "flow" else ""
     for name in card.CARDS:
-        card.write(args.out / name)
+        if ("/" in name) == bool(kind):
+            card.write(args.out / name.removeprefix(kind), name)
     if not (args.out / "demo.key").exists():
         DEMO_KEY.save(args.out / "demo.key")
 
