@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import DataError
 from ..files.text import short
 from .recording import Heard, record, without_guiders
+from .schedule import config_of
 from .setup import denoiser_of, placement
 from .sites import unwrap
 from .tokens import check_encoders, count_tokens, tokenizers, warn_of_cuts
@@ -98,8 +99,8 @@ class Request:
 
 
 def scheduler_config(pipeline: Any) -> dict[str, Any]:
-    """The config of a pipeline's scheduler with the name of its class, which those built in memory do not tell."""
-    config = {"_class_name": type(pipeline.scheduler).__name__, **pipeline.scheduler.config}
+    """`config_of` a pipeline's scheduler, in an order that does not hang on the process."""
+    config = config_of(pipeline.scheduler)
     defaults = "_use_default_values"
     # Made from a set: without an order of its own, the hash of what holds it would differ from process to process.
     return {**config, defaults: sorted(config[defaults])} if defaults in config else config

@@ -184,6 +184,11 @@ def spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
+def config_of(scheduler: Any) -> dict[str, Any]:
+    """The config of a diffusers scheduler with the name of its class, which one built in memory does not tell."""
+    return {"_class_name": type(scheduler).__name__, **scheduler.config}
+
+
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's config is of flow matching: by its class or, for one built in memory names none, by its fields."""
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":

@@ -66,10 +66,8 @@ class Values(Mapping[str, torch.Tensor]):
         return len(self.state)
 
 
-SLOTS = ("unet", "transformer")
-"""Names of a pipeline's denoiser."""
-SECOND_SLOTS = ("transformer_2",)
-"""Names of a second one, which pipelines such as Wan 2.2's run at the lower levels of noise."""
+SLOTS = ("unet", "transformer", "transformer_2")
+"""Names of a pipeline's denoisers, the one judged first; Wan 2.2 runs a second one for the late, less noisy steps."""
 
 
 def slot_of(denoiser: nn.Module) -> str:
@@ -81,7 +79,7 @@ def denoisers_of(source: Any) -> dict[str, nn.Module]:
     """Every denoiser of a pipeline by its name, the first one first; empty for a path or a bare denoiser."""
     if isinstance(source, nn.Module):
         return {}
-    parts = {name: getattr(source, name, None) for name in (*SLOTS, *SECOND_SLOTS)}
+    parts = {name: getattr(source, name, None) for name in SLOTS}
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
 

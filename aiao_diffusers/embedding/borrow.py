@@ -22,13 +22,17 @@ class KeptWeights:
     """A denoiser's weights before a change, copied, so that they can be put back."""
 
     def __init__(self, denoiser: nn.Module) -> None:
-        self._parameters = list(denoiser.parameters())
-        self._before = [parameter.detach().clone() for parameter in self._parameters]
+        self._originals = [(p, p.detach().clone()) for p in denoiser.parameters()]
 
+    def drop_unchanged(self) -> None:
+        """Keep no more than what has changed by now."""
+        self._originals = [(p, original) for p, original in self._originals if not torch.equal(p, original)]
+
+    @torch.no_grad()
     def undo(self) -> None:
-        """Put them back."""
-        for parameter, before in zip(self._parameters, self._before, strict=True):
-            parameter.data = before
+        """Put them back, where the parameters are now and in their dtype."""
+        for parameter, original in self._originals:
+            parameter.data = original.to(parameter.device, parameter.dtype)
 
 
 @contextmanager

@@ -7,14 +7,12 @@ Source: our choice.
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from ..errors import AlreadyMarkedError, ConfigError, SiteError
 from ..lineage.carrier import CarrierReport, add_carrier
 from ..lineage.sites import plan_carrier
 from ..mark.carried import carried
 from ..mark.key import WatermarkKey
+from .borrow import KeptWeights
 from .subject import Subject
 
 
@@ -36,7 +34,7 @@ class LineageChange:
         self.report: CarrierReport | None = None
         self.left_out = "" if subject.config.lineage else "lineage=0"
         self.required = required or subject.config.lineage_only
-        self._originals: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._kept: KeptWeights | None = None
 
     def attempt(self) -> None:
         """Put the carrier in and take it back, so that what cannot be done is known before any work.
@@ -63,7 +61,7 @@ class LineageChange:
         if self.left_out:
             return
         subject, config = self.subject, self.subject.config
-        self._originals = [(p, p.detach().clone()) for p in subject.denoiser.parameters()]
+        self._kept = KeptWeights(subject.denoiser)
         self.report = add_carrier(
             subject.denoiser,
             self.key,
@@ -72,19 +70,18 @@ class LineageChange:
             strength=config.lineage,
             seed=config.seed,
         )
-        self._originals = [(p, original) for p, original in self._originals if not torch.equal(p, original)]
+        self._kept.drop_unchanged()
 
-    @torch.no_grad()
     def undo(self) -> None:
         """Take it back; of no effect before `add` and after `release`."""
-        for parameter, original in self._originals:
-            parameter.data = original.to(parameter.device, parameter.dtype)
+        if self._kept is not None:
+            self._kept.undo()
         self.release()
         self.report = None
 
     def release(self) -> None:
         """The end: `undo` is of no use any more."""
-        self._originals = []
+        self._kept = None
 
     @property
     def field(self) -> dict[str, Any] | None:

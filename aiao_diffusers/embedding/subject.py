@@ -8,7 +8,7 @@ from torch import nn
 
 from ..denoiser.hashes import weights_sha256
 from ..denoiser.inputs import LatentData
-from ..denoiser.schedule import is_flow
+from ..denoiser.schedule import config_of, is_flow
 from ..denoiser.sites import Site
 from ..mark.key import WatermarkKey
 from ..mark.mark import Mark
@@ -50,9 +50,8 @@ class Subject:
     @property
     def schedule(self) -> dict[str, Any]:
         """The noise schedule's config; one that matches flows names its class, for its fields alone need not tell its kind."""
-        config = dict(self.scheduler.config)
-        named = {"_class_name": type(self.scheduler).__name__, **config}
-        return named if is_flow(named) else config
+        named = config_of(self.scheduler)
+        return named if is_flow(named) else dict(self.scheduler.config)
 
 
 @dataclass(frozen=True)

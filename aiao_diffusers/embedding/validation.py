@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..denoiser.inputs import LatentData
-from ..denoiser.schedule import describe_kind, noise_schedule
+from ..denoiser.schedule import config_of, describe_kind, noise_schedule
 from ..denoiser.setup import denoiser_of, denoisers_of
 from ..denoiser.sites import Site, trace_on, unwrap
 from ..errors import AIAOError, AlreadyMarkedError, ConfigError, DataError, NotTestableError, TrainingError
@@ -84,15 +84,14 @@ def find_trainable(model: Any, scheduler: Any, allow_marked: bool, name: str = "
 
 def _check_schedule(scheduler: Any, own: Any) -> None:
     """Raise ConfigError for a schedule of no known kind, or of another kind than that of the pipeline's own."""
-    config, name = {"_class_name": type(scheduler).__name__, **scheduler.config}, type(scheduler).__name__
-    noise_schedule(config)
+    noise_schedule(config_of(scheduler))
     if own is None or own is scheduler:
         return
-    kind, of_model = describe_kind(config), describe_kind({"_class_name": type(own).__name__, **own.config})
+    kind, of_model = describe_kind(config_of(scheduler)), describe_kind(config_of(own))
     if kind != of_model:
         raise ConfigError(
-            f"the weights were trained by {of_model}, as the pipeline's {type(own).__name__} says; {name} is of {kind}: leave "
-            "scheduler= out, or pass one of the pipeline's kind."
+            f"the weights were trained by {of_model}, as the pipeline's {type(own).__name__} says; {type(scheduler).__name__} is of "
+            f"{kind}: leave scheduler= out, or pass one of the pipeline's kind."
         )
 
 

@@ -19,7 +19,7 @@ from ..files.text import short
 
 
 DENOISER_FOLDERS = ("unet", "transformer", "transformer_2")
-"""Where pipelines keep their denoiser, the one judged first; Wan 2.2 runs a second one for the late, less noisy steps."""
+"""Where pipelines keep their denoisers, the one judged first: `denoiser.setup.SLOTS`, which would load diffusers to look at a folder."""
 STEM = "diffusion_pytorch_model"
 PICKLED = f"{STEM}.bin"
 _VARIANT = r"(?!safetensors)(?![\w-]*-\d{5}-of-\d{5})[\w-]+"

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,9 @@ class WatermarkRecord:
         """`latents` at `timestep` `(B,)` of the record's noise schedule."""
         return self.schedule.add_noise(latents, noise, timestep)
 
-    @property
+    @cached_property
     def schedule(self) -> NoiseSchedule:
-        """The record's noise schedule.
+        """The record's noise schedule, which every trial asks.
 
         Raises:
             ConfigError: `noise_schedule`.

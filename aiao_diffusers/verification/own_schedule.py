@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..denoiser.schedule import describe_kind, is_flow
+from ..denoiser.schedule import config_of, describe_kind, is_flow
 from ..errors import AIAOError, RecordError
 from ..files.strict_json import read_json
 from ..files.text import short
@@ -34,8 +34,7 @@ def find_schedule(source: Any) -> dict[str, Any] | None:
         except (AIAOError, OSError):
             return None
     scheduler = getattr(source, "scheduler", None)
-    config = getattr(scheduler, "config", None)
-    return {"_class_name": type(scheduler).__name__, **config} if isinstance(config, Mapping) else None
+    return config_of(scheduler) if isinstance(getattr(scheduler, "config", None), Mapping) else None
 
 
 def with_own_schedule(

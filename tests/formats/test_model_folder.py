@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from aiao_diffusers.denoiser.hashes import tensor_sha256
+from aiao_diffusers.denoiser.setup import SLOTS
 from aiao_diffusers.errors import NotTestableError, SuspectError, UnsafeFileError, WrongBaseError
 from aiao_diffusers.formats.checkpoint import load_denoiser
+from aiao_diffusers.formats.model_folder import DENOISER_FOLDERS
 
 
 @pytest.fixture
@@ -24,6 +26,10 @@ def unet() -> nn.Module:
 def folder(tmp_path, unet) -> Path:
     unet.save_pretrained(tmp_path / "unet")
     return tmp_path / "unet"
+
+
+def test_folders_and_pipelines_in_memory_name_their_denoisers_alike():
+    assert DENOISER_FOLDERS == SLOTS
 
 
 class TestFolder:
